@@ -1,0 +1,110 @@
+"""What an environment is: a Dec-POMDP over text.
+
+It knows tasks, what each agent may see, what a joint action does and the team reward. It knows no tensors, no models and no
+Lightning. An environment object is stateless between calls: everything an episode needs is in the `State` it returns, so
+any number of episodes can be played side by side.
+
+To add one: subclass `Environment` in a new file, fill `tasks`, `reset` and `step`, and name the class in a yaml file.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from collm.errors import ConfigurationError
+from collm.trajectory import Task, Trajectory
+
+SPLITS = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a joint action led to.
+
+    Args:
+        state: Where the episode stands now.
+        observations: What each agent is shown next, by agent id; empty when the episode is over.
+        reward: Team reward of the turn.
+        terms: The reward term by term; they sum to the reward before any option that delays it.
+        terminated: True when the episode ends before its horizon.
+        info: Plain data worth keeping in transcripts, such as rejected lines by agent id.
+    """
+
+    state: Any
+    observations: dict[str, str]
+    reward: float
+    terms: dict[str, float] = field(default_factory=dict)
+    terminated: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class EpisodeFailure(Exception):
+    """An episode that could not be finished for reasons that are data, not bugs (a sandbox that timed out, say).
+
+    The episode keeps the turns it has, carries the message as `error` and counts in `rollout/failed`.
+    """
+
+
+class Environment(ABC):
+    """A cooperative text game: tasks, observations, transition and team reward.
+
+    Attributes:
+        agent_ids: Names of the agents, in a fixed order; every dict of the project is keyed by them.
+        horizon: Largest number of turns of an episode.
+        max_reward: Largest reward of one turn.
+        min_reward: Smallest reward of one turn.
+    """
+
+    agent_ids: tuple[str, ...]
+    horizon: int
+    max_reward: float
+    min_reward: float
+
+    @abstractmethod
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of `split`, "train" or "eval"; the two never share a task."""
+
+    @abstractmethod
+    def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
+        """Begin an episode: its state and what each agent is shown first.
+
+        `rng` is the only source of chance; trajectories of one group get equal generators.
+        """
+
+    @abstractmethod
+    def step(self, state: Any, joint_action: Mapping[str, str]) -> Step:
+        """Apply one response per agent. Any text is a legal action; only a bug or `EpisodeFailure` raises."""
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Numbers about a finished episode beyond its return, logged as means under `rollout/` and `eval/`."""
+        return {}
+
+    def render(self, trajectory: Trajectory) -> np.ndarray | None:
+        """A picture of how the episode ended, [height, width, 3] uint8, or None."""
+        return None
+
+    def demonstrate(self, state: Any, rng: random.Random) -> dict[str, str]:
+        """A scripted joint action for `state`, for behaviour cloning."""
+        raise ConfigurationError(f"{type(self).__name__} has no scripted demonstrations; choose another sampler.")
+
+
+def check_tasks(name: str, train: Sequence[Task], evaluation: Sequence[Task]) -> None:
+    """Refuse empty splits, repeated ids and tasks that are both trained on and held out."""
+    for split, tasks in zip(SPLITS, (train, evaluation), strict=True):
+        if not tasks:
+            raise ConfigurationError(f"{name}: the {split} split has no tasks; give it at least one.")
+        ids = [task.task_id for task in tasks]
+        if len(set(ids)) != len(ids):
+            repeated = next(task_id for task_id in ids if ids.count(task_id) > 1)
+            raise ConfigurationError(f"{name}: task {repeated!r} appears more than once in the {split} split.")
+    shared = sorted({task.task_id for task in train} & {task.task_id for task in evaluation})
+    if shared:
+        raise ConfigurationError(
+            f"{name}: held-out tasks must not be trained on, but {shared[:5]} are in both splits; remove them from one."
+        )

@@ -1,0 +1,277 @@
+"""What happened in an episode, and how it becomes tensors.
+
+A `Trajectory` is text and token ids: it is what environments and samplers make, what transcripts are written
+from, and what a `RolloutBatch` carries to the algorithm. A `TokenSequence` is one row of tokens with the turn that each
+scored position belongs to; `micro_batches` pads such rows into `SequenceBatch`es of bounded size.
+
+Dimension letters, used everywhere in the project:
+
+    B trajectories, N agents, T turns, L tokens, V vocabulary, R rows (token sequences) of one micro-batch
+
+Masks are True where an element counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem that agents can be given.
+
+    Args:
+        task_id: Stable name, unique within the environment.
+        data: What the environment needs to know about it; plain data only.
+    """
+
+    task_id: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Action:
+    """A whole response of one agent, the macro-action of the Dec-POMDP.
+
+    Args:
+        text: The response as the environment reads it.
+        prompt_ids: Tokens the response was sampled after: the agent's own history h_i as its model reads it.
+        token_ids: Sampled tokens, the end-of-sequence token included when it was sampled.
+        log_probs: Log-probability of each sampled token under the behaviour policy.
+        truncated: True when the response was cut at the token limit instead of ended by the agent.
+    """
+
+    text: str
+    prompt_ids: Sequence[int] = ()
+    token_ids: Sequence[int] = ()
+    log_probs: Sequence[float] = ()
+    truncated: bool = False
+
+
+@dataclass
+class Turn:
+    """One joint action and its reward."""
+
+    observations: dict[str, str]
+    actions: dict[str, Action]
+    reward: float
+    terms: dict[str, float] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trajectory:
+    """The turns of one episode.
+
+    Args:
+        task: What was played.
+        group: Trajectories of one rollout that share a task share this number.
+        horizon: Largest number of turns the environment allows.
+        max_reward: Largest reward a turn can bring; the scale of the progress shown to critics.
+        turns: What happened.
+        error: Why the episode failed, if the environment reported that it did; such an episode keeps the turns
+            it has and counts in `rollout/failed`.
+    """
+
+    task: Task
+    group: int
+    horizon: int
+    max_reward: float
+    turns: list[Turn] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted return of the episode."""
+        return sum(turn.reward for turn in self.turns)
+
+    def record(self) -> dict[str, Any]:
+        """The trajectory as plain data, one line of a transcript file."""
+        return {
+            "task_id": self.task.task_id,
+            "return": self.total_reward,
+            "error": self.error,
+            "turns": [
+                {
+                    "observations": turn.observations,
+                    "actions": {agent_id: action.text for agent_id, action in turn.actions.items()},
+                    "truncated": [agent_id for agent_id, action in turn.actions.items() if action.truncated],
+                    "reward": turn.reward,
+                    "terms": turn.terms,
+                    "info": turn.info,
+                }
+                for turn in self.turns
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One row of tokens of one trajectory, as a policy or a critic reads it.
+
+    Args:
+        row: Index of the trajectory in the batch.
+        ids: Token ids, length L.
+        turns: Turn that each position is scored for, -1 where it is context only, length L. For a policy the
+            scored positions are the tokens of its actions; for a critic the last token of each history.
+        old_log_probs: Behaviour log-probability at the scored positions of a policy, 0 elsewhere, length L;
+            empty for critics.
+    """
+
+    row: int
+    ids: list[int]
+    turns: list[int]
+    old_log_probs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Right-padded rows of tokens.
+
+    Args:
+        rows: Trajectory of each row, [R].
+        ids: Token ids, [R, L].
+        attention_mask: True at tokens, False at padding, [R, L].
+        turns: Turn each position is scored for, -1 where it is not scored, [R, L].
+        old_log_probs: Behaviour log-probabilities of scored tokens, 0 elsewhere, [R, L].
+    """
+
+    rows: Tensor
+    ids: Tensor
+    attention_mask: Tensor
+    turns: Tensor
+    old_log_probs: Tensor
+
+    @property
+    def action_mask(self) -> Tensor:
+        """True at scored positions, [R, L]."""
+        return self.turns >= 0
+
+    def per_turn(self, values: Tensor) -> Tensor:
+        """Take `values` [B, T] to the token positions scored for each turn; 0 elsewhere, [R, L]."""
+        return torch.where(self.action_mask, values[self.rows[:, None], self.turns.clamp(min=0)], 0.0)
+
+    def sum_by_turn(self, token_values: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Sum token values [R, L] over the tokens of each trajectory and turn, `shape` = (B, T)."""
+        index = (self.rows[:, None] * shape[1] + self.turns.clamp(min=0))[self.action_mask]
+        flat = token_values.new_zeros(shape[0] * shape[1])
+        return flat.index_add(0, index, token_values[self.action_mask]).view(shape)
+
+
+@dataclass
+class RolloutBatch:
+    """Finished, on-policy trajectories and what every algorithm reads of them.
+
+    Args:
+        trajectories: The episodes, B of them.
+        rewards: Team reward of each turn, 0 where no turn was played, [B, T].
+        turn_mask: True at turns that were played, [B, T].
+        groups: Group of each trajectory, [B].
+        joint_samples: Joint actions with a reward in this batch, over all ranks.
+    """
+
+    trajectories: list[Trajectory]
+    rewards: Tensor
+    turn_mask: Tensor
+    groups: Tensor
+    joint_samples: int
+
+    def to(self, device: torch.device) -> RolloutBatch:
+        """The batch with its tensors on `device`."""
+        return RolloutBatch(
+            self.trajectories,
+            self.rewards.to(device),
+            self.turn_mask.to(device),
+            self.groups.to(device),
+            self.joint_samples,
+        )
+
+
+def collate(trajectories: Sequence[Trajectory]) -> RolloutBatch:
+    """Put the rewards of `trajectories` side by side; T is the longest of them, at least 1."""
+    width = max((len(trajectory.turns) for trajectory in trajectories), default=0) or 1
+    rewards = torch.zeros(len(trajectories), width)
+    turn_mask = torch.zeros(len(trajectories), width, dtype=torch.bool)
+    for row, trajectory in enumerate(trajectories):
+        for index, turn in enumerate(trajectory.turns):
+            rewards[row, index] = turn.reward
+            turn_mask[row, index] = True
+    groups = torch.tensor([trajectory.group for trajectory in trajectories])
+    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, int(turn_mask.sum()))
+
+
+def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[TokenSequence]:
+    """What one agent read and wrote, as few rows as possible.
+
+    A dialogue whose history is kept whole is a prefix chain: every prompt begins with the previous prompt and
+    the action that followed it. Such a chain becomes ONE row that scores all its turns in one forward pass. Where a history
+    was cut to fit the context, a new row begins.
+    """
+    sequences: list[TokenSequence] = []
+    for row, trajectory in enumerate(trajectories):
+        current: TokenSequence | None = None
+        for turn, actions in enumerate(turn.actions for turn in trajectory.turns):
+            action = actions[agent_id]
+            prompt = list(action.prompt_ids)
+            if current is None or prompt[: len(current.ids)] != current.ids:
+                current = TokenSequence(row, [], [], [])
+                sequences.append(current)
+            context = prompt[len(current.ids) :]
+            current.ids.extend(context)
+            current.turns.extend([-1] * len(context))
+            current.old_log_probs.extend([0.0] * len(context))
+            current.ids.extend(action.token_ids)
+            current.turns.extend([turn] * len(action.token_ids))
+            current.old_log_probs.extend(action.log_probs)
+    return sequences
+
+
+def micro_batches(
+    sequences: Sequence[TokenSequence], max_tokens: int, pad_id: int, device: torch.device | str
+) -> Iterator[SequenceBatch]:
+    """Pad `sequences` into batches of at most `max_tokens` tokens, padding included.
+
+    Rows of similar length travel together. A single row longer than `max_tokens` makes a batch of its own.
+    """
+    chunk: list[TokenSequence] = []
+    for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids)):
+        if chunk and (len(chunk) + 1) * len(sequence.ids) > max_tokens:
+            yield pad_sequences(chunk, pad_id, device)
+            chunk = []
+        chunk.append(sequence)
+    if chunk:
+        yield pad_sequences(chunk, pad_id, device)
+
+
+def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device | str) -> SequenceBatch:
+    """Right-pad `sequences` into one `SequenceBatch` on `device`."""
+    length = max(len(sequence.ids) for sequence in sequences)
+    ids = torch.full((len(sequences), length), pad_id)
+    turns = torch.full((len(sequences), length), -1)
+    mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    old_log_probs = torch.zeros(len(sequences), length)
+    for index, sequence in enumerate(sequences):
+        size = len(sequence.ids)
+        ids[index, :size] = torch.tensor(sequence.ids)
+        turns[index, :size] = torch.tensor(sequence.turns)
+        mask[index, :size] = True
+        if sequence.old_log_probs:
+            old_log_probs[index, :size] = torch.tensor(sequence.old_log_probs)
+    rows = torch.tensor([sequence.row for sequence in sequences])
+    return SequenceBatch(
+        rows.to(device), ids.to(device), mask.to(device), turns.to(device), old_log_probs.to(device)
+    )
+
+
+def first_non_finite(trajectories: Iterable[Trajectory]) -> Trajectory | None:
+    """The first trajectory with a reward that is NaN or infinite, if there is one."""
+    for trajectory in trajectories:
+        if not all(math.isfinite(turn.reward) for turn in trajectory.turns):
+            return trajectory
+    return None
