@@ -1,0 +1,249 @@
+"""Returns, value targets, advantages and their baselines, turn by turn.
+
+Pure functions of tensors [B, T] (B trajectories, T turns). `turn_mask` is True at played turns, which are a prefix of
+each row. Three rules hold for every function:
+
+    - what stands at masked turns is never read (it may be NaN), and the result there is 0;
+    - the horizon is finite: after the last played turn of a row the return and the value are 0, with no bootstrap,
+      so nothing leaks across the end of an episode;
+    - statistics are those of the tensors given; a caller that splits a batch over processes gathers first.
+
+Equation numbers are those of arXiv 2601.21972.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def discounted_returns(rewards: Tensor, turn_mask: Tensor, discount: float) -> Tensor:
+    """Reward to go, G_t = r_t + gamma G_{t+1} (arXiv 2601.21972, eq. 1).
+
+    Args:
+        rewards: Team reward of each turn, [B, T].
+        turn_mask: True at played turns, [B, T].
+        discount: gamma.
+
+    Returns:
+        G, 0 at masked turns, [B, T].
+    """
+    return _discounted_sum(_masked(rewards, turn_mask), discount)
+
+
+def td_targets(rewards: Tensor, values: Tensor, turn_mask: Tensor, discount: float) -> Tensor:
+    """One-step targets of a critic, r_t + gamma V_{t+1} (arXiv 2601.21972, eq. 3 and 5).
+
+    Args:
+        rewards: Team reward of each turn, [B, T].
+        values: V(h_t), [B, T].
+        turn_mask: True at played turns, [B, T].
+        discount: gamma.
+
+    Returns:
+        Targets, 0 at masked turns, [B, T].
+    """
+    values = _masked(values, turn_mask)
+    # The value after the last column is 0; a row that ends earlier finds the 0 of its first masked turn.
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    return _masked(rewards + discount * next_values, turn_mask)
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, turn_mask: Tensor, discount: float, gae_lambda: float
+) -> Tensor:
+    """Generalized advantage estimates over turns (Schulman et al., arXiv 1506.02438).
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}. With lambda 0 this is the TD error
+    of arXiv 2601.21972, eq. 2 and 4; with lambda 1 the return minus the value. The lambda-return that a critic
+    regresses on is `generalized_advantages(...) + values` at the played turns.
+
+    Args:
+        rewards: Team reward of each turn, [B, T].
+        values: V(h_t), [B, T].
+        turn_mask: True at played turns, [B, T].
+        discount: gamma.
+        gae_lambda: lambda.
+
+    Returns:
+        Advantages, 0 at masked turns, [B, T].
+    """
+    deltas = _masked(td_targets(rewards, values, turn_mask, discount) - values, turn_mask)
+    return _discounted_sum(deltas, discount * gae_lambda)
+
+
+def group_mean_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
+    """Mean return of the group at each turn: b(h_t) of arXiv 2601.21972, eq. 1, as in MAGRPO (arXiv 2508.04652).
+
+    The members of a group are its trajectories that played any turn. A member whose episode is over counts with its
+    reward to go, which is 0. A group of one is its own baseline: its advantages are 0 and it teaches nothing.
+
+    Args:
+        returns: Reward to go, [B, T].
+        groups: Group of each trajectory, [B].
+        turn_mask: True at played turns, [B, T].
+
+    Returns:
+        Baselines, 0 at masked turns, [B, T].
+    """
+    peers = _peers(groups, turn_mask)
+    return _masked(_sum_over_peers(returns, peers, turn_mask) / _num_peers(peers), turn_mask)
+
+
+def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
+    """Mean return of the other members of the group at each turn, as in RLOO (arXiv 2402.14740) and MARLOO.
+
+    Members whose episode is over count with their reward to go, 0, so the last one still playing has the baseline 0.
+    The baseline does not depend on the trajectory's own actions, so it leaves the policy gradient unbiased, and the
+    advantage is K / (K - 1) times that of `group_mean_baseline` for a group of K members.
+
+    Args:
+        returns: Reward to go, [B, T].
+        groups: Group of each trajectory, [B].
+        turn_mask: True at played turns, [B, T].
+
+    Returns:
+        Baselines, 0 at masked turns, [B, T].
+
+    Raises:
+        ValueError: If a group has a single member, which has no others to compare with.
+    """
+    peers = _peers(groups, turn_mask)
+    lonely = turn_mask[:, 0] & (peers.sum(dim=1) == 1)
+    if lonely.any():
+        raise ValueError(
+            f"Group {groups[lonely][0].item()} has a single trajectory, but the leave-one-out baseline is the mean "
+            "return of the others. Sample at least two trajectories per task."
+        )
+    others = _sum_over_peers(returns, peers, turn_mask) - _masked(returns, turn_mask)
+    return _masked(others / (_num_peers(peers) - 1).clamp(min=1), turn_mask)
+
+
+def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
+    """Largest return of the group at each turn (MAReMax): no advantage is positive.
+
+    Members whose episode is over count with their reward to go, 0. A group of one is its own baseline.
+
+    Args:
+        returns: Reward to go, [B, T].
+        groups: Group of each trajectory, [B].
+        turn_mask: True at played turns, [B, T].
+
+    Returns:
+        Baselines, 0 at masked turns, [B, T].
+    """
+    peers = _peers(groups, turn_mask)[:, :, None]
+    candidates = torch.where(peers, _masked(returns, turn_mask)[None], -torch.inf)
+    return _masked(candidates.amax(dim=1), turn_mask)
+
+
+def clip_advantages(advantages: Tensor, bound: float) -> Tensor:
+    """Clamp advantages to [-bound, bound]: the "advantage clip" of arXiv 2601.21972, appendix C.3.
+
+    The paper lists its size and not how it acts; this is the plain reading.
+    """
+    return advantages.clamp(-bound, bound)
+
+
+def normalize_advantages(
+    advantages: Tensor, turn_mask: Tensor, per_turn: bool = False, center: bool = True, eps: float = 1e-5
+) -> Tensor:
+    """Divide advantages by their population standard deviation, after taking away their mean if `center`.
+
+    Fewer than two entries are returned unchanged: they have no spread, and centering would erase a lone one.
+
+    Args:
+        advantages: Advantages, [B, T].
+        turn_mask: True at played turns, [B, T].
+        per_turn: Whether each turn has its own mean and deviation instead of one for all played turns.
+        center: Whether to subtract the mean.
+        eps: A deviation up to this is taken for rounding noise, and entries are not divided by it.
+
+    Returns:
+        Normalized advantages, 0 at masked turns, [B, T].
+    """
+    # One "same statistics" axis: a column per turn, or a single column of all entries.
+    mask = turn_mask if per_turn else turn_mask.reshape(-1, 1)
+    entries = _masked(advantages, turn_mask).reshape(mask.shape)
+    count = mask.sum(dim=0)
+    mean = entries.sum(dim=0) / count.clamp(min=1)
+    std = (_masked(entries - mean, mask).square().sum(dim=0) / count.clamp(min=1)).sqrt()
+    scaled = (entries - mean if center else entries) / torch.where(std > eps, std, 1.0)
+    return _masked(torch.where(count > 1, scaled, entries), mask).reshape(turn_mask.shape)
+
+
+def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor, eps: float = 1e-5) -> Tensor:
+    """Divide advantages by the population standard deviation of their group at their turn (GRPO, arXiv 2402.03300).
+
+    A baseline shared by the group does not change the deviation, so this is GRPO's division by the deviation of the
+    returns. Only trajectories that played the turn enter it; where fewer than two of a group did, or where they do
+    not differ, advantages are returned unchanged.
+
+    Args:
+        advantages: Advantages, [B, T].
+        groups: Group of each trajectory, [B].
+        turn_mask: True at played turns, [B, T].
+        eps: A deviation up to this is taken for rounding noise, and entries are not divided by it.
+
+    Returns:
+        Standardized advantages, 0 at masked turns, [B, T].
+    """
+    # [B, B, T]: what row i sees of row j at turn t. Sums over j instead of a matrix product, which autocast or TF32
+    # would round to a few digits.
+    peers = (groups[:, None] == groups)[:, :, None] & turn_mask[None]
+    count = peers.sum(dim=1).clamp(min=1)
+    entries = _masked(advantages, turn_mask)
+    mean = torch.where(peers, entries[None], 0.0).sum(dim=1) / count
+    std = (torch.where(peers, entries[None] - mean[:, None], 0.0).square().sum(dim=1) / count).sqrt()
+    return _masked(entries / torch.where(std > eps, std, 1.0), turn_mask)
+
+
+def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
+    """1 - Var(targets - values) / Var(targets) over the played turns.
+
+    1 is a perfect critic, 0 one no better than a constant.
+
+    Args:
+        values: V(h_t), [B, T].
+        targets: What the critic regresses on, [B, T].
+        turn_mask: True at played turns, [B, T].
+
+    Returns:
+        A scalar, NaN where the targets do not vary or no turn was played, [].
+    """
+    values, targets = values[turn_mask], targets[turn_mask]
+    # Equality, not a zero variance: rounding gives three equal targets of 0.1 a tiny positive one.
+    if targets.numel() == 0 or bool((targets == targets[0]).all()):
+        return torch.full((), torch.nan, dtype=targets.dtype, device=targets.device)
+    return 1 - (targets - values).var(correction=0) / targets.var(correction=0)
+
+
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is True, 0 elsewhere; a product would keep NaN."""
+    return torch.where(mask, values, 0.0)
+
+
+def _discounted_sum(terms: Tensor, factor: float) -> Tensor:
+    """S_t = terms_t + factor S_{t+1} along T, [B, T]. Masked turns, all at the end of a row, hold 0 and stay 0."""
+    sums = torch.zeros_like(terms)
+    following = torch.zeros_like(terms[:, 0])
+    for turn in reversed(range(terms.shape[1])):
+        following = terms[:, turn] + factor * following
+        sums[:, turn] = following
+    return sums
+
+
+def _peers(groups: Tensor, turn_mask: Tensor) -> Tensor:
+    """True at [i, j] where trajectory j belongs to the group of i and played any turn, [B, B]."""
+    return (groups[:, None] == groups) & turn_mask[:, 0]
+
+
+def _num_peers(peers: Tensor) -> Tensor:
+    """Number of members of each trajectory's group, at least 1, [B, 1]."""
+    return peers.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _sum_over_peers(returns: Tensor, peers: Tensor, turn_mask: Tensor) -> Tensor:
+    """Sum of the group's returns, 0 for episodes that are over, [B, T]."""
+    # Not a matrix product, which autocast or TF32 would round to a few digits.
+    return torch.where(peers[:, :, None], _masked(returns, turn_mask)[None], 0.0).sum(dim=1)
