@@ -1,0 +1,197 @@
+"""Imports inside the package point one way, so that each room can be read, tested and replaced on its own."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "collm"
+MAX_LINES = 400
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a room may import besides the standard library.
+
+    Args:
+        rooms: Modules of this package that may be imported, with all that lies under them; None for any but `cli`.
+        only: Third-party packages that may be imported; None for any.
+        never: Third-party packages that must not be imported.
+    """
+
+    rooms: frozenset[str] | None = None
+    only: frozenset[str] | None = None
+    never: frozenset[str] = frozenset()
+
+
+def rooms(*names: str) -> frozenset[str]:
+    return frozenset(f"collm.{name}" for name in names)
+
+
+LIGHTNING = frozenset({"lightning", "lightning_fabric", "pytorch_lightning"})
+MODELS = frozenset({"transformers", "peft"})
+TORCH = frozenset({"torch"})
+
+# A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
+RULES = {
+    "collm.errors": Rule(rooms(), only=frozenset()),
+    "collm.trajectory": Rule(rooms(), only=TORCH),
+    "collm.returns": Rule(rooms(), only=TORCH),
+    "collm.objectives": Rule(rooms(), only=TORCH),
+    "collm.environments": Rule(
+        rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
+    ),
+    # Workers that run a model's code start fast because nothing large is imported.
+    "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
+    "collm.models": Rule(rooms("trajectory", "errors", "models", "objectives"), never=LIGHTNING),
+    "collm.samplers": Rule(
+        rooms("trajectory", "environments.base", "errors", "samplers"), never=LIGHTNING | {"transformers"}
+    ),
+    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors")),
+    "collm.algorithms": Rule(
+        rooms("models", "returns", "objectives", "trajectory", "metrics", "errors", "algorithms.base")
+    ),
+    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics")),
+}
+
+
+def is_under(name: str, parents: frozenset[str]) -> bool:
+    """Whether the dotted `name` is one of `parents` or lies under one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def rule_of(module: str) -> Rule:
+    """The rule of the room that `module` is or lies in."""
+    if module == "collm":
+        # Every import of a room runs it first, so that what it imports would be imported by all.
+        return Rule(rooms(), only=frozenset())
+    return next((rule for name, rule in RULES.items() if is_under(module, frozenset({name}))), Rule())
+
+
+def imported_names(module: str, source: str, is_package: bool = False) -> list[str]:
+    """Dotted names that `source` imports, wherever the import stands: also in functions and for type checkers.
+
+    `from a import b` is `a.b`, whether b is a module or something in a; a rule about `a` covers both.
+    """
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                # One dot is the package that the module is in; a package's __init__ is in itself.
+                parents = module.split(".")
+                above = node.level - 1 if is_package else node.level
+                base = ".".join(parents[: len(parents) - above] + ([base] if base else []))
+            names.extend(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def violations(module: str, source: str, is_package: bool = False) -> list[str]:
+    """The imports in `source`, the text of `module`, that its rule does not allow."""
+    rule, found = rule_of(module), []
+    for name in imported_names(module, source, is_package):
+        top = name.split(".")[0]
+        if top == "collm":
+            allowed = not is_under(name, rooms("cli")) and (rule.rooms is None or is_under(name, rule.rooms))
+        elif top in sys.stdlib_module_names:
+            allowed = True
+        else:
+            allowed = (rule.only is None or top in rule.only) and top not in rule.never
+        if not allowed:
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"collm", "collm.returns", "collm.environments.base"} <= {module_name(path) for path in SOURCES}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_one_way(path: Path) -> None:
+    assert violations(module_name(path), path.read_text(encoding="utf-8"), path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_fit_in_one_head(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+# The checker itself
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("collm.returns", "import numpy as np"),
+        ("collm.returns", "from collm.trajectory import collate"),
+        ("collm.errors", "import torch"),
+        ("collm.trajectory", "from collm.errors import ConfigurationError"),
+        ("collm.environments.words", "import torch.nn.functional as F"),
+        ("collm.environments.words", "from transformers import AutoTokenizer"),
+        ("collm.environments.words", "from collm.samplers.base import Sampler"),
+        ("collm.environments.words", "import collm.models"),
+        ("collm.environments.words", "from ..models.policy import Policy"),
+        ("collm.environments.words", "from .. import models"),
+        ("collm.environments.words", "def play():\n    import torch"),
+        ("collm.environments.words", "if TYPE_CHECKING:\n    from peft import PeftModel"),
+        ("collm.models.policy", "import lightning.pytorch as pl"),
+        ("collm.models.policy", "from collm import environments"),
+        ("collm.samplers.base", "from transformers import AutoTokenizer"),
+        ("collm.samplers.base", "from collm.environments.words import Words"),
+        ("collm.samplers.base", "from collm.environments import words"),
+        ("collm.samplers.base", "from collm.models.policy import Policy"),
+        ("collm.data", "from collm.algorithms.base import Algorithm"),
+        ("collm.algorithms.mine", "from collm.algorithms.yours import Yours"),
+        ("collm.algorithms.mine", "from .yours import Yours"),
+        ("collm.algorithms.mine", "from collm.data import RolloutDataModule"),
+        ("collm.callbacks.mine", "from collm.algorithms.base import Algorithm"),
+        # A name that only begins like an allowed one.
+        ("collm.algorithms.mine", "from collm.algorithms.baseline import Baseline"),
+        ("collm.data", "from collm.cli import main"),
+        ("collm.metrics", "from collm.cli import main"),
+        ("collm", "from collm import cli"),
+        ("collm", "import torch"),
+        ("collm.sandbox", "from collm.trajectory import Task"),
+    ],
+)
+def test_a_violation_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("collm.returns", "from __future__ import annotations\nimport math\nimport torch\nfrom torch import Tensor"),
+        ("collm.environments.words", "from collm.environments.base import Environment\nimport numpy, random"),
+        ("collm.environments.words", "from .base import Environment\nfrom ..trajectory import Task"),
+        ("collm.samplers.base", "import torch\nfrom collm import trajectory"),
+        ("collm.algorithms.mine", "from collm.algorithms.base import Algorithm\nimport lightning"),
+        ("collm.cli", "from collm.algorithms.base import Algorithm\nfrom collm.data import RolloutDataModule"),
+        ("collm.metrics", "import torchmetrics\nfrom collm.trajectory import Trajectory"),
+    ],
+)
+def test_an_allowed_import_passes(module: str, source: str) -> None:
+    assert violations(module, source) == []
+
+
+def test_relative_imports_of_a_package_start_at_itself() -> None:
+    assert imported_names("collm.environments", "from .base import Environment", is_package=True) == [
+        "collm.environments.base.Environment"
+    ]
+    assert imported_names("collm.environments.words", "from .base import Environment") == [
+        "collm.environments.base.Environment"
+    ]
