@@ -1,8 +1,8 @@
 """The block world that the building games share: names, commands and what they make of a world.
 
 Agents write commands, one per line. A line is either accepted or rejected with a reason; rejected lines change nothing
-and are never an error. The accepted commands of all agents, in agent order, are painted into a world: a dict from cell to
-block that holds no air.
+and are never an error. The accepted commands of all agents, in agent order, are painted into a world: a dict from
+cell to block that holds no air.
 """
 
 from __future__ import annotations

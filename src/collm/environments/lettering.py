@@ -1,7 +1,7 @@
 """Flat pictures for StrBuild: words drawn in a 5 x 5 font, and random connected figures of the same size.
 
-A picture is a tuple of rows, the top one first, `#` where a block belongs and `.` where none does. It stands in the plane z = 0
-with its lower left cell at 0 0 0.
+A picture is a tuple of rows, the top one first, `#` where a block belongs and `.` where none does. It stands in the
+plane z = 0 with its lower left cell at 0 0 0.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ _FONT = {
 GLYPHS: dict[str, Rows] = {
     letter: tuple(bits.replace("1", TARGET).replace("0", BACKGROUND).split()) for letter, bits in _FONT.items()
 }
-LETTERS = "".join(letter for letter in GLYPHS if letter != " ")
+DEFAULT_EVAL_WORDS = tuple("EHOSUY")
+DEFAULT_WORDS = tuple(letter for letter in GLYPHS if letter not in (" ", *DEFAULT_EVAL_WORDS))
 
 
 def normalise(word: str, where: str) -> str:
@@ -125,6 +126,29 @@ def _grow(num_cells: int, rng: random.Random) -> Rows:
     return tuple(
         "".join(TARGET if (row, column) in cells else BACKGROUND for column in range(SIZE)) for row in range(SIZE)
     )
+
+
+def choose_words(
+    words: list[str] | None, eval_words: list[str] | None, path: str | None, num_eval: int
+) -> tuple[list[str], list[str]]:
+    """Words to train on and held-out words, from lists, from a file, or by default from the alphabet."""
+    if path is not None:
+        if words is not None or eval_words is not None:
+            raise ConfigurationError(
+                f"path is {path!r}, but words or eval_words are set too; give the one or the other."
+            )
+        return read_words(path, num_eval)
+    for name, value in (("words", words), ("eval_words", eval_words)):
+        if value is not None and (isinstance(value, str) or not value):
+            raise ConfigurationError(f"{name} is {value!r}; give a list of at least one word, or leave it out.")
+    evaluation = None if eval_words is None else without_repeats(eval_words, "eval_words")
+    if words is None:
+        train = [letter for letter in DEFAULT_WORDS if letter not in (evaluation or ())]
+    else:
+        train = without_repeats(words, "words")
+    if evaluation is None:
+        evaluation = [letter for letter in DEFAULT_EVAL_WORDS if letter not in train]
+    return train, evaluation
 
 
 def read_words(path: str, num_eval: int) -> tuple[list[str], list[str]]:

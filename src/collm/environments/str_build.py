@@ -18,24 +18,20 @@ from collm.environments.building import Cell, Reading, Rules, World, iou, neighb
 from collm.environments.building_game import BuildingGame, BuildState, Score, check_count
 from collm.environments.building_picture import TARGET_BLOCK, draw
 from collm.environments.lettering import (
-    LETTERS,
     Rows,
     area,
     bounding_box,
+    choose_words,
     compare,
     draw_word,
     grid_cells,
     random_figures,
-    read_words,
     targets,
-    without_repeats,
 )
 from collm.errors import ConfigurationError
 from collm.trajectory import Task, Trajectory
 
 DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
-DEFAULT_EVAL_WORDS = tuple("EHOSUY")
-DEFAULT_WORDS = tuple(letter for letter in LETTERS if letter not in DEFAULT_EVAL_WORDS)
 MAX_SHAPES = 100_000
 
 # Of a scripted demonstration: how often a missing cell is listed, and how often another cell is listed in its place.
@@ -123,7 +119,7 @@ class StrBuild(BuildingGame):
         check_count("seed", seed, 0)
         if num_shapes > MAX_SHAPES:
             raise ConfigurationError(f"num_shapes is {num_shapes}; there is room for {MAX_SHAPES} different ones.")
-        train, evaluation = _choose_words(words, eval_words, path, check_count("num_eval", num_eval, 1))
+        train, evaluation = choose_words(words, eval_words, path, check_count("num_eval", num_eval, 1))
         pictures = {f"word_{word}": draw_word(word, spacing) for word in train}
         figures = random_figures(num_shapes, random.Random(seed))
         pictures.update({f"shape_{index}": rows for index, rows in enumerate(figures)})
@@ -324,28 +320,6 @@ def checkerboard(rows: Rows, blocks: Mapping[str, Sequence[str]]) -> dict[Cell, 
         plan[x, y, z] = (owner, next((block for block in order if texture(block) not in around), order[0]))
         turns[owner] += 1
     return plan
-
-
-def _choose_words(
-    words: list[str] | None, eval_words: list[str] | None, path: str | None, num_eval: int
-) -> tuple[list[str], list[str]]:
-    if path is not None:
-        if words is not None or eval_words is not None:
-            raise ConfigurationError(
-                f"path is {path!r}, but words or eval_words are set too; give the one or the other."
-            )
-        return read_words(path, num_eval)
-    for name, value in (("words", words), ("eval_words", eval_words)):
-        if value is not None and (isinstance(value, str) or not value):
-            raise ConfigurationError(f"{name} is {value!r}; give a list of at least one word, or leave it out.")
-    evaluation = None if eval_words is None else without_repeats(eval_words, "eval_words")
-    if words is None:
-        train = [letter for letter in DEFAULT_WORDS if letter not in (evaluation or ())]
-    else:
-        train = without_repeats(words, "words")
-    if evaluation is None:
-        evaluation = [letter for letter in DEFAULT_EVAL_WORDS if letter not in train]
-    return train, evaluation
 
 
 def _as_tasks(pictures: Mapping[str, Rows]) -> tuple[Task, ...]:
