@@ -212,7 +212,7 @@ def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Te
         A scalar, NaN where the targets do not vary or no turn was played, [].
     """
     values, targets = values[turn_mask], targets[turn_mask]
-    # Equality, not a zero variance: rounding gives three equal targets of 0.1 a tiny positive one.
+    # Equality, not a zero variance: rounding gives seven equal targets of 0.1 a tiny positive one.
     if targets.numel() == 0 or bool((targets == targets[0]).all()):
         return torch.full((), torch.nan, dtype=targets.dtype, device=targets.device)
     return 1 - (targets - values).var(correction=0) / targets.var(correction=0)
