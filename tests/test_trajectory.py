@@ -201,7 +201,6 @@ def test_rollout_batch_moves_its_tensors() -> None:
     batch = collate([CHAIN]).to(torch.device("meta"))
     assert {batch.rewards.device.type, batch.turn_mask.device.type, batch.groups.device.type} == {"meta"}
     assert batch.trajectories == [CHAIN]
-    assert batch.joint_samples == 2
 
 
 def test_record_is_plain_data() -> None:
