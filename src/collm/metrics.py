@@ -1,0 +1,88 @@
+"""Numbers about evaluations that torchmetrics lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchmetrics
+from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
+
+NUM_RESAMPLES = 2000
+SEED = 0
+CHUNK = 1_000_000
+
+
+class BootstrapMean(torchmetrics.Metric):
+    """Mean of single values with a 95 % percentile bootstrap interval.
+
+    All values are kept, over all ranks, so that the interval is the one of the whole evaluation. Resampling draws from
+    a generator of its own with a fixed seed: the same values give the same interval, and the global random state is
+    not touched.
+
+    Args:
+        kwargs: Options of every metric, such as `process_group`.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+    values: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+
+    def update(self, values: Tensor | float) -> None:
+        """Add one value or a tensor of them."""
+        self.values.append(torch.as_tensor(values, dtype=torch.float32, device=self.device).detach().reshape(-1))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`mean`, and `low` and `high` of the interval; all NaN without values, all the mean of a single one."""
+        values = dim_zero_cat(self.values) if len(self.values) else torch.empty(0)
+        values = values.double().cpu()
+        if not len(values):
+            low = mean = high = torch.tensor(float("nan"), dtype=torch.float64)
+        else:
+            mean = values.mean()
+            low, high = percentile_interval(values)
+        numbers = {"mean": mean, "low": low, "high": high}
+        return {name: number.to(self.device, torch.float32) for name, number in numbers.items()}
+
+
+def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """2.5 and 97.5 % quantiles of the means of `NUM_RESAMPLES` resamples of `values` [n]."""
+    if len(values) == 1:
+        return values[0], values[0]
+    generator = torch.Generator().manual_seed(SEED)
+    # In pieces, so that the memory does not grow with the evaluation.
+    rows = max(1, CHUNK // len(values))
+    pieces = [min(rows, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, rows)]
+    means = torch.cat(
+        [values[torch.randint(len(values), (piece, len(values)), generator=generator)].mean(1) for piece in pieces]
+    )
+    low, high = torch.quantile(means, means.new_tensor([0.025, 0.975]))
+    return low, high
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of `k` samples is correct.
+
+    1 - C(n - c, k) / C(n, k) for n samples of which c are correct. The quotient is taken factor by factor, each between
+    0 and 1, so that no large binomial coefficient arises.
+
+    Args:
+        num_samples: Samples drawn, n.
+        num_correct: How many of them are correct, c.
+        k: How many one would be allowed to draw, at most n.
+    """
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"num_correct={num_correct} must be between 0 and num_samples={num_samples}.")
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k={k} must be between 1 and num_samples={num_samples}; draw more samples or lower k.")
+    all_wrong = 1.0
+    # C(n-c, k) / C(n, k) = prod_{i < c} (n - k - i) / (n - i); a factor of 0 ends it where n - c < k.
+    for i in range(num_correct):
+        all_wrong *= max(0, num_samples - k - i) / (num_samples - i)
+    return 1.0 - all_wrong

@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+
+from collm.metrics import BootstrapMean, pass_at_k
+
+
+def computed(*updates: object) -> dict[str, float]:
+    metric = BootstrapMean()
+    for values in updates:
+        metric.update(values)
+    return {name: float(number) for name, number in metric.compute().items()}
+
+
+def test_mean_of_all_values_however_they_arrive():
+    # (1 + 2 + 3 + 6) / 4 = 3
+    assert computed(torch.tensor([1.0, 2.0]), 3.0, torch.tensor([[6.0]]))["mean"] == pytest.approx(3.0)
+    assert computed(torch.tensor([1.0, 2.0, 3.0, 6.0])) == computed(1.0, 2.0, 3.0, 6.0)
+
+
+def test_interval_of_two_values():
+    # Resamples of {0, 1} have the means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: more than 2.5 % lie at either end.
+    assert computed(0.0, 1.0) == {"mean": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_interval_of_a_coin():
+    # 400 values, half of them 1: the mean of a resample is Binomial(400, 1/2) / 400 with standard deviation
+    # 10 / 400 = 0.025, so the interval is close to 0.5 -+ 1.96 * 0.025 = (0.451, 0.549).
+    numbers = computed(torch.arange(400) % 2)
+    assert numbers["mean"] == 0.5
+    assert numbers["low"] == pytest.approx(0.451, abs=0.005)
+    assert numbers["high"] == pytest.approx(0.549, abs=0.005)
+
+
+def test_one_value_and_equal_values_have_no_width():
+    assert computed(0.25) == {"mean": 0.25, "low": 0.25, "high": 0.25}
+    assert computed(*[0.25] * 7) == {"mean": 0.25, "low": 0.25, "high": 0.25}
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
+def test_no_value_is_nan():
+    assert all(math.isnan(number) for number in computed().values())
+    assert all(math.isnan(number) for number in computed(torch.empty(0)).values())
+
+
+def test_interval_repeats_and_leaves_the_global_generator_alone():
+    values = torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0, 7.0])
+    state = torch.get_rng_state()
+    first = computed(values)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1234)
+    assert computed(values) == first
+    assert first["low"] < first["mean"] < first["high"]
+
+
+def test_reset_forgets():
+    metric = BootstrapMean()
+    metric.update(100.0)
+    metric.reset()
+    metric.update(1.0)
+    assert float(metric.compute()["mean"]) == 1.0
+
+
+def test_resampling_in_pieces_changes_nothing(monkeypatch):
+    values = torch.arange(30)
+    whole = computed(values)
+    monkeypatch.setattr("collm.metrics.CHUNK", 100)  # 3 resamples of 30 values at a time
+    assert computed(values) == whole
+
+
+def test_values_of_all_processes_count():
+    # What a gather over two processes does to the state: this one's values and the other's.
+    metric = BootstrapMean(
+        distributed_available_fn=lambda: True, dist_sync_fn=lambda value, group=None: [value, torch.tensor([7.0, 9.0])]
+    )
+    metric.update(torch.tensor([1.0, 3.0]))
+    assert float(metric.compute()["mean"]) == 5.0  # (1 + 3 + 7 + 9) / 4
+    metric.update(torch.tensor([1.0, 3.0]))  # after the sync the process has its own values again
+    assert len(torch.cat(metric.values)) == 4
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_correct", "k", "expected"),
+    [
+        (5, 2, 1, 2 / 5),  # the share of correct samples
+        (5, 2, 2, 1 - 3 / 10),  # C(3, 2) / C(5, 2) = 3 / 10 pairs have no correct one
+        (5, 2, 3, 1 - 1 / 10),  # C(3, 3) / C(5, 3) = 1 / 10
+        (5, 2, 4, 1.0),  # only 3 are wrong
+        (5, 0, 5, 0.0),
+        (5, 5, 1, 1.0),
+        (1, 1, 1, 1.0),
+        (10, 3, 5, 1 - 21 / 252),  # C(7, 5) = 21, C(10, 5) = 252
+    ],
+)
+def test_pass_at_k(num_samples, num_correct, k, expected):
+    assert pass_at_k(num_samples, num_correct, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_of_large_counts_is_exact():
+    expected = 1 - math.comb(90_000, 50) / math.comb(100_000, 50)
+    assert pass_at_k(100_000, 10_000, 50) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("num_samples", "num_correct", "k"), [(5, 2, 6), (5, 2, 0), (5, 6, 1), (5, -1, 1), (0, 0, 1)])
+def test_pass_at_k_refuses_impossible_counts(num_samples, num_correct, k):
+    with pytest.raises(ValueError, match="must be between"):
+        pass_at_k(num_samples, num_correct, k)
