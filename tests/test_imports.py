@@ -53,7 +53,7 @@ RULES = {
     ),
     "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors")),
     "collm.algorithms": Rule(
-        rooms("models", "returns", "objectives", "trajectory", "metrics", "errors", "algorithms.base")
+        rooms("models", "returns", "objectives", "trajectory", "metrics", "errors", "algorithms.base", "algorithms.actor_critic")
     ),
     "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics")),
 }

@@ -75,6 +75,7 @@ class Trajectory:
         horizon: Largest number of turns the environment allows.
         max_reward: Largest reward a turn can bring; the scale of the progress shown to critics.
         turns: What happened.
+        metrics: Numbers the environment has about the finished episode.
         error: Why the episode failed, if the environment reported that it did; such an episode keeps the turns
             it has and counts in `rollout/failed`.
     """
@@ -84,6 +85,7 @@ class Trajectory:
     horizon: int
     max_reward: float
     turns: list[Turn] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -96,6 +98,7 @@ class Trajectory:
         return {
             "task_id": self.task.task_id,
             "return": self.total_reward,
+            "metrics": self.metrics,
             "error": self.error,
             "turns": [
                 {
@@ -173,14 +176,19 @@ class RolloutBatch:
         rewards: Team reward of each turn, 0 where no turn was played, [B, T].
         turn_mask: True at turns that were played, [B, T].
         groups: Group of each trajectory, [B].
-        joint_samples: Joint actions with a reward in this batch, over all ranks.
+        seconds: What it took to play them.
     """
 
     trajectories: list[Trajectory]
     rewards: Tensor
     turn_mask: Tensor
     groups: Tensor
-    joint_samples: int
+    seconds: float = 0.0
+
+    @property
+    def joint_samples(self) -> int:
+        """Joint actions with a reward in this batch."""
+        return int(self.turn_mask.sum())
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The batch with its tensors on `device`."""
@@ -189,11 +197,11 @@ class RolloutBatch:
             self.rewards.to(device),
             self.turn_mask.to(device),
             self.groups.to(device),
-            self.joint_samples,
+            self.seconds,
         )
 
 
-def collate(trajectories: Sequence[Trajectory]) -> RolloutBatch:
+def collate(trajectories: Sequence[Trajectory], seconds: float = 0.0) -> RolloutBatch:
     """Put the rewards of `trajectories` side by side; T is the longest of them, at least 1."""
     width = max((len(trajectory.turns) for trajectory in trajectories), default=0) or 1
     rewards = torch.zeros(len(trajectories), width)
@@ -203,7 +211,7 @@ def collate(trajectories: Sequence[Trajectory]) -> RolloutBatch:
             rewards[row, index] = turn.reward
             turn_mask[row, index] = True
     groups = torch.tensor([trajectory.group for trajectory in trajectories])
-    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, int(turn_mask.sum()))
+    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds)
 
 
 def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[TokenSequence]:

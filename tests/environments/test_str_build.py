@@ -275,16 +275,16 @@ class TestObservations:
         assert "Score of the team's build: 0.17; the best possible is 2.00." in lines
         assert "- /setblock 0 0 0 obsidian  (this is not one of your blocks)" in lines
         assert "- and 2 more" in lines
-        assert lines[lines.index("+#") + 1] == "#x"
+        assert lines[lines.index("1 +#") + 1] == "0 #x"
         assert "no effect" not in seen[1]["builder_2"]
 
     def test_compact_texts(self):
         _, seen = play(StrBuild(prompt="compact", horizon=3), SQUARE, [pair("/setblock 1 0 0 stone", "oops")] * 2)
         assert seen[0] == pair(
-            "agent 1 of 2: oak_planks stone\n##\n#.", "agent 2 of 2: white_concrete obsidian\n##\n#."
+            "agent 1 of 2: oak_planks stone\n1 ##\n0 #.", "agent 2 of 2: white_concrete obsidian\n1 ##\n0 #."
         )
-        assert seen[1] == pair("turn 2 of 3: rejected 0\n##\n#x", "turn 2 of 3: rejected 1\n##\n#x")
-        assert seen[2]["builder_1"] == "turn 3 of 3: rejected 0\n##\n#x"
+        assert seen[1] == pair("turn 2 of 3: rejected 0\n1 ##\n0 #x", "turn 2 of 3: rejected 1\n1 ##\n0 #x")
+        assert seen[2]["builder_1"] == "turn 3 of 3: rejected 0\n1 ##\n0 #x"
 
     def test_compare(self):
         assert compare(("##", ".."), {(0, 1, 0): "stone", (1, 0, 0): "stone"}) == ("+#", ".x")

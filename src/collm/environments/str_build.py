@@ -25,6 +25,7 @@ from collm.environments.lettering import (
     compare,
     draw_word,
     grid_cells,
+    numbered,
     random_figures,
     targets,
 )
@@ -155,15 +156,15 @@ class StrBuild(BuildingGame):
         rows = state.task.data["rows"]
         palette = self.blocks[agent_id]
         if self.prompt == "compact":
-            return "\n".join([f"agent {self.position(agent_id)}: {' '.join(palette)}", *rows])
+            return "\n".join([f"agent {self.position(agent_id)}: {' '.join(palette)}", *numbered(rows)])
         (_, (right, top, _)), team = bounding_box(rows), len(self.agent_ids)
         lines = [
             f"You are builder {self.position(agent_id)} in a team that lays out a flat picture in blocks."
             if team > 1
             else "You lay out a flat picture in blocks.",
             "",
-            "The picture, its top row first. '#' needs a block, '.' has to stay empty:",
-            *rows,
+            "The picture, its top row first, each row after its y. '#' needs a block, '.' has to stay empty:",
+            *numbered(rows),
             "",
             f"A cell is named x y z: x is the column, 0 (left) to {right}; y is the row, 0 (bottom) to {top}; z is "
             f"always 0. The box is 0 0 0 to {right} {top} 0.",
@@ -192,14 +193,14 @@ class StrBuild(BuildingGame):
     ) -> str:
         """What came of the turn, as far as the feedback mode tells it, and what to do next."""
         rows = state.task.data["rows"]
-        grid = compare(rows, world) if self.feedback in {"position", "perfect"} else ()
+        grid = numbered(compare(rows, world)) if self.feedback in {"position", "perfect"} else ()
         advice = self._advice(rows, state.world, agent_id) if self.feedback == "perfect" else []
         if self.prompt == "compact":
             return "\n".join([self.compact_header(state, score, rejected), *grid, *advice])
         lines = self.turn_report(state, score, rejected)
         if grid:
             lines += [
-                "The build, its top row first. '+' is covered, '#' still needs a block, 'x' should be empty, '.' is "
+                "The build, its top row first, each row after its y. '+' is covered, '#' still needs a block, 'x' should be empty, '.' is "
                 "empty:",
                 *grid,
             ]

@@ -1,0 +1,391 @@
+"""What every algorithm shares: agents, optimizers, the one `optimize`, the policy loss, evaluation and checkpoints.
+
+An algorithm is a subclass with a `training_step` that reads like its equations. Manual optimization runs over one optimizer
+per agent (one for all of them where parameters are shared) and whatever the subclass adds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from collm.errors import ConfigurationError, TrainingError
+from collm.metrics import BootstrapMean
+from collm.models.backbone import Backbone
+from collm.models.dialogue import Dialogue
+from collm.models.policy import Policy, PolicySpec, make_dialogue
+from collm.objectives import kl_penalty, policy_gradient_loss
+from collm.returns import clip_advantages, normalize_advantages
+from collm.trajectory import (
+    RolloutBatch,
+    SequenceBatch,
+    TokenSequence,
+    Trajectory,
+    action_sequences,
+    first_non_finite,
+    micro_batches,
+)
+
+
+class MultiAgentModule(L.LightningModule):
+    """Agents that learn from a shared team reward.
+
+    Args:
+        agent_ids: Names of the agents; they come from the environment.
+        policy: The model every agent starts from and how it writes.
+        policies: Agents that differ from `policy`, by name; each entry is a whole policy.
+        parameters: `separate`: each agent has its own model. `lora`: agents (and critics) that start from the same
+            weights share one frozen model and train an adapter each. `shared`: one set of parameters plays all agents.
+        optimizer: Optimizer class; the learning rates are those of the policies and critics.
+        lr_schedule: Learning-rate schedule of every optimizer, advanced once per rollout.
+        discount: Discount from one turn to the next; 1 counts every turn alike.
+        num_epochs: Passes of the agents over each rollout.
+        num_minibatches: Optimizer steps of one pass.
+        ratio_clip: Clip of the importance ratio (PPO); by default the ratio is not clipped, as in the paper.
+        normalize_advantage: Divide advantages by their standard deviation over the rollout, after centering.
+        advantage_clip: Largest absolute advantage.
+        entropy_weight: Weight of the mean token entropy, added to the objective.
+        kl_weight: Weight of the mean token KL divergence from the initial policy, subtracted from the objective.
+        gradient_clip_norm: Largest gradient norm of each network; 0 turns clipping off.
+        tokens_per_micro_batch: Largest number of tokens in one forward and backward pass; gradients accumulate.
+    """
+
+    def __init__(
+        self,
+        agent_ids: Sequence[str],
+        policy: PolicySpec = PolicySpec(),
+        policies: dict[str, PolicySpec] | None = None,
+        parameters: Literal["separate", "lora", "shared"] = "separate",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_schedule: LRSchedulerCallable | None = None,
+        discount: float = 1.0,
+        num_epochs: int = 1,
+        num_minibatches: int = 1,
+        ratio_clip: float | None = None,
+        normalize_advantage: bool = False,
+        advantage_clip: float | None = None,
+        entropy_weight: float = 0.0,
+        kl_weight: float = 0.0,
+        gradient_clip_norm: float = 1.0,
+        tokens_per_micro_batch: int = 16384,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold what trains; frozen weights come from where they were
+        self.agent_ids = tuple(agent_ids)
+        self.specs = self._specs(policy, policies or {})
+        self.parameters_mode = parameters
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.discount = discount
+        self.num_epochs = num_epochs
+        self.num_minibatches = num_minibatches
+        self.ratio_clip = ratio_clip
+        self.normalize_advantage = normalize_advantage
+        self.advantage_clip = advantage_clip
+        self.entropy_weight = entropy_weight
+        self.kl_weight = kl_weight
+        self.gradient_clip_norm = gradient_clip_norm
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self._check_numbers()
+        for agent_id, spec in self.specs.items():
+            spec.check(f"policy of {agent_id!r}")
+        if parameters == "lora" and any(spec.lora_rank == 0 for spec in self.specs.values()):
+            raise ConfigurationError("parameters is 'lora' but policy.lora_rank is 0; set it to the adapter's rank.")
+        if parameters == "shared" and len({str(spec) for spec in self.specs.values()}) > 1:
+            raise ConfigurationError(
+                "parameters is 'shared' but the agents' policies differ; drop `policies` or use 'separate' or 'lora'."
+            )
+
+        self.backbones = nn.ModuleDict()
+        self.policies: dict[str, Policy] = {}
+        self.references: dict[str, Policy] = {}
+        self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
+        self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
+        self.joint_samples = 0
+        self._evaluation: dict[str, BootstrapMean] = {}
+        self._rollout: Sequence[Trajectory] = ()
+        self._update_began = 0.0
+
+    def _specs(self, policy: PolicySpec, policies: Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
+        if not self.agent_ids:
+            raise ConfigurationError("there are no agents; the environment must name at least one.")
+        for agent_id in self.agent_ids:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", agent_id):
+                raise ConfigurationError(f"agent id {agent_id!r} may hold letters, digits, '_' and '-' only.")
+        unknown = sorted(set(policies) - set(self.agent_ids))
+        if unknown:
+            raise ConfigurationError(
+                f"model.policies names {', '.join(unknown)}, but the environment's agents are "
+                f"{', '.join(self.agent_ids)}; rename or remove them."
+            )
+        return {agent_id: policies.get(agent_id, policy) for agent_id in self.agent_ids}
+
+    def _check_numbers(self) -> None:
+        for name in ("num_epochs", "num_minibatches", "tokens_per_micro_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("ratio_clip", "advantage_clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use null to turn it off.")
+        for name in ("entropy_weight", "kl_weight", "gradient_clip_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use 0 to turn it off.")
+        if not 0 <= self.discount <= 1:
+            raise ConfigurationError(f"model.discount is {self.discount}; it must be in [0, 1].")
+
+    # Building
+
+    def dialogues(self) -> dict[str, Dialogue]:
+        """How each agent's history becomes tokens; needs tokenizers only."""
+        return {agent_id: make_dialogue(spec) for agent_id, spec in self.specs.items()}
+
+    def configure_model(self) -> None:
+        """Load the weights: the first moment at which anything large is read."""
+        if self.policies:
+            return
+        for agent_id, spec in self.specs.items():
+            name = "team" if self.parameters_mode == "shared" else agent_id
+            adapter = name if spec.lora_rank else None
+            policy = Policy(agent_id, spec, self.backbone(name, spec, adapter), adapter)
+            self.policies[agent_id] = policy
+            self.team.setdefault(name, []).append(agent_id)
+            self.learners[name] = policy.parameters()
+            if self.kl_weight and adapter is None:
+                frozen = self.backbone(f"reference_{name}", spec, None)
+                frozen.freeze()
+                self.references[agent_id] = Policy(agent_id, spec, frozen, None)
+
+    def backbone(self, name: str, spec: Any, adapter: str | None) -> Backbone:
+        """The language model for `name`, shared where `parameters` says so, with `adapter` on it."""
+        key = name
+        if self.parameters_mode == "lora" and adapter is not None:
+            key = "backbone_" + re.sub(r"\W", "_", f"{spec.path}_{spec.dtype}")
+        if key not in self.backbones:
+            self.backbones[key] = Backbone(spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
+        backbone = self.backbones[key]
+        if adapter is not None and adapter not in backbone.adapters:
+            backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
+        return backbone
+
+    def learning_rates(self) -> dict[str, float]:
+        """Step size of each optimizer."""
+        return {name: self.specs[members[0]].learning_rate for name, members in self.team.items()}
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
+        rates = self.learning_rates()
+        optimizers = [
+            self.optimizer([{"params": parameters, "lr": rates[name]}]) for name, parameters in self.learners.items()
+        ]
+        schedules = [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
+        return optimizers, schedules
+
+    # Updating
+
+    def minibatches(self, batch: RolloutBatch, num_epochs: int) -> Iterator[set[int]]:
+        """Rows of the batch for each optimizer step: `num_epochs` passes in `num_minibatches` random parts."""
+        for _ in range(num_epochs):
+            order = torch.randperm(len(batch.trajectories)).tolist()
+            for part in range(self.num_minibatches):
+                rows = set(order[part :: self.num_minibatches])
+                if rows:
+                    yield rows
+
+    def chunks(self, sequences: Iterable[TokenSequence], rows: set[int], pad_id: int) -> Iterator[SequenceBatch]:
+        """Micro-batches of the sequences that belong to `rows`."""
+        chosen = [sequence for sequence in sequences if sequence.row in rows]
+        return micro_batches(chosen, self.tokens_per_micro_batch, pad_id, self.device)
+
+    def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:
+        """Advantages as the policy loss uses them: normalized and clipped where asked for, [B, T]."""
+        if self.normalize_advantage:
+            advantages = normalize_advantages(advantages, turn_mask)
+        if self.advantage_clip is not None:
+            advantages = clip_advantages(advantages, self.advantage_clip)
+        return advantages
+
+    def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
+        """Policy-gradient steps of every agent on `advantages` [B, T], by agent id."""
+        sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
+        for rows in self.minibatches(batch, self.num_epochs):
+            for name, members in self.team.items():
+                losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
+                self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
+
+    def policy_losses(
+        self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor
+    ) -> Iterator[Tensor]:
+        """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`."""
+        policy, reference = self.policies[agent_id], self.references.get(agent_id)
+        num_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
+        shape = tuple(advantages.shape)
+        entropy = kl = drift = 0.0
+        for chunk in self.chunks(sequences, rows, policy.tokenizer.pad_token_id):
+            mask = chunk.action_mask
+            if self.kl_weight:
+                with torch.no_grad():
+                    if reference is not None:
+                        reference_log_probs, _ = reference.log_probs(chunk)
+                    else:
+                        reference_log_probs, _ = policy.log_probs(chunk, adapter=None)
+            log_probs, entropies = policy.log_probs(chunk)
+            loss = policy_gradient_loss(
+                chunk.sum_by_turn(log_probs, shape),
+                chunk.sum_by_turn(chunk.old_log_probs, shape),
+                advantages,
+                chunk.sum_by_turn(mask.float(), shape) > 0,
+                self.ratio_clip,
+            ) / len(rows)
+            token_entropy = entropies[mask].sum() / num_tokens
+            loss = loss - self.entropy_weight * token_entropy
+            entropy += token_entropy.detach()
+            if self.kl_weight:
+                divergence = kl_penalty(log_probs, reference_log_probs, mask) / num_tokens
+                loss = loss + self.kl_weight * divergence
+                kl += divergence.detach()
+            drift += (log_probs.detach() - chunk.old_log_probs)[mask].abs().sum() / num_tokens
+            yield loss
+        self.log(f"policy/entropy/{agent_id}", entropy)
+        self.log(f"policy/log_prob_drift/{agent_id}", drift)
+        if self.kl_weight:
+            self.log(f"policy/kl/{agent_id}", kl)
+
+    def optimize(self, name: str, losses: Iterable[Tensor], metric: str) -> None:
+        """One optimizer step of `name`: the only place that zeroes, backpropagates, clips and steps.
+
+        Args:
+            name: Which optimizer.
+            losses: Losses of the micro-batches; each is backpropagated before the next is computed.
+            metric: Name under which their sum is logged.
+
+        Raises:
+            TrainingError: The loss or its gradient is not finite; the rollout is saved beside the logs.
+        """
+        names = list(self.learners)
+        optimizers = self.optimizers()
+        optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[names.index(name)]
+        optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for loss in losses:
+            self.manual_backward(loss)
+            total += loss.detach()
+        limit = self.gradient_clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.learners[name], limit)
+        if not torch.isfinite(total) or not torch.isfinite(norm):
+            self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
+        optimizer.step()
+        self.log(metric, total)
+        self.log(f"optim/grad_norm/{name}", norm)
+
+    def stop(self, reason: str, trajectories: Sequence[Trajectory]) -> None:
+        """End the run, keeping the episodes that show why."""
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "offending_episodes.jsonl"
+        path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+        raise TrainingError(f"training stopped: {reason}. The episodes are in {path}.")
+
+    # Lightning hooks
+
+    def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
+        self._rollout = batch.trajectories
+        offending = first_non_finite(batch.trajectories)
+        if offending is not None:
+            self.stop(f"a reward of task {offending.task.task_id!r} is not finite", [offending])
+        self._update_began = time.perf_counter()
+        self.joint_samples += batch.joint_samples
+        self.log_rollout(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
+        schedules = self.lr_schedulers() or []
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            schedule.step()
+        self.log("time/update", time.perf_counter() - self._update_began)
+        self._rollout = ()
+
+    def log_rollout(self, batch: RolloutBatch) -> None:
+        """What the agents did, under `rollout/`; the x axis of every curve is the number of joint samples."""
+        self.log("step", float(self.joint_samples))
+        self.log("rollout/joint_samples", float(self.joint_samples))
+        for name, values in episode_numbers(batch.trajectories).items():
+            mean = sum(values) / max(1, len(values))
+            self.log(f"rollout/{name}", mean, prog_bar=name == "return", batch_size=len(batch.trajectories))
+        self.log("time/rollout", batch.seconds)
+
+    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        for name, values in episode_numbers(batch.trajectories).items():
+            metric = self._evaluation.setdefault(name, BootstrapMean().to(self.device))
+            metric.update(torch.tensor(values, dtype=torch.float32, device=self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over held-out episodes under `eval/`; the return has a 95% bootstrap interval."""
+        self.log("step", float(self.joint_samples))
+        for name, metric in self._evaluation.items():
+            result = metric.compute()
+            self.log(f"eval/{name}", result["mean"], prog_bar=name == "return")
+            if name == "return":
+                self.log("eval/return_low", result["low"])
+                self.log("eval/return_high", result["high"])
+            metric.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
+        return batch.trajectories
+
+    # Checkpoints
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on before it can be continued."""
+        return {"algorithm": type(self).__name__, "agent_ids": list(self.agent_ids), "parameters": self.parameters_mode}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self._trainable_names()
+        frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["collm"] = {**self.identity(), "joint_samples": self.joint_samples}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        missing = sorted(self._trainable_names() - set(checkpoint["state_dict"]))
+        if missing:
+            raise ConfigurationError(
+                f"the checkpoint lacks {len(missing)} weights that train here, {missing[0]!r} among them; use the "
+                "configuration it was made with."
+            )
+        self.joint_samples = checkpoint["collm"]["joint_samples"]
+
+    def _trainable_names(self) -> set[str]:
+        trainable = {id(parameter) for parameters in self.learners.values() for parameter in parameters}
+        return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in trainable}
+
+
+def episode_numbers(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+    """What is logged of every episode, a list over episodes for each name."""
+    numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
+    for trajectory in trajectories:
+        numbers["return"].append(trajectory.total_reward)
+        numbers["turns"].append(float(len(trajectory.turns)))
+        numbers["failed"].append(float(trajectory.error is not None))
+        for name, value in trajectory.metrics.items():
+            numbers.setdefault(name, []).append(value)
+        for agent_id in trajectory.turns[0].actions if trajectory.turns else ():
+            actions = [turn.actions[agent_id] for turn in trajectory.turns]
+            lengths = [len(action.token_ids) for action in actions]
+            numbers.setdefault(f"action_tokens/{agent_id}", []).append(sum(lengths) / len(lengths))
+            cut = [action.truncated for action in actions]
+            numbers.setdefault(f"truncated/{agent_id}", []).append(sum(cut) / len(cut))
+        for term in trajectory.turns[0].terms if trajectory.turns else ():
+            total = sum(turn.terms.get(term, 0.0) for turn in trajectory.turns)
+            numbers.setdefault(f"reward/{term}", []).append(total)
+    return numbers

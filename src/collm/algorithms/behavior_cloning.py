@@ -1,0 +1,41 @@
+"""Behaviour cloning: agents imitate demonstrations, token by token; the warm start of small models.
+
+Paired with the sampler `Demonstrations`, whose batches hold the demonstrators' joint actions where other samplers put the
+agents' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from torch import Tensor
+
+from collm.algorithms.base import MultiAgentModule
+from collm.trajectory import RolloutBatch, TokenSequence, action_sequences
+
+
+class BehaviorCloning(MultiAgentModule):
+    """Agents that imitate scripted demonstrations.
+
+    Args:
+        kwargs: Everything that algorithms share; the options of policy gradients are not used.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
+        for rows in self.minibatches(batch, self.num_epochs):
+            for name, members in self.team.items():
+                losses = (self.cloning_losses(agent_id, sequences[agent_id], rows) for agent_id in members)
+                self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
+
+    def cloning_losses(self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int]) -> Iterator[Tensor]:
+        """Negative log-likelihood of the demonstrated tokens, a mean over them, one loss per micro-batch."""
+        policy = self.policies[agent_id]
+        num_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
+        for chunk in self.chunks(sequences, rows, policy.tokenizer.pad_token_id):
+            log_probs, _ = policy.log_probs(chunk)
+            yield -log_probs.sum() / num_tokens

@@ -1,0 +1,22 @@
+"""Agents that leave: at the end of `fit` each is written as an ordinary Hugging Face or PEFT folder, without the critic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+
+
+class ExportAgents(L.Callback):
+    """Writes every agent to `agents/<agent id>` in the run's folder, with its tokenizer.
+
+    The folder is loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`; this package is not
+    needed for it. An agent with a LoRA adapter is written as that adapter, which names the weights it belongs on.
+    """
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for agent_id, policy in pl_module.policies.items():
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents" / agent_id
+            policy.save(folder)

@@ -1,0 +1,127 @@
+"""What the agents write, where people look: transcripts and pictures in TensorBoard and as files in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageDraw
+
+from collm.trajectory import RolloutBatch, Trajectory
+
+
+class LogSamples(L.Callback):
+    """Keeps what agents wrote in evaluations and predictions.
+
+    Every evaluation writes all its transcripts to `transcripts/`, shows a few as text and pictures in TensorBoard, and at the
+    end of `fit` the first and the last pictures stand side by side in `before_after.png`. `predict` writes
+    `predictions.jsonl`.
+
+    Args:
+        num_shown: Episodes of different tasks shown per evaluation.
+    """
+
+    def __init__(self, num_shown: int = 4):
+        self.num_shown = num_shown
+        self._trajectories: list[Trajectory] = []
+        self._first: np.ndarray | None = None
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+    ) -> None:
+        self._trajectories.extend(batch.trajectories)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+    ) -> None:
+        self._trajectories.extend(batch.trajectories)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trajectories, self._trajectories = self._trajectories, []
+        if not trainer.is_global_zero or not trajectories:
+            return
+        step = pl_module.joint_samples
+        write_transcripts(_folder(trainer) / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories)
+        shown = list({trajectory.task.task_id: trajectory for trajectory in reversed(trajectories)}.values())
+        shown = shown[::-1][: self.num_shown]
+        picture = side_by_side([trainer.datamodule.environment.render(trajectory) for trajectory in shown])
+        if picture is not None:
+            if self._first is None:
+                self._first = picture
+            _save_comparison(_folder(trainer) / "before_after.png", self._first, picture, step)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for index, trajectory in enumerate(shown):
+                    logger.experiment.add_text(f"eval/transcript_{index}", as_markdown(trajectory), step)
+                if picture is not None:
+                    logger.experiment.add_image("eval/final_states", picture, step, dataformats="HWC")
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trajectories, self._trajectories = self._trajectories, []
+        if trainer.is_global_zero:
+            path = _folder(trainer) / "predictions.jsonl"
+            write_transcripts(path, trajectories)
+            print(f"{len(trajectories)} transcripts in {path}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": None if self._first is None else self._first.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["first"] is not None:
+            self._first = np.array(state["first"], dtype=np.uint8)
+
+
+def write_transcripts(path: Path, trajectories: list[Trajectory]) -> None:
+    """One JSON object per episode and line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+
+
+def as_markdown(trajectory: Trajectory) -> str:
+    """An episode for the text tab of TensorBoard."""
+    lines = [f"**{trajectory.task.task_id}**, return {trajectory.total_reward:.3f}"]
+    for index, turn in enumerate(trajectory.turns):
+        lines.append(f"### turn {index + 1}, reward {turn.reward:.3f}")
+        for agent_id, action in turn.actions.items():
+            lines.append(f"{agent_id} is shown\n{_quoted(turn.observations[agent_id])}\nand writes\n{_quoted(action.text)}")
+    return "\n\n".join(lines)
+
+
+def side_by_side(pictures: list[np.ndarray | None]) -> np.ndarray | None:
+    """Pictures next to each other on white; None where there are none."""
+    drawn = [picture for picture in pictures if picture is not None]
+    if not drawn:
+        return None
+    height = max(picture.shape[0] for picture in drawn)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 8), (0, 0)), constant_values=255) for p in drawn]
+    return np.concatenate(padded, axis=1)
+
+
+def _quoted(text: str) -> str:
+    # indented by four, which is a code block that no text can break out of
+    return "\n" + "\n".join("    " + line for line in (text or "(nothing)").splitlines()) + "\n"
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: int) -> None:
+    """The first and the last evaluation, one above the other, with their captions."""
+    width, caption = max(before.shape[1], after.shape[1]), 24
+    canvas = Image.new("RGB", (width, before.shape[0] + after.shape[0] + 2 * caption), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((4, 4), "before training: target and build", fill="black")
+    canvas.paste(Image.fromarray(before), (0, caption))
+    draw.text((4, caption + before.shape[0] + 4), f"after {step} joint samples: target and build", fill="black")
+    canvas.paste(Image.fromarray(after), (0, 2 * caption + before.shape[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)

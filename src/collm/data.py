@@ -1,0 +1,182 @@
+"""On-policy data: every training batch is a rollout of the policies as the last update left them.
+
+The dataset has a length and no workers. Without a length Lightning prefetches one batch, which would be drawn with the weights
+from before the update (a test holds this).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from collm.environments.base import Environment, check_tasks
+from collm.errors import ConfigurationError
+from collm.samplers.base import Sampler
+from collm.samplers.parallel import Parallel
+from collm.trajectory import RolloutBatch, Task, collate
+
+_EVALUATION_SEED = 2**40  # far from every training rollout
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Plays episodes of an environment with the current policies.
+
+    One batch is one rollout: `num_generations` episodes of each of `tasks_per_rollout` tasks. An epoch is
+    `rollouts_per_epoch` of them; set the length of a run with `--trainer.max_epochs`.
+
+    Args:
+        environment: The game.
+        sampler: How joint actions are formed; by default all agents act at once.
+        tasks_per_rollout: Tasks played side by side in one rollout.
+        num_generations: Episodes of each task in a rollout: the group size of group baselines.
+        rollouts_per_epoch: Rollouts, and so updates, of one epoch.
+        eval_episodes_per_task: Episodes of each held-out task in an evaluation.
+        eval_greedy: Evaluate the most likely responses instead of sampled ones.
+        eval_batch_size: Episodes played side by side in an evaluation.
+        predict_split: Tasks that `predict` plays: `eval` or `train`.
+        seed: Seed of task order, environments and sampling.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        sampler: Sampler | None = None,
+        tasks_per_rollout: int = 16,
+        num_generations: int = 1,
+        rollouts_per_epoch: int = 10,
+        eval_episodes_per_task: int = 4,
+        eval_greedy: bool = False,
+        eval_batch_size: int = 64,
+        predict_split: str = "eval",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.environment = environment
+        self.sampler = sampler or Parallel()
+        self.tasks_per_rollout = tasks_per_rollout
+        self.num_generations = num_generations
+        self.rollouts_per_epoch = rollouts_per_epoch
+        self.eval_episodes_per_task = eval_episodes_per_task
+        self.eval_greedy = eval_greedy
+        self.eval_batch_size = eval_batch_size
+        self.predict_split = predict_split
+        self.seed = seed
+        self.on_turn: Callable[[int, int], None] | None = None  # set by who shows progress
+        for name in (
+            "tasks_per_rollout",
+            "num_generations",
+            "rollouts_per_epoch",
+            "eval_episodes_per_task",
+            "eval_batch_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}; it must be at least 1.")
+        if predict_split not in ("train", "eval"):
+            raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
+        self.train_tasks = list(environment.tasks("train"))
+        self.eval_tasks = list(environment.tasks("eval"))
+        check_tasks(type(environment).__name__, self.train_tasks, self.eval_tasks)
+
+    @property
+    def agent_ids(self) -> list[str]:
+        """Names of the environment's agents."""
+        return list(self.environment.agent_ids)
+
+    def setup(self, stage: str) -> None:
+        """Check that every first prompt fits its agent's context; only tokenizers are read for it."""
+        dialogues = self.trainer.lightning_module.dialogues()
+        for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
+            _, observations = self.environment.reset(task, random.Random(self.seed))
+            for agent_id, observation in observations.items():
+                dialogues[agent_id].check_fits(agent_id, task.task_id, observation)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(_TrainRollouts(self))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(_EvalRollouts(self, self.eval_tasks))
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader(_EvalRollouts(self, self.eval_tasks if self.predict_split == "eval" else self.train_tasks))
+
+    @staticmethod
+    def _loader(dataset: IterableDataset) -> DataLoader:
+        return DataLoader(dataset, batch_size=None, num_workers=0)
+
+    def tasks_of(self, rollout: int) -> list[Task]:
+        """The tasks of one rollout: passes over the training tasks, each pass in its own random order."""
+        first = rollout * self.tasks_per_rollout
+        chosen = []
+        for position in range(first, first + self.tasks_per_rollout):
+            epoch, index = divmod(position, len(self.train_tasks))
+            order = torch.randperm(
+                len(self.train_tasks), generator=torch.Generator().manual_seed(self.seed * 7919 + epoch)
+            )
+            chosen.append(self.train_tasks[order[index]])
+        return chosen
+
+    def play(self, tasks: Sequence[Task], seed: int, num_generations: int, greedy: bool = False) -> RolloutBatch:
+        """Play episodes with the policies as they are now."""
+        module = self.trainer.lightning_module
+        began = time.perf_counter()
+        training = module.training
+        module.eval()  # no dropout while acting
+        trajectories = self.sampler.rollout(
+            self.environment,
+            tasks,
+            module.policies,
+            seed,
+            module.device,
+            num_generations=num_generations,
+            greedy=greedy,
+            on_turn=self.on_turn,
+        )
+        module.train(training)
+        for trajectory in trajectories:
+            if trajectory.turns:
+                trajectory.metrics = self.environment.metrics(trajectory)
+        return collate(trajectories, time.perf_counter() - began)
+
+
+class _TrainRollouts(IterableDataset):
+    """The rollouts of one epoch, each drawn when it is asked for."""
+
+    def __init__(self, data: RolloutDataModule):
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.rollouts_per_epoch
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        data = self.data
+        first = data.trainer.current_epoch * data.rollouts_per_epoch
+        for rollout in range(first, first + data.rollouts_per_epoch):
+            seed = data.seed * 1_000_003 + rollout
+            # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
+            torch.manual_seed(seed)
+            yield data.play(data.tasks_of(rollout), seed, data.num_generations)
+
+
+class _EvalRollouts(IterableDataset):
+    """Held-out episodes, the same seeds at every evaluation."""
+
+    def __init__(self, data: RolloutDataModule, tasks: Sequence[Task]):
+        self.data = data
+        size = max(1, data.eval_batch_size // data.eval_episodes_per_task)
+        self.batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        data = self.data
+        for index, tasks in enumerate(self.batches):
+            seed = _EVALUATION_SEED + data.seed * 1_000_003 + index
+            yield data.play(tasks, seed, data.eval_episodes_per_task, data.eval_greedy)

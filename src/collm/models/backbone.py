@@ -1,0 +1,78 @@
+"""A causal language model that one or more policies and critics stand on.
+
+With low-rank adapters a single frozen backbone serves many of them: `using(name)` says whose adapter is active, and
+`using(None)` is the frozen model itself, which doubles as the reference policy at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from collm.models.loading import load_model
+
+
+class Backbone(nn.Module):
+    """A causal language model with any number of LoRA adapters.
+
+    Args:
+        path: Built-in name, local folder or hub name of the weights.
+        dtype: Number format of the weights.
+        random_weights: Start from random weights of the same shape.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+    """
+
+    def __init__(self, path: str, dtype: str, random_weights: bool = False, gradient_checkpointing: bool = False):
+        super().__init__()
+        self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
+        self.lm.train()  # from_pretrained leaves it in evaluation mode
+        self.adapters: list[str] = []
+        if gradient_checkpointing:
+            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.lm.enable_input_require_grads()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.lm.config.get_text_config().hidden_size
+
+    def freeze(self) -> None:
+        """Train nothing of the language model itself."""
+        self.lm.requires_grad_(False)
+
+    def add_adapter(self, name: str, rank: int, alpha: float, dropout: float) -> None:
+        """Put a LoRA adapter on every linear layer but the head; the language model itself is frozen."""
+        self.lm.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear"),
+            adapter_name=name,
+        )
+        self.adapters.append(name)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Make `adapter` the active one; None is the language model without adapters.
+
+        A backward pass has to run inside the same `using`: peft switches gradients off for inactive adapters.
+        """
+        if not self.adapters:
+            yield
+            return
+        if adapter is None:
+            self.lm.disable_adapters()
+        else:
+            self.lm.enable_adapters()
+            self.lm.set_adapter(adapter)
+        yield
+
+    def adapter_parameters(self, adapter: str | None) -> list[nn.Parameter]:
+        """What trains for `adapter`: its matrices, or the whole language model where there are no adapters."""
+        if adapter is None:
+            return list(self.lm.parameters())
+        return [weight for name, weight in self.lm.named_parameters() if f".{adapter}." in name and "lora_" in name]
+
+    def hidden_states(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden state of every position, [R, L, hidden size]; the head is not applied."""
+        return self.lm.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -1,0 +1,157 @@
+"""A critic: a language model with a value head that reads a history written in time order.
+
+Turn by turn the text holds what is known about the episode (m_t of the paper: the turn and the progress of the team), every
+reader's observation, and then every reader's action. V(h_t) is read at the last token before the actions of turn t, so no
+value can see an action of its own turn, and a causal critic gives V(h_0) ... V(h_{T-1}) in ONE pass.
+
+A centralized critic reads all agents (the joint history h_t); an individual one reads its own agent (h_{i,t}).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from collm.errors import ConfigurationError
+from collm.models.backbone import Backbone
+from collm.models.loading import load_tokenizer
+from collm.models.policy import check_model_numbers, context_length
+from collm.trajectory import SequenceBatch, TokenSequence, Trajectory
+
+
+@dataclass
+class CriticSpec:
+    """The model a critic starts from.
+
+    Args:
+        path: Weights to start from: `tiny`, `smollm2`, a local folder or a hub name.
+        random_weights: Start from random weights of the same shape instead.
+        dtype: Number format of the weights: float32, bfloat16 or float16.
+        learning_rate: Step size of the critic's optimizer.
+        lora_rank: Rank of the LoRA adapter; 0 trains all weights.
+        lora_alpha: Scale of the LoRA adapter.
+        lora_dropout: Dropout in front of the LoRA adapter.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        context_length: Longest history it reads, in tokens; by default what the model allows.
+        progress: Write the turn number and the last reward into the history, as the paper does.
+    """
+
+    path: str = "tiny"
+    random_weights: bool = False
+    dtype: str = "float32"
+    learning_rate: float = 5e-6
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    context_length: int | None = None
+    progress: bool = True
+
+    def check(self, name: str) -> None:
+        """Refuse what cannot work, reading configuration files only."""
+        check_model_numbers(name, self.dtype, self.learning_rate, self.lora_rank)
+        if self.context_length is not None and self.context_length < 1:
+            raise ConfigurationError(f"{name}.context_length is {self.context_length}; it must be above 0.")
+        load_tokenizer(self.path)
+
+
+class Critic(nn.Module):
+    """V(h) over the histories of the agents it reads.
+
+    Args:
+        spec: How it reads.
+        backbone: The language model under it; its parameters belong to the algorithm, not to this module.
+        adapter: LoRA adapter that belongs to this critic; None where all weights do.
+        reads: Agents whose observations and actions it sees: all of them, or one.
+    """
+
+    def __init__(self, spec: CriticSpec, backbone: Backbone, adapter: str | None, reads: Sequence[str]):
+        super().__init__()
+        self.spec = spec
+        self.reads = tuple(reads)
+        self.adapter = adapter
+        self.tokenizer = load_tokenizer(spec.path)
+        self._backbone = [backbone]  # in a list, so that its weights are not registered a second time here
+        self.head = nn.Linear(backbone.hidden_size, 1)
+        # Starting at a constant, with the bias at the mean return, keeps the first advantages those of a plain baseline.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("centered", torch.tensor(False))
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone[0]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What trains when this critic learns: its head and its part of the backbone."""
+        return [*self.head.parameters(), *self.backbone.adapter_parameters(self.adapter)]
+
+    def center(self, targets: Tensor) -> None:
+        """Move the bias to the mean of `targets`, once in the life of the critic."""
+        if not self.centered:
+            self.head.bias.data.fill_(targets.mean().item())
+            self.centered.fill_(True)
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Values at the scored positions, 0 elsewhere, [R, L]."""
+        with self.backbone.using(self.adapter):
+            hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
+        values = torch.zeros(batch.ids.shape, device=hidden.device)
+        values[batch.action_mask] = self.head(hidden[batch.action_mask].to(self.head.weight.dtype)).squeeze(-1).float()
+        return values
+
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
+        """Histories as rows of tokens, one row per trajectory where the critic's context allows it."""
+        limit = min(self.spec.context_length or context_length(self.spec.path), context_length(self.spec.path))
+        sequences = []
+        for row, trajectory in enumerate(trajectories):
+            before, written = [], []  # blocks of tokens: what turn t is judged on, and what was written in it
+            for index in range(len(trajectory.turns)):
+                before.append(self._encode(self.observed(trajectory, index)))
+                written.append(self._encode(self.acted(trajectory, index)))
+            sequences.extend(_chain(row, before, written, limit))
+        return sequences
+
+    def observed(self, trajectory: Trajectory, index: int) -> str:
+        """What turn `index` adds to the history before anybody acts: m_t and the observations."""
+        turn = trajectory.turns[index]
+        lines = []
+        if self.spec.progress:
+            lines.append(f"[turn {index + 1} of {trajectory.horizon}]")
+            if index:
+                last = trajectory.turns[index - 1].reward
+                lines.append(f"[last reward {last:.2f} of {trajectory.max_reward:.2f}]")
+        lines += [f"[{agent_id}] {turn.observations[agent_id]}" for agent_id in self.reads]
+        return "\n".join(lines) + "\n[value]"
+
+    def acted(self, trajectory: Trajectory, index: int) -> str:
+        """What turn `index` adds to the history once everybody has acted."""
+        turn = trajectory.turns[index]
+        return "".join(f"\n[{agent_id}] {turn.actions[agent_id].text}" for agent_id in self.reads) + "\n"
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _chain(row: int, before: list[list[int]], written: list[list[int]], limit: int) -> list[TokenSequence]:
+    """Rows of at most `limit` tokens that score the last token of every block of `before`.
+
+    Where the next turn does not fit, a new row begins with the previous turn if there is room, so that the newest
+    turns are kept; a block longer than the context keeps its end.
+    """
+    sequences: list[TokenSequence] = []
+    for turn, block in enumerate(before):
+        block = block[-limit:]
+        current = sequences[-1] if sequences else None
+        context = written[turn - 1] if turn else []
+        if current is None or len(current.ids) + len(context) + len(block) > limit:
+            previous = [*before[turn - 1], *context] if turn else []
+            context = previous if len(previous) + len(block) <= limit else []
+            current = TokenSequence(row, [], [])
+            sequences.append(current)
+        current.ids.extend([*context, *block])
+        current.turns.extend([-1] * (len(context) + len(block) - 1) + [turn])
+    return sequences

@@ -1,0 +1,134 @@
+"""Batched sampling from a causal language model, with the log-probability of every sampled token.
+
+One decode loop for all rows: equal prompts share one prefill, finished rows leave the batch, and log-probabilities are
+taken while decoding instead of in a second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+from collm.models.cache import make_cache
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        max_new_tokens: Largest number of tokens of one response.
+        temperature: Divides the logits.
+        top_p: Draw from the smallest set of tokens with this much probability; 1 is all of them.
+        top_k: Draw from this many most likely tokens; 0 is all of them.
+        greedy: Take the most likely token instead of drawing.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    greedy: bool = False
+
+
+@torch.no_grad()
+def generate(
+    lm: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    eos_ids: Sequence[int],
+    generator: torch.Generator,
+) -> list[tuple[list[int], list[float]]]:
+    """Continue every prompt until it ends itself or reaches the limit.
+
+    Args:
+        lm: The model; the active adapter is the caller's business.
+        prompts: Token ids of each prompt, at least one token each.
+        sampling: How tokens are drawn.
+        eos_ids: Tokens that end a response; the one that did is part of it.
+        generator: Source of chance on the model's device.
+
+    Returns:
+        For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
+        before top-p and top-k cut it.
+    """
+    device = lm.device
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    place = {prompt: index for index, prompt in enumerate(distinct)}
+    ids, mask = _pad_left(distinct, device)
+    cache = make_cache(lm.config)
+    logits = _forward(lm, ids, mask, mask.cumsum(1) - 1, cache)
+
+    copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+    if len(copies) != len(distinct):  # a group of generations shares the prefill of its prompt
+        cache.batch_select_indices(copies)
+        logits, mask = logits[copies], mask[copies]
+    # room for every token to come, so that the mask is sliced and never rebuilt
+    mask = torch.cat([mask, mask.new_ones(len(mask), sampling.max_new_tokens)], dim=1)
+    position = mask[:, : ids.shape[1]].sum(1, keepdim=True)
+
+    ends = torch.tensor(list(eos_ids), device=device)
+    rows = torch.arange(len(prompts), device=device)  # the prompt behind each row that is still computed
+    tokens = torch.zeros(len(prompts), sampling.max_new_tokens, dtype=torch.long, device=device)
+    log_probs = torch.zeros(len(prompts), sampling.max_new_tokens, device=device)
+    lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    for step in range(sampling.max_new_tokens):
+        token, log_prob = draw(logits, sampling, generator)
+        tokens[rows, step], log_probs[rows, step] = token, log_prob
+        ended = torch.isin(token, ends) & alive
+        lengths[rows[ended]] = step + 1
+        alive &= ~ended
+        if step + 1 == sampling.max_new_tokens or not alive.any():
+            break
+        if alive.sum() <= 0.75 * len(alive):  # copying the cache is worth it once enough rows are done
+            keep = alive.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            rows, mask, position, token, alive = (x[keep] for x in (rows, mask, position, token, alive))
+        logits = _forward(lm, token[:, None], mask[:, : ids.shape[1] + step + 1], position, cache)
+        position = position + 1
+    return [
+        (tokens[row, :length].tolist(), log_probs[row, :length].tolist()) for row, length in enumerate(lengths.tolist())
+    ]
+
+
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability at the sampling temperature, [R] each; logits are [R, V]."""
+    logits = logits.float()
+    if sampling.greedy:
+        token = logits.argmax(-1)
+        return token, (logits / sampling.temperature).log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
+    logits = logits / sampling.temperature
+    log_probs = logits.log_softmax(-1)
+    if sampling.top_k:
+        logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1)
+
+
+def _forward(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits of the last position, [R, V]; `cache` grows by the new positions."""
+    output = lm(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions.clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts aligned at their last token, [R, L] each; masked positions hold token 0."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask

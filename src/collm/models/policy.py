@@ -1,0 +1,215 @@
+"""An agent's policy: a causal language model that maps its own history to a distribution over whole responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from collm.errors import ConfigurationError
+from collm.models.backbone import Backbone
+from collm.models.dialogue import Dialogue
+from collm.models.generation import Sampling, generate
+from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.trajectory import Action, SequenceBatch
+
+_LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
+_HEAD_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass
+class PolicySpec:
+    """The model an agent starts from and how it writes.
+
+    Args:
+        path: Weights to start from: `tiny`, `smollm2`, a local folder or a hub name.
+        random_weights: Start from random weights of the same shape instead.
+        dtype: Number format of the weights: float32, bfloat16 or float16.
+        learning_rate: Step size of the agent's optimizer.
+        lora_rank: Rank of the LoRA adapter; 0 trains all weights.
+        lora_alpha: Scale of the LoRA adapter.
+        lora_dropout: Dropout in front of the LoRA adapter.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        max_new_tokens: Longest response, in tokens.
+        temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
+        top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
+        top_k: Sample from this many most likely tokens; 0 turns it off.
+        context_length: Longest prompt and response together, in tokens; by default what the model allows.
+        chat_template: Use the tokenizer's chat template at every turn, if it has one.
+        template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
+        system_prompt: First message of every dialogue, if any.
+    """
+
+    path: str = "tiny"
+    random_weights: bool = False
+    dtype: str = "float32"
+    learning_rate: float = 5e-6
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    context_length: int | None = None
+    chat_template: bool = True
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    system_prompt: str | None = None
+
+    def check(self, name: str) -> None:
+        """Refuse what cannot work, reading configuration files only.
+
+        Raises:
+            ConfigurationError: Names the setting, its value and how to mend it.
+        """
+        check_model_numbers(name, self.dtype, self.learning_rate, self.lora_rank)
+        for setting in ("max_new_tokens", "temperature", "top_p", "lora_alpha"):
+            if getattr(self, setting) <= 0:
+                raise ConfigurationError(f"{name}.{setting} is {getattr(self, setting)}; it must be above 0.")
+        if self.top_p > 1:
+            raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
+        if self.top_k < 0:
+            raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
+        config = load_config(self.path)
+        scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
+        if scaled:
+            raise ConfigurationError(
+                f"{name}.path: {self.path!r} scales its logits after the head ({', '.join(scaled)}), which the "
+                "log-probabilities here do not follow; choose a model without it."
+            )
+        load_tokenizer(self.path)
+        if self.prompt_room() < 1:
+            raise ConfigurationError(
+                f"{name}: max_new_tokens is {self.max_new_tokens}, which leaves no room for a prompt in a context of "
+                f"{self.max_new_tokens + self.prompt_room()} tokens; lower it."
+            )
+
+    def prompt_room(self) -> int:
+        """Tokens a prompt may have."""
+        longest = context_length(self.path)
+        return min(self.context_length or longest, longest) - self.max_new_tokens
+
+
+def check_model_numbers(name: str, dtype: str, learning_rate: float, lora_rank: int) -> None:
+    """Refuse numbers that make sense neither for a policy nor for a critic."""
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"{name}.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    if learning_rate <= 0:
+        raise ConfigurationError(f"{name}.learning_rate is {learning_rate}; it must be above 0.")
+    if lora_rank < 0:
+        raise ConfigurationError(f"{name}.lora_rank is {lora_rank}; use 0 to train all weights.")
+
+
+def context_length(path: str) -> int:
+    """Longest sequence the model at `path` can read, in tokens."""
+    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or 4096
+
+
+class Policy:
+    """pi_i(a_i | h_i) of one agent over a backbone that it may share with others.
+
+    Its parameters live in the backbone, which the algorithm owns; this object holds no state of its own.
+
+    Args:
+        agent_id: Whose policy this is.
+        spec: How it writes.
+        backbone: The language model under it.
+        adapter: LoRA adapter that belongs to this policy; None where all weights do.
+    """
+
+    def __init__(self, agent_id: str, spec: PolicySpec, backbone: Backbone, adapter: str | None):
+        self.agent_id = agent_id
+        self.spec = spec
+        self.backbone = backbone
+        self.adapter = adapter
+        self.tokenizer = load_tokenizer(spec.path)
+        self.dialogue = make_dialogue(spec)
+        eos = backbone.lm.generation_config.eos_token_id if backbone.lm.generation_config else None
+        self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains when this agent learns."""
+        return self.backbone.adapter_parameters(self.adapter)
+
+    def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
+        """Tokens of the agent's history o_0, a_0, ..., o_t."""
+        return self.dialogue.prompt(observations, actions)
+
+    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
+        """One response to each prompt, all prompts in one decode loop."""
+        sampling = Sampling(
+            self.spec.max_new_tokens, self.spec.temperature, self.spec.top_p, self.spec.top_k, greedy=greedy
+        )
+        with self.backbone.using(self.adapter):
+            drawn = generate(self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator)
+        texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
+        return [
+            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)
+            for text, prompt, (ids, log_probs) in zip(texts, prompts, drawn, strict=True)
+        ]
+
+    def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
+        """`text` as if this policy had written it, ended by the end-of-sequence token; for demonstrations."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids[: self.spec.max_new_tokens - 1]
+        ids = [*ids, self.tokenizer.eos_token_id]
+        return Action(text, prompt, ids, [0.0] * len(ids))
+
+    def log_probs(self, batch: SequenceBatch, adapter: str | None = "own") -> tuple[Tensor, Tensor]:
+        """Log-probability of every action token and entropy of the distribution it came from.
+
+        The head is applied only where an action token is predicted, in chunks that are recomputed in the backward
+        pass, so that no [R, L, V] tensor ever exists.
+
+        Args:
+            batch: Rows of tokens whose scored positions are action tokens.
+            adapter: "own", or None for the backbone without adapters (the reference policy of LoRA agents).
+
+        Returns:
+            Two tensors [R, L], 0 outside the action mask.
+        """
+        mask = batch.action_mask
+        with self.backbone.using(self.adapter if adapter == "own" else adapter):
+            hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
+            # the token at position l is predicted from position l - 1; a prompt has at least one token
+            states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
+            head = self.backbone.lm.get_output_embeddings()
+            size = max(1, _LOGITS_PER_CHUNK // head.weight.shape[0])
+            pieces = []
+            for chunk, target in zip(states.split(size), targets.split(size), strict=True):
+                if len(states) > size and torch.is_grad_enabled():
+                    pieces.append(checkpoint(_score, head, chunk, target, self.spec.temperature, use_reentrant=False))
+                else:
+                    pieces.append(_score(head, chunk, target, self.spec.temperature))
+        log_probs = hidden.new_zeros(mask.shape, dtype=torch.float32)
+        entropies = torch.zeros_like(log_probs)
+        log_probs[mask] = torch.cat([piece[0] for piece in pieces])
+        entropies[mask] = torch.cat([piece[1] for piece in pieces])
+        return log_probs, entropies
+
+    def save(self, folder: str | Path) -> None:
+        """Write the agent as a Hugging Face folder, or as a PEFT folder if it is an adapter, with its tokenizer."""
+        with self.backbone.using(self.adapter):
+            self.backbone.lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def make_dialogue(spec: PolicySpec) -> Dialogue:
+    """The dialogue format of `spec`; needs the tokenizer only, no weights."""
+    return Dialogue(
+        load_tokenizer(spec.path), spec.prompt_room(), spec.chat_template, spec.template_arguments, spec.system_prompt
+    )
+
+
+def _score(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of `targets` [M] and entropy, [M] each, from hidden states [M, hidden size]."""
+    log_probs = (head(hidden).float() / temperature).log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -1,0 +1,75 @@
+"""The embedded language model: a small Llama with a byte-complete tokenizer that knows the words of the building games.
+
+It is what the quickstart and the tests run on. This file makes its configuration, tokenizer and random weights; the weights
+that ship with the package were then trained by behaviour cloning (`configs/experiments/clone_str_build.yaml`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+WORDS = (
+    "/setblock /fill /kill air oak_planks stone white_concrete obsidian stone_stairs stone_bricks planks cobblestone "
+    "glass_pane oak_log sand agent builder_1 builder_2 builder_3 of : turn rejected [ ] value last reward score layer "
+    "spiders damage limit left hp target world y z x - none"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE: any text survives it, words of the games are one token, and so is each digit and grid cell."""
+    tokenizer = Tokenizer(models.BPE())
+    pieces = Regex(r" ?[0-9]|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = [form for word in WORDS.split() for form in (word, " " + word)] * 2
+    corpus += [form for digit in range(10) for form in (f"{digit}", f" {digit}")] * 2
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.model_max_length = 2048
+    return fast
+
+
+def build_tiny(
+    folder: str | Path, hidden_size: int = 96, num_layers: int = 3, num_heads: int = 4, context: int = 2048, seed: int = 0
+) -> None:
+    """Write configuration, tokenizer and random weights as a Hugging Face folder."""
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3 // 8 * 8,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,123 @@
+"""How joint actions are formed: who is asked what, and in which order.
+
+Samplers see policies through a Protocol and environments through their base class, so that either can be replaced without the
+other noticing.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from collm.environments.base import Environment, EpisodeFailure
+from collm.trajectory import Action, Task, Trajectory, Turn
+
+
+class SamplingPolicy(Protocol):
+    """What a sampler needs of a policy."""
+
+    def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
+        """Tokens of the history o_0, a_0, ..., o_t of one agent."""
+        ...
+
+    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
+        """One response to each prompt, batched."""
+        ...
+
+    def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
+        """A response that somebody else wrote, as tokens of this policy."""
+        ...
+
+
+class Episode:
+    """An episode being played: where the environment stands, and what each agent has seen and done."""
+
+    def __init__(self, environment: Environment, task: Task, group: int, seed: int):
+        self.environment = environment
+        self.rng = random.Random(seed)
+        self.state: Any
+        self.state, self.observations = environment.reset(task, self.rng)
+        self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
+        self.done = False
+
+    def history(self, agent_id: str) -> tuple[list[str], list[Action]]:
+        """Observations o_0 ... o_t and actions a_0 ... a_{t-1} of one agent."""
+        turns = self.trajectory.turns
+        observations = [turn.observations[agent_id] for turn in turns]
+        return [*observations, self.observations[agent_id]], [turn.actions[agent_id] for turn in turns]
+
+    def act(self, joint_action: Mapping[str, Action]) -> None:
+        """Apply one response per agent."""
+        try:
+            step = self.environment.step(self.state, {name: action.text for name, action in joint_action.items()})
+        except EpisodeFailure as failure:
+            self.trajectory.error = str(failure)
+            self.done = True
+            return
+        self.trajectory.turns.append(
+            Turn(self.observations, dict(joint_action), step.reward, step.terms, step.info)
+        )
+        self.state, self.observations = step.state, step.observations
+        self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
+
+
+class Sampler(ABC):
+    """Plays episodes side by side, turn by turn."""
+
+    def rollout(
+        self,
+        environment: Environment,
+        tasks: Sequence[Task],
+        policies: Mapping[str, SamplingPolicy],
+        seed: int,
+        device: torch.device | str,
+        num_generations: int = 1,
+        greedy: bool = False,
+        on_turn: Callable[[int, int], None] | None = None,
+    ) -> list[Trajectory]:
+        """Play `num_generations` episodes of every task.
+
+        Args:
+            environment: The game.
+            tasks: What is played; each is one group.
+            policies: Policy of each agent.
+            seed: Fixes everything that is drawn, of the environment and of the policies.
+            device: Where the policies are.
+            num_generations: Episodes of each task; they share the environment's chance and differ in actions.
+            greedy: Take the most likely tokens.
+            on_turn: Told the turn that begins and how many episodes are still played.
+
+        Returns:
+            The trajectories, those of one task next to each other.
+        """
+        generator = torch.Generator(device).manual_seed(seed)
+        episodes = [
+            Episode(environment, task, group, seed * 1_000_003 + group)
+            for group, task in enumerate(tasks)
+            for _ in range(num_generations)
+        ]
+        for turn in range(environment.horizon):
+            active = [episode for episode in episodes if not episode.done]
+            if not active:
+                break
+            if on_turn is not None:
+                on_turn(turn, len(active))
+            for episode, joint_action in zip(
+                active, self.joint_actions(active, policies, generator, greedy), strict=True
+            ):
+                episode.act(joint_action)
+        return [episode.trajectory for episode in episodes]
+
+    @abstractmethod
+    def joint_actions(
+        self,
+        episodes: Sequence[Episode],
+        policies: Mapping[str, SamplingPolicy],
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[dict[str, Action]]:
+        """One joint action for every episode, batched over episodes."""
