@@ -154,7 +154,8 @@ def csv_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
         for row in reader:
             yield f"line {reader.line_num}", row
     except csv.Error as error:
-        raise ConfigurationError(f"{path} line {reader.line_num}: {error}; mend the row.") from error
+        # The reader counts the lines it has finished.
+        raise ConfigurationError(f"{path} line {reader.line_num + 1}: {error}; mend the row.") from error
 
 
 def checked(path: Path, task_id: str, place: str, row: Any, field: str) -> Source:
