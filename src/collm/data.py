@@ -31,7 +31,8 @@ class RolloutDataModule(L.LightningDataModule):
 
     Args:
         environment: The game.
-        sampler: How joint actions are formed; by default all agents act at once.
+        sampler: How joint actions are formed in training; by default all agents act at once.
+        eval_sampler: How they are formed in evaluations and predictions; by default all agents act at once.
         tasks_per_rollout: Tasks played side by side in one rollout.
         num_generations: Episodes of each task in a rollout: the group size of group baselines.
         rollouts_per_epoch: Rollouts, and so updates, of one epoch.
@@ -46,6 +47,7 @@ class RolloutDataModule(L.LightningDataModule):
         self,
         environment: Environment,
         sampler: Sampler | None = None,
+        eval_sampler: Sampler | None = None,
         tasks_per_rollout: int = 16,
         num_generations: int = 1,
         rollouts_per_epoch: int = 10,
@@ -58,6 +60,7 @@ class RolloutDataModule(L.LightningDataModule):
         super().__init__()
         self.environment = environment
         self.sampler = sampler or Parallel()
+        self.eval_sampler = eval_sampler or Parallel()
         self.tasks_per_rollout = tasks_per_rollout
         self.num_generations = num_generations
         self.rollouts_per_epoch = rollouts_per_epoch
@@ -122,13 +125,15 @@ class RolloutDataModule(L.LightningDataModule):
             chosen.append(self.train_tasks[order[index]])
         return chosen
 
-    def play(self, tasks: Sequence[Task], seed: int, num_generations: int, greedy: bool = False) -> RolloutBatch:
+    def play(
+        self, sampler: Sampler, tasks: Sequence[Task], seed: int, num_generations: int, greedy: bool = False
+    ) -> RolloutBatch:
         """Play episodes with the policies as they are now."""
         module = self.trainer.lightning_module
         began = time.perf_counter()
         training = module.training
         module.eval()  # no dropout while acting
-        trajectories = self.sampler.rollout(
+        trajectories = sampler.rollout(
             self.environment,
             tasks,
             module.policies,
@@ -161,7 +166,7 @@ class _TrainRollouts(IterableDataset):
             seed = data.seed * 1_000_003 + rollout
             # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
             torch.manual_seed(seed)
-            yield data.play(data.tasks_of(rollout), seed, data.num_generations)
+            yield data.play(data.sampler, data.tasks_of(rollout), seed, data.num_generations)
 
 
 class _EvalRollouts(IterableDataset):
@@ -179,4 +184,4 @@ class _EvalRollouts(IterableDataset):
         data = self.data
         for index, tasks in enumerate(self.batches):
             seed = _EVALUATION_SEED + data.seed * 1_000_003 + index
-            yield data.play(tasks, seed, data.eval_episodes_per_task, data.eval_greedy)
+            yield data.play(data.eval_sampler, tasks, seed, data.eval_episodes_per_task, data.eval_greedy)

@@ -15,7 +15,8 @@ import numpy as np
 
 from collm.environments.base import check_tasks
 from collm.environments.building import Cell, Reading, Rules, World, iou, neighbours, read_commands, texture
-from collm.environments.building_game import BuildingGame, BuildState, Score, check_count
+from collm.environments.building_arguments import check_count
+from collm.environments.building_game import BuildingGame, BuildState, Score
 from collm.environments.building_picture import TARGET_BLOCK, draw
 from collm.environments.lettering import (
     Rows,
@@ -36,8 +37,8 @@ DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_con
 MAX_SHAPES = 100_000
 
 # Of a scripted demonstration: how often a missing cell is listed, and how often another cell is listed in its place.
-DEMONSTRATION_COVERAGE = 0.6
-DEMONSTRATION_SLIPS = 0.1
+DEMONSTRATION_COVERAGE = 0.35
+DEMONSTRATION_SLIPS = 0.2
 
 
 class StrBuild(BuildingGame):
@@ -174,19 +175,13 @@ class StrBuild(BuildingGame):
             "- Answer with commands and nothing else, one on each line: /setblock x y z block",
             f"- For example, /setblock 0 {top} 0 {palette[0]} fills the top left cell; the block air empties a cell.",
             "- Fill cells marked '#' only.",
-            "- Cells that share a side should hold different materials.",
+            "- Cells that share a side should hold different materials."
+            + (" The other builders have other blocks than you." if team > 1 else ""),
             f"- At most {self.command_shares[agent_id]} commands count in one turn.",
         ]
         if self.reward == "released":
             lines.append("- Use each of your kinds of block at least once.")
-        if team > 1:
-            lines += [
-                "- The other builders have other materials and fill the rest. They answer at the same time; you do not "
-                "see what they write, nor they what you write.",
-                "- Commands are carried out builder by builder. Where two fill the same cell, the block of the later "
-                "builder stays.",
-            ]
-        return "\n".join([*lines, f"- {self.persistence_rule()}"])
+        return "\n".join([*lines, *self.team_rules(), f"- {self.persistence_rule()}"])
 
     def later_observation(
         self, state: BuildState, agent_id: str, world: World, score: Score, rejected: Sequence[Sequence[str]]
@@ -200,8 +195,8 @@ class StrBuild(BuildingGame):
         lines = self.turn_report(state, score, rejected)
         if grid:
             lines += [
-                "The build, its top row first, each row after its y. '+' is covered, '#' still needs a block, 'x' should be empty, '.' is "
-                "empty:",
+                "The build, its top row first, each row after its y. '+' is covered, '#' still needs a block, 'x' should "
+                "be empty, '.' is empty:",
                 *grid,
             ]
         if advice:
