@@ -16,21 +16,18 @@ import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from collm.environments.base import Environment, Step
 from collm.environments.building import (
-    AIR,
     REASONS,
     Reading,
     World,
     build,
     command_shares,
     from_plain,
-    is_air,
     plain,
 )
-from collm.errors import ConfigurationError
+from collm.environments.building_arguments import check_blocks, check_choice, check_count, check_flag, check_threshold
 from collm.trajectory import Task, Trajectory
 
 # Rejected lines told to an agent in full; the others are only counted, so that feedback stays short.
@@ -99,20 +96,15 @@ class BuildingGame(Environment):
         max_commands: int,
         prompt: str,
         feedback: str,
+        empty_palettes: bool = False,
     ) -> None:
-        self.blocks = check_blocks(blocks)
+        self.blocks = check_blocks(blocks, empty_palettes)
         self.agent_ids = tuple(self.blocks)
         self.horizon = check_count("horizon", horizon, 1)
-        if not isinstance(persistent, bool):
-            raise ConfigurationError(f"persistent is {persistent!r}; give true or false.")
-        self.persistent = persistent
+        self.persistent = check_flag("persistent", persistent)
         self.reward = check_choice("reward", reward, ("paper", "released"))
         self.reward_density = check_choice("reward_density", reward_density, ("dense", "sparse"))
-        if termination_score is not None and (
-            isinstance(termination_score, bool) or not isinstance(termination_score, (int, float))
-        ):
-            raise ConfigurationError(f"termination_score is {termination_score!r}; give a number, or null for never.")
-        self.termination_score = termination_score
+        self.termination_score = check_threshold("termination_score", termination_score)
         self.max_commands = check_count("max_commands", max_commands, 1)
         self.prompt = check_choice("prompt", prompt, ("full", "compact"))
         self.feedback = check_choice("feedback", feedback, self.feedback_modes)
@@ -215,6 +207,17 @@ class BuildingGame(Environment):
         """Which agent of how many, in words."""
         return f"{self.agent_ids.index(agent_id) + 1} of {len(self.agent_ids)}"
 
+    def team_rules(self) -> list[str]:
+        """What instructions say about the other agents; nothing to an agent that plays alone."""
+        if len(self.agent_ids) == 1:
+            return []
+        return [
+            "- The other builders do the rest. They answer at the same time; you do not see what they write, nor they "
+            "what you write.",
+            "- Commands are carried out builder by builder. Where two fill the same cell, the block of the later "
+            "builder stays.",
+        ]
+
     def persistence_rule(self) -> str:
         """How the turns hang together; instructions and feedback both say it with this sentence."""
         if self.horizon == 1:
@@ -252,44 +255,3 @@ class BuildingGame(Environment):
 
 def _add(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
     return {block: first.get(block, 0) + second.get(block, 0) for block in {**first, **second}}
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Refuse a `value` that is not one of `choices`."""
-    if value not in choices:
-        raise ConfigurationError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-    return str(value)
-
-
-def check_count(name: str, value: Any, least: int) -> int:
-    """Refuse a `value` that is not a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {least}.")
-    return value
-
-
-def check_blocks(blocks: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The palettes without air; refuse teams and palettes that cannot build."""
-    if not isinstance(blocks, Mapping) or not blocks:
-        raise ConfigurationError(f"blocks is {blocks!r}; map at least one agent id to a list of block names.")
-    palettes: dict[str, tuple[str, ...]] = {}
-    for agent_id, names in blocks.items():
-        if not isinstance(agent_id, str) or not agent_id.strip():
-            raise ConfigurationError(f"blocks: {agent_id!r} is no agent id; use a name such as builder_1.")
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise ConfigurationError(f"blocks: {agent_id} has {names!r}; give a list of block names.")
-        for name in names:
-            if not isinstance(name, str) or not name or len(name.split()) != 1 or name.startswith("minecraft:"):
-                raise ConfigurationError(
-                    f"blocks: {agent_id} has the block {name!r}; use single words without the prefix minecraft:, "
-                    "such as oak_planks."
-                )
-            if is_air(name) and name != AIR:
-                raise ConfigurationError(f"blocks: {agent_id} has {name!r}, which counts as air; write air or drop it.")
-        palette = tuple(name for name in names if name != AIR)
-        if not palette:
-            raise ConfigurationError(f"blocks: {agent_id} has no block to build with; list one other than air.")
-        if len(set(palette)) != len(palette):
-            raise ConfigurationError(f"blocks: {agent_id} lists a block twice in {list(palette)}; list each once.")
-        palettes[agent_id] = palette
-    return palettes

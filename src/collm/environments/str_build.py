@@ -195,8 +195,8 @@ class StrBuild(BuildingGame):
         lines = self.turn_report(state, score, rejected)
         if grid:
             lines += [
-                "The build, its top row first, each row after its y. '+' is covered, '#' still needs a block, 'x' should "
-                "be empty, '.' is empty:",
+                "The build, its top row first, each row after its y. '+' is covered, '#' still needs a block, 'x' "
+                "should be empty, '.' is empty:",
                 *grid,
             ]
         if advice:
