@@ -8,8 +8,6 @@ import pytest
 
 from collm.environments.lettering import GLYPHS, area, compare, draw_word, random_figures, targets
 from collm.environments.str_build import (
-    DEMONSTRATION_COVERAGE,
-    DEMONSTRATION_SLIPS,
     StrBuild,
     checkerboard,
     command,
