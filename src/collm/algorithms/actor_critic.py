@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from collm.algorithms.base import MultiAgentModule
 from collm.errors import ConfigurationError
 from collm.models.critic import Critic, CriticSpec
-from collm.objectives import value_loss
+from collm.objectives import clipped_value_loss, value_loss
 from collm.returns import discounted_returns, explained_variance
 from collm.trajectory import RolloutBatch, TokenSequence
 
@@ -25,8 +25,11 @@ class ActorCritic(MultiAgentModule):
         critic_epochs: Passes of each critic over each rollout.
         critic_warmup: Rollouts at the beginning in which only critics learn.
         value_loss_weight: Scale of the value loss; it matters together with gradient clipping.
+        value_clip: Largest move of a value that lowers its loss (PPO's value clipping); by default any.
         kwargs: Everything that algorithms share.
     """
+
+    separate_critics = True  # False where critics stand on the policies' own weights
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class ActorCritic(MultiAgentModule):
         critic_epochs: int = 1,
         critic_warmup: int = 0,
         value_loss_weight: float = 1.0,
+        value_clip: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -43,6 +47,7 @@ class ActorCritic(MultiAgentModule):
         self.critic_epochs = critic_epochs
         self.critic_warmup = critic_warmup
         self.value_loss_weight = value_loss_weight
+        self.value_clip = value_clip
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
@@ -55,8 +60,13 @@ class ActorCritic(MultiAgentModule):
             )
         if value_loss_weight <= 0:
             raise ConfigurationError(f"model.value_loss_weight is {value_loss_weight}; it must be above 0.")
-        if self.parameters_mode == "lora" and critic.lora_rank == 0:
+        if value_clip is not None and value_clip <= 0:
+            raise ConfigurationError(f"model.value_clip is {value_clip}; use null to turn it off.")
+        if self.separate_critics and self.parameters_mode == "lora" and critic.lora_rank == 0:
             raise ConfigurationError("parameters is 'lora' but critic.lora_rank is 0; set it to the adapter's rank.")
+        taken = sorted(set(self.critic_readers()) & {*self.agent_ids, "team"})
+        if taken:
+            raise ConfigurationError(f"an agent is called {taken[0]!r}, which is the critic's name; rename the agent.")
 
     def critic_readers(self) -> Mapping[str, Sequence[str]]:
         """The critics by name, and the agents whose histories each of them reads."""
@@ -67,13 +77,17 @@ class ActorCritic(MultiAgentModule):
             return
         super().configure_model()
         for name, reads in self.critic_readers().items():
-            adapter = name if self.critic_spec.lora_rank else None
-            backbone = self.backbone(name, self.critic_spec, adapter)
-            self.critics[name] = Critic(self.critic_spec, backbone, adapter, reads)
-            self.learners[name] = self.critics[name].trainable_parameters()
+            self.critics[name] = self.build_critic(name, reads)
+
+    def build_critic(self, name: str, reads: Sequence[str]) -> Critic:
+        """The critic `name`, a learner of its own over a backbone or adapter of its own."""
+        adapter = name if self.critic_spec.lora_rank else None
+        critic = Critic(self.critic_spec, self.backbone(name, self.critic_spec, adapter), adapter, reads)
+        self.learners[name] = critic.trainable_parameters()
+        return critic
 
     def learning_rates(self) -> dict[str, float]:
-        rates = dict.fromkeys(self.critics, self.critic_spec.learning_rate)
+        rates = {name: self.critic_spec.learning_rate for name in self.critics if name in self.learners}
         return super().learning_rates() | rates
 
     @torch.no_grad()
@@ -87,19 +101,32 @@ class ActorCritic(MultiAgentModule):
         return values
 
     def update_critic(
-        self, name: str, histories: Sequence[TokenSequence], targets: Tensor, batch: RolloutBatch
+        self, name: str, histories: Sequence[TokenSequence], values: Tensor, targets: Tensor, batch: RolloutBatch
     ) -> None:
         """Regress the critic on fixed `targets` [B, T]; the loss is the mean over played turns."""
         for rows in self.minibatches(batch, self.critic_epochs):
-            num_turns = int(batch.turn_mask[sorted(rows)].sum())
-            self.optimize(name, self._value_losses(name, histories, rows, targets, num_turns), f"loss/{name}")
+            self.optimize(name, self.value_losses(name, histories, rows, values, targets, batch), f"loss/{name}")
 
-    def _value_losses(self, name, histories, rows, targets, num_turns):
+    def value_losses(
+        self,
+        name: str,
+        histories: Sequence[TokenSequence],
+        rows: set[int],
+        values: Tensor,
+        targets: Tensor,
+        batch: RolloutBatch,
+    ) -> Iterator[Tensor]:
+        """Losses of one critic, one per micro-batch; `values` [B, T] are those from before the update."""
         critic, shape = self.critics[name], tuple(targets.shape)
+        num_turns = int(batch.turn_mask[sorted(rows)].sum())
         for chunk in self.chunks(histories, rows, critic.tokenizer.pad_token_id):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
-            values = chunk.sum_by_turn(critic(chunk), shape)
-            yield self.value_loss_weight * value_loss(values, targets, scored) / num_turns
+            now = chunk.sum_by_turn(critic(chunk), shape)
+            if self.value_clip is None:
+                loss = value_loss(now, targets, scored)
+            else:
+                loss = clipped_value_loss(now, values, targets, scored, self.value_clip)
+            yield self.value_loss_weight * loss / num_turns
 
     def log_critic(self, name: str, values: Tensor, targets: Tensor, batch: RolloutBatch) -> None:
         """How good the values were that this update's advantages come from."""

@@ -36,7 +36,7 @@ class CoLLMCC(ActorCritic):
         targets = advantages + values
         self.log_critic("critic", values, targets, batch)
 
-        self.update_critic("critic", histories, targets, batch)  # (5)
+        self.update_critic("critic", histories, values, targets, batch)  # (5)
         if self.actors_learn:
             shared = self.shape_advantages(advantages, batch.turn_mask)
             self.update_policies(batch, dict.fromkeys(self.agent_ids, shared))  # (4)
