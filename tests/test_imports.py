@@ -53,7 +53,10 @@ RULES = {
     ),
     "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors")),
     "collm.algorithms": Rule(
-        rooms("models", "returns", "objectives", "trajectory", "metrics", "errors", "algorithms.base", "algorithms.actor_critic")
+        rooms(
+            *("models", "returns", "objectives", "trajectory", "metrics", "errors"),
+            *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo"),
+        )
     ),
     "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics")),
 }

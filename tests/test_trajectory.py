@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -84,7 +85,7 @@ def test_each_agent_reads_its_own_tokens() -> None:
 
 def test_rows_never_span_trajectories_and_name_their_own() -> None:
     """Equal trajectories, with one that never played between them."""
-    sequences = action_sequences([CHAIN, make_trajectory(), CHAIN], "alice")
+    sequences = action_sequences([CHAIN, make_trajectory(), copy.deepcopy(CHAIN)], "alice")
     assert [sequence.row for sequence in sequences] == [0, 2]
     assert sequences[0].ids == sequences[1].ids
 

@@ -72,6 +72,25 @@ def generalized_advantages(
     return _discounted_sum(deltas, discount * gae_lambda)
 
 
+def node_returns(returns: Tensor, nodes: Tensor, weights: Tensor, turn_mask: Tensor) -> Tensor:
+    """Return of every joint action of a rollout tree: r + gamma times the mean return of its children.
+
+    The mean over the paths through it, each with its weight, which is the same by linearity.
+
+    Args:
+        returns: Reward to go along each path, [B, T].
+        nodes: Joint action at each turn of each path, numbered from 0, [B, T].
+        weights: How likely a random descent of the tree takes each path, up to a factor, [B].
+        turn_mask: True at played turns, [B, T].
+
+    Returns:
+        One return for each of the M joint actions, [M].
+    """
+    index, weight = nodes[turn_mask], weights[:, None].expand_as(returns)[turn_mask]
+    empty = returns.new_zeros(int(index.max()) + 1 if index.numel() else 0)
+    return empty.index_add(0, index, weight * returns[turn_mask]) / empty.index_add(0, index, weight)
+
+
 def group_mean_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
     """Mean return of the group at each turn: b(h_t) of arXiv 2601.21972, eq. 1, as in MAGRPO (arXiv 2508.04652).
 

@@ -54,20 +54,34 @@ class Action:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Branch:
+    """Where a joint action stands in a rollout tree.
+
+    Args:
+        node: Number of the joint action, unique in its rollout; paths that begin alike share it.
+        parent: Number of the joint action before it, which its siblings share; below 0 at the root of a task.
+    """
+
+    node: int
+    parent: int
+
+
 @dataclass
 class Turn:
-    """One joint action and its reward."""
+    """One joint action and its reward; `branch` is None outside rollout trees."""
 
     observations: dict[str, str]
     actions: dict[str, Action]
     reward: float
     terms: dict[str, float] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    branch: Branch | None = None
 
 
 @dataclass
 class Trajectory:
-    """The turns of one episode.
+    """The turns of one episode, or one path of a rollout tree from its root to a leaf.
 
     Args:
         task: What was played.
@@ -78,6 +92,7 @@ class Trajectory:
         metrics: Numbers the environment has about the finished episode.
         error: Why the episode failed, if the environment reported that it did; such an episode keeps the turns
             it has and counts in `rollout/failed`.
+        weight: How likely a random descent of its rollout tree takes this path; 1 for an episode of its own.
     """
 
     task: Task
@@ -87,6 +102,7 @@ class Trajectory:
     turns: list[Turn] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    weight: float = 1.0
 
     @property
     def total_reward(self) -> float:
@@ -167,6 +183,25 @@ class SequenceBatch:
         return flat.index_add(0, index, token_values[self.action_mask]).view(shape)
 
 
+@dataclass(frozen=True)
+class RolloutTree:
+    """How the trajectories of a batch hang together where they are paths of rollout trees.
+
+    Args:
+        nodes: Joint action at each turn of each path, numbered from 0 to M - 1, 0 where no turn was played, [B, T].
+        siblings: Group of each joint action: those drawn after the same history, [M].
+        weights: How much each path counts, with mean 1, [B].
+    """
+
+    nodes: Tensor
+    siblings: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> RolloutTree:
+        """The tree with its tensors on `device`."""
+        return RolloutTree(self.nodes.to(device), self.siblings.to(device), self.weights.to(device))
+
+
 @dataclass
 class RolloutBatch:
     """Finished, on-policy trajectories and what every algorithm reads of them.
@@ -177,6 +212,7 @@ class RolloutBatch:
         turn_mask: True at turns that were played, [B, T].
         groups: Group of each trajectory, [B].
         seconds: What it took to play them.
+        tree: How they hang together, None where every trajectory is an episode of its own.
     """
 
     trajectories: list[Trajectory]
@@ -184,11 +220,12 @@ class RolloutBatch:
     turn_mask: Tensor
     groups: Tensor
     seconds: float = 0.0
+    tree: RolloutTree | None = None
 
     @property
     def joint_samples(self) -> int:
         """Joint actions with a reward in this batch."""
-        return int(self.turn_mask.sum())
+        return int(self.turn_mask.sum()) if self.tree is None else len(self.tree.siblings)
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The batch with its tensors on `device`."""
@@ -198,6 +235,7 @@ class RolloutBatch:
             self.turn_mask.to(device),
             self.groups.to(device),
             self.seconds,
+            None if self.tree is None else self.tree.to(device),
         )
 
 
@@ -211,17 +249,49 @@ def collate(trajectories: Sequence[Trajectory], seconds: float = 0.0) -> Rollout
             rewards[row, index] = turn.reward
             turn_mask[row, index] = True
     groups = torch.tensor([trajectory.group for trajectory in trajectories])
-    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds)
+    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width))
+
+
+def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:
+    """How `trajectories` hang together, over `width` turns; None if no turn has a `branch`."""
+    branches = [[turn.branch for turn in trajectory.turns] for trajectory in trajectories]
+    if not any(branch for path in branches for branch in path):
+        return None
+    distinct = list({branch.node: branch for path in branches for branch in path}.values())
+    numbers = {branch.node: index for index, branch in enumerate(distinct)}
+    nodes = torch.tensor([[numbers[b.node] for b in path] + [0] * (width - len(path)) for path in branches])
+    weights = torch.tensor([trajectory.weight for trajectory in trajectories])
+    return RolloutTree(nodes, torch.tensor([branch.parent for branch in distinct]), weights / weights.mean())
+
+
+def pool_shared_actions(advantages: Tensor, batch: RolloutBatch, agent_id: str) -> Tensor:
+    """Advantages where `action_sequences` scores an action, [B, T] -> [B, T].
+
+    An action that several trajectories share (paths of a rollout tree, crossed joint actions) is scored once, in the
+    first of them. A loss that is linear in the advantages is the same if that place gets their weighted sum, and the
+    others 0. Where nothing is shared, nothing changes.
+    """
+    first: dict[int, int] = {}
+    places = list(range(advantages.numel()))
+    for row, trajectory in enumerate(batch.trajectories):
+        for place, turn in enumerate(trajectory.turns, start=row * advantages.shape[1]):
+            places[place] = first.setdefault(id(turn.actions[agent_id]), place)
+    weighted = advantages if batch.tree is None else advantages * batch.tree.weights[:, None]
+    pooled = torch.zeros_like(advantages).flatten()
+    index = torch.tensor(places, device=pooled.device)
+    return pooled.index_add(0, index, weighted.flatten()).view(advantages.shape)
 
 
 def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[TokenSequence]:
     """What one agent read and wrote, as few rows as possible.
 
-    A dialogue whose history is kept whole is a prefix chain: every prompt begins with the previous prompt and
-    the action that followed it. Such a chain becomes ONE row that scores all its turns in one forward pass. Where a history
-    was cut to fit the context, a new row begins.
+    A dialogue whose history is kept whole is a prefix chain: every prompt begins with the previous prompt and the
+    action that followed it. Such a chain becomes ONE row that scores all its turns in one forward pass. Where a
+    history was cut to fit the context, a new row begins. An action that several trajectories share is scored in the
+    first of them alone; see `pool_shared_actions`.
     """
     sequences: list[TokenSequence] = []
+    scored: set[int] = set()
     for row, trajectory in enumerate(trajectories):
         current: TokenSequence | None = None
         for turn, actions in enumerate(turn.actions for turn in trajectory.turns):
@@ -234,10 +304,12 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
             current.ids.extend(context)
             current.turns.extend([-1] * len(context))
             current.old_log_probs.extend([0.0] * len(context))
+            new = id(action) not in scored
+            scored.add(id(action))
             current.ids.extend(action.token_ids)
-            current.turns.extend([turn] * len(action.token_ids))
-            current.old_log_probs.extend(action.log_probs)
-    return sequences
+            current.turns.extend([turn if new else -1] * len(action.token_ids))
+            current.old_log_probs.extend(action.log_probs if new else [0.0] * len(action.token_ids))
+    return [sequence for sequence in sequences if any(turn >= 0 for turn in sequence.turns)]
 
 
 def micro_batches(
@@ -272,9 +344,7 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
         if sequence.old_log_probs:
             old_log_probs[index, :size] = torch.tensor(sequence.old_log_probs)
     rows = torch.tensor([sequence.row for sequence in sequences])
-    return SequenceBatch(
-        rows.to(device), ids.to(device), mask.to(device), turns.to(device), old_log_probs.to(device)
-    )
+    return SequenceBatch(rows.to(device), ids.to(device), mask.to(device), turns.to(device), old_log_probs.to(device))
 
 
 def first_non_finite(trajectories: Iterable[Trajectory]) -> Trajectory | None:

@@ -34,6 +34,7 @@ from collm.trajectory import (
     action_sequences,
     first_non_finite,
     micro_batches,
+    pool_shared_actions,
 )
 
 
@@ -216,6 +217,7 @@ class MultiAgentModule(L.LightningModule):
 
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
         """Policy-gradient steps of every agent on `advantages` [B, T], by agent id."""
+        advantages = {name: pool_shared_actions(values, batch, name) for name, values in advantages.items()}
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
         for rows in self.minibatches(batch, self.num_epochs):
             for name, members in self.team.items():

@@ -18,7 +18,7 @@ from collm.algorithms.actor_critic import ActorCritic
 from collm.errors import ConfigurationError
 from collm.models.critic import Critic
 from collm.returns import generalized_advantages
-from collm.trajectory import RolloutBatch, action_sequences
+from collm.trajectory import RolloutBatch, action_sequences, pool_shared_actions
 
 
 class CoLLMDCShared(ActorCritic):
@@ -61,7 +61,8 @@ class CoLLMDCShared(ActorCritic):
             # delta_{i,t} of (2) at gae_lambda 0; with the value added, the target of (3), held fixed
             advantages = generalized_advantages(batch.rewards, old, batch.turn_mask, self.discount, self.gae_lambda)
             targets[agent_id] = advantages + old
-            shaped[agent_id] = self.shape_advantages(advantages, batch.turn_mask)
+            advantages = self.shape_advantages(advantages, batch.turn_mask)
+            shaped[agent_id] = pool_shared_actions(advantages, batch, agent_id)
             self.log_critic(name, old, targets[agent_id], batch)
 
         def losses(agent_id: str, rows: set[int]):
