@@ -42,6 +42,8 @@ class CollmCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.agent_ids", "model.init_args.agent_ids", apply_on="instantiate")
+        # algorithms without the argument are left alone
+        parser.link_arguments("data.num_generations", "model.init_args.num_generations")
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
