@@ -1,0 +1,135 @@
+"""A one-shot matrix game in text: every agent names an action, and a table says what the team is paid.
+
+Small enough to be solved by hand, and to see in seconds whether a method learns. All tasks are the same game under
+other names, for a game with a single state has nothing to hold out: evaluations tell how well it is played, not how
+well play generalizes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from collm.environments.base import Environment, Step
+from collm.errors import ConfigurationError
+from collm.trajectory import Task, Trajectory
+
+
+class MatrixGame(Environment):
+    """Agents pick actions at once and are paid what a table says for the joint action.
+
+    Args:
+        payoff: Nested lists, one level per agent: `payoff[i][j]` is paid when the first agent takes action i and the
+            second one action j. Lists with one entry more than there are actions hold, last, what a response without
+            any action is worth. The default pays 1 for both taking the first action and 0.5 for both taking the second.
+        actions: The words that agents choose from. The action of a response is the first of them that it holds as a
+            word of its own.
+        invalid_reward: Paid when a response holds none of them and `payoff` has no entry for it; by default the
+            smallest payoff.
+        num_games: Names of the game to train under, `game 0` and so on.
+        num_eval: Further names, for evaluations.
+    """
+
+    horizon = 1
+
+    def __init__(
+        self,
+        payoff: list[Any] | None = None,
+        actions: list[str] | None = None,
+        invalid_reward: float | None = None,
+        num_games: int = 8,
+        num_eval: int = 2,
+    ) -> None:
+        self.actions = ["0", "1"] if actions is None else list(actions)
+        for word in self.actions:
+            if not isinstance(word, str) or not re.fullmatch(r"\w+", word):
+                raise ConfigurationError(f"actions: {word!r} is no word; use letters, digits and '_' only.")
+        if len(self.actions) < 2 or len(set(self.actions)) != len(self.actions):
+            raise ConfigurationError(f"actions is {self.actions}; list two or more different words.")
+        self.payoff = [[1.0, 0.0], [0.0, 0.5]] if payoff is None else payoff
+        depth = _depth(self.payoff)
+        self.agent_ids = tuple(f"player_{index + 1}" for index in range(depth))
+        size = len(self.actions) + 1  # the last action is none at all
+        own_row = isinstance(self.payoff, Sequence) and len(self.payoff) == size
+        if own_row and invalid_reward is not None:
+            raise ConfigurationError(
+                f"invalid_reward is {invalid_reward}, but payoff has an entry for responses without an action; "
+                "remove one of them."
+            )
+        listed = range(size if own_row else len(self.actions))
+        table = {choice: self._entry(choice, len(listed)) for choice in product(listed, repeat=depth)}
+        if not own_row:
+            nothing = min(table.values()) if invalid_reward is None else float(invalid_reward)
+            table = {choice: table.get(choice, nothing) for choice in product(range(size), repeat=depth)}
+        self._table = table
+        self.min_reward, self.max_reward = min(table.values()), max(table.values())
+        if num_games < 1 or num_eval < 1:
+            raise ConfigurationError(f"num_games is {num_games} and num_eval is {num_eval}; they must be at least 1.")
+        self._tasks = {
+            "train": _games(range(num_games)),
+            "eval": _games(range(num_games, num_games + num_eval)),
+        }
+
+    def _entry(self, choice: Sequence[int], size: int) -> float:
+        entry: Any = self.payoff
+        for index in choice:
+            if not isinstance(entry, Sequence) or len(entry) != size:
+                raise ConfigurationError(
+                    f"payoff is {self.payoff}, but with {len(self.actions)} actions every list in it needs "
+                    f"{len(self.actions)} entries, or all of them one more, and there is one level of lists per agent."
+                )
+            entry = entry[index]
+        if isinstance(entry, bool) or not isinstance(entry, (int, float)):
+            raise ConfigurationError(f"payoff has the entry {entry!r} at {list(choice)}; give a number.")
+        return float(entry)
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The same game under different names."""
+        return self._tasks[split]
+
+    def reset(self, task: Task, rng: random.Random) -> tuple[Task, dict[str, str]]:
+        """Every agent is told its place and the actions; there is no chance in the game."""
+        choice = ", ".join(self.actions[:-1]) + f" or {self.actions[-1]}"
+        return task, {agent_id: f"You are {agent_id}. Answer {choice}." for agent_id in self.agent_ids}
+
+    def step(self, state: Task, joint_action: Mapping[str, str]) -> Step:
+        """Pay the joint action; the episode is over."""
+        chosen = {agent_id: self.read(joint_action[agent_id]) for agent_id in self.agent_ids}
+        reward = self._table[tuple(chosen.values())]
+        names = {agent_id: [*self.actions, None][action] for agent_id, action in chosen.items()}
+        invalid = [agent_id for agent_id, name in names.items() if name is None]
+        return Step(state, {}, reward, {"payoff": reward}, True, {"actions": names, "invalid": invalid})
+
+    def read(self, text: str) -> int:
+        """Index of the first action word in `text`, one past the last action if there is none."""
+        found = (self.actions.index(word) for word in re.findall(r"\w+", text) if word in self.actions)
+        return next(found, len(self.actions))
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Whether the best joint action was played, and the share of agents whose response held no action."""
+        turn = trajectory.turns[-1]
+        return {
+            "optimal": float(turn.reward == self.max_reward),
+            "invalid": len(turn.info["invalid"]) / len(self.agent_ids),
+        }
+
+    def demonstrate(self, state: Task, rng: random.Random) -> dict[str, str]:
+        """Every agent picks any action."""
+        return {agent_id: rng.choice(self.actions) for agent_id in self.agent_ids}
+
+
+def _depth(payoff: Any) -> int:
+    """Levels of lists, which is the number of agents."""
+    depth = 0
+    while isinstance(payoff, Sequence) and not isinstance(payoff, str) and len(payoff):
+        payoff, depth = payoff[0], depth + 1
+    if not depth:
+        raise ConfigurationError(f"payoff is {payoff!r}; give nested lists of numbers, one level per agent.")
+    return depth
+
+
+def _games(numbers: range) -> tuple[Task, ...]:
+    return tuple(Task(f"game {number}", {}) for number in numbers)
