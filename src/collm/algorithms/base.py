@@ -81,6 +81,7 @@ class MultiAgentModule(L.LightningModule):
         tokens_per_micro_batch: int = 16384,
     ):
         super().__init__()
+        self.save_hyperparameters()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what trains; frozen weights come from where they were
         self.agent_ids = tuple(agent_ids)
@@ -343,8 +344,8 @@ class MultiAgentModule(L.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
-        return batch.trajectories
+    def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
+        return [trajectory.record() for trajectory in batch.trajectories]
 
     # Checkpoints
 
