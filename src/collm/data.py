@@ -1,7 +1,7 @@
 """On-policy data: every training batch is a rollout of the policies as the last update left them.
 
-The dataset has a length and no workers. Without a length Lightning prefetches one batch, which would be drawn with the weights
-from before the update (a test holds this).
+The dataset has a length and no workers. Without a length Lightning prefetches one batch, which would be drawn with
+the weights from before the update (a test holds this).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class RolloutDataModule(L.LightningDataModule):
         sampler: How joint actions are formed in training; by default all agents act at once.
         eval_sampler: How they are formed in evaluations and predictions; by default all agents act at once.
         tasks_per_rollout: Tasks played side by side in one rollout.
-        num_generations: Episodes of each task in a rollout: the group size of group baselines.
+        num_generations: Episodes of each task in a rollout, or joint actions at each node of a rollout tree: the
+            group size K of group baselines.
         rollouts_per_epoch: Rollouts, and so updates, of one epoch.
         eval_episodes_per_task: Episodes of each held-out task in an evaluation.
         eval_greedy: Evaluate the most likely responses instead of sampled ones.
@@ -84,6 +85,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.train_tasks = list(environment.tasks("train"))
         self.eval_tasks = list(environment.tasks("eval"))
         check_tasks(type(environment).__name__, self.train_tasks, self.eval_tasks)
+        self.sampler.check(environment, tasks_per_rollout, num_generations)
+        at_once = max(1, eval_batch_size // eval_episodes_per_task)
+        self.eval_sampler.check(environment, min(at_once, len(self.eval_tasks)), eval_episodes_per_task)
 
     @property
     def agent_ids(self) -> list[str]:

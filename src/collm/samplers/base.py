@@ -1,7 +1,7 @@
 """How joint actions are formed: who is asked what, and in which order.
 
-Samplers see policies through a Protocol and environments through their base class, so that either can be replaced without the
-other noticing.
+Samplers see policies through a Protocol and environments through their base class, so that either can be replaced
+without the other noticing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from collm.environments.base import Environment, EpisodeFailure
-from collm.trajectory import Action, Task, Trajectory, Turn
+from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
 
 class SamplingPolicy(Protocol):
@@ -42,13 +42,20 @@ class Episode:
         self.state: Any
         self.state, self.observations = environment.reset(task, self.rng)
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
+        self.messages: list[Message] = []  # of the turn that is being played
         self.done = False
 
-    def history(self, agent_id: str) -> tuple[list[str], list[Action]]:
-        """Observations o_0 ... o_t and actions a_0 ... a_{t-1} of one agent."""
-        turns = self.trajectory.turns
-        observations = [turn.observations[agent_id] for turn in turns]
-        return [*observations, self.observations[agent_id]], [turn.actions[agent_id] for turn in turns]
+    def history(self, agent_id: str, shown: str | None = None) -> tuple[list[str], list[Action]]:
+        """Observations o_0 ... o_t and actions a_0 ... a_{t-1} of one agent.
+
+        Args:
+            agent_id: Whose history.
+            shown: What the agent is shown now, in place of the environment's observation.
+        """
+        own = [message for turn in self.trajectory.turns for message in turn.written_by(agent_id)]
+        own += [message for message in self.messages if message.agent_id == agent_id]
+        shown = self.observations[agent_id] if shown is None else shown
+        return [*(message.observation for message in own), shown], [message.action for message in own]
 
     def act(self, joint_action: Mapping[str, Action]) -> None:
         """Apply one response per agent."""
@@ -58,15 +65,21 @@ class Episode:
             self.trajectory.error = str(failure)
             self.done = True
             return
-        self.trajectory.turns.append(
-            Turn(self.observations, dict(joint_action), step.reward, step.terms, step.info)
-        )
+        self.trajectory.turns.append(Turn(self.observations, dict(joint_action), step.reward, step.terms, step.info))
         self.state, self.observations = step.state, step.observations
         self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
 
 
 class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
+
+    def check(  # noqa: B027 (most samplers refuse nothing)
+        self, environment: Environment, num_tasks: int, num_generations: int
+    ) -> None:
+        """Refuse a rollout of `num_generations` episodes of `num_tasks` tasks that cannot be played.
+
+        It is asked before any weights load.
+        """
 
     def rollout(
         self,

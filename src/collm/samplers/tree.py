@@ -1,0 +1,117 @@
+"""A rollout tree: at every node all agents answer K times, and play goes on from every joint action (MAGRPO).
+
+Paths that begin alike share their turns, so that a joint action is played and rewarded once however many paths lead on
+from it. Each agent is asked K times at every node: with n agents and H turns
+
+    N_call = n K (K^H - 1) / (K - 1)        (arXiv 2601.21972, proposition 4.3; aligned joint actions)
+
+responses per task, all nodes of a turn in one batch per agent.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count, product
+from typing import Literal
+
+import torch
+
+from collm.environments.base import Environment
+from collm.errors import ConfigurationError
+from collm.samplers.base import Episode, SamplingPolicy
+from collm.samplers.parallel import Parallel
+from collm.trajectory import Action, Branch, Task, Trajectory
+
+
+class Tree(Parallel):
+    """Branches every history into K = `data.num_generations` joint actions.
+
+    A rollout is one tree per task. Its trajectories are the paths from the root to the leaves, and the joint actions
+    of a node are the group that baselines compare.
+
+    Args:
+        joint: How K responses of every agent make joint actions. `aligned`: the first of every agent, the second of
+            every agent, and so on, K per node. `cross`: every combination, K^n per node, for the same model calls.
+        max_joint_samples: Largest number of joint actions in a rollout; a larger tree is refused.
+    """
+
+    def __init__(self, joint: Literal["aligned", "cross"] = "aligned", max_joint_samples: int = 4096):
+        self.joint = joint
+        self.max_joint_samples = max_joint_samples
+        if joint not in ("aligned", "cross"):
+            raise ConfigurationError(f"joint is {joint!r}; choose aligned or cross.")
+        if max_joint_samples < 1:
+            raise ConfigurationError(f"max_joint_samples is {max_joint_samples}; it must be at least 1.")
+
+    def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
+        """Refuse trees beyond the budget, and say how large they would be."""
+        branches = num_generations ** (len(environment.agent_ids) if self.joint == "cross" else 1)
+        size = sum(branches**turn for turn in range(1, environment.horizon + 1))
+        if num_tasks * size > self.max_joint_samples:
+            raise ConfigurationError(
+                f"a rollout tree with {branches} {self.joint} joint actions per node (data.num_generations "
+                f"{num_generations}) over {environment.horizon} turns has {size:,} joint samples, and "
+                f"{num_tasks * size:,} in a rollout of {num_tasks} tasks; max_joint_samples is "
+                f"{self.max_joint_samples:,}. Lower num_generations, the horizon or tasks_per_rollout, or raise it."
+            )
+
+    def rollout(
+        self,
+        environment: Environment,
+        tasks: Sequence[Task],
+        policies: Mapping[str, SamplingPolicy],
+        seed: int,
+        device: torch.device | str,
+        num_generations: int = 1,
+        greedy: bool = False,
+        on_turn: Callable[[int, int], None] | None = None,
+    ) -> list[Trajectory]:
+        """Grow one tree per task, all of them turn by turn; see `Sampler.rollout`."""
+        self.check(environment, len(tasks), num_generations)
+        generator = torch.Generator(device).manual_seed(seed)
+        numbers = count()
+        paths = [Episode(environment, task, group, seed * 1_000_003 + group) for group, task in enumerate(tasks)]
+        for turn in range(environment.horizon):
+            active = [path for path in paths if not path.done]
+            if not active:
+                break
+            if on_turn is not None:
+                on_turn(turn, len(active) * num_generations)
+            asked = [path for path in active for _ in range(num_generations)]
+            drawn = self.joint_actions(asked, policies, generator, greedy)
+            starts = range(0, len(drawn), num_generations)
+            children = iter(
+                [
+                    self.branch(path, self.combine(drawn[start : start + num_generations]), numbers)
+                    for path, start in zip(active, starts, strict=True)
+                ]
+            )
+            paths = [child for path in paths for child in ([path] if path.done else next(children))]
+        return [path.trajectory for path in paths]
+
+    def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
+        """Joint actions of one node from K responses of every agent; crossed ones share the responses."""
+        if self.joint == "aligned":
+            return [dict(joint_action) for joint_action in drawn]
+        responses = {agent_id: [joint_action[agent_id] for joint_action in drawn] for agent_id in drawn[0]}
+        return [dict(zip(responses, chosen, strict=True)) for chosen in product(*responses.values())]
+
+    @staticmethod
+    def branch(path: Episode, joint_actions: Sequence[Mapping[str, Action]], numbers: count[int]) -> list[Episode]:
+        """One continuation of `path` for each of `joint_actions`; they share its turns and its chance."""
+        turns = path.trajectory.turns
+        parent = turns[-1].branch.node if turns and turns[-1].branch else -1 - path.trajectory.group
+        children = []
+        for joint_action in joint_actions:
+            child = copy.copy(path)
+            # states are not promised to be immutable, and may hold a generator
+            child.state, child.rng = copy.deepcopy((path.state, path.rng))
+            weight = path.trajectory.weight / len(joint_actions)
+            child.trajectory = replace(path.trajectory, turns=list(turns), weight=weight)
+            child.act(joint_action)
+            if len(child.trajectory.turns) > len(turns):
+                child.trajectory.turns[-1].branch = Branch(next(numbers), parent)
+            children.append(child)
+        return children
