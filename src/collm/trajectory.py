@@ -45,6 +45,7 @@ class Action:
         token_ids: Sampled tokens, the end-of-sequence token included when it was sampled.
         log_probs: Log-probability of each sampled token under the behaviour policy.
         truncated: True when the response was cut at the token limit instead of ended by the agent.
+        seconds: How long it took to write; 0 where it was not timed on its own.
     """
 
     text: str
@@ -52,6 +53,28 @@ class Action:
     token_ids: Sequence[int] = ()
     log_probs: Sequence[float] = ()
     truncated: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something one agent was shown and wrote within a turn.
+
+    Args:
+        agent_id: Who wrote it.
+        observation: What the agent was shown for it.
+        action: What it wrote.
+        round: Messages of one round are written at the same time, those of the next one after them.
+    """
+
+    agent_id: str
+    observation: str
+    action: Action
+    round: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The message as plain data."""
+        return {"agent_id": self.agent_id, "observation": self.observation, "text": self.action.text}
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,12 @@ class Branch:
 
 @dataclass
 class Turn:
-    """One joint action and its reward; `branch` is None outside rollout trees."""
+    """One joint action and its reward; `branch` is None outside rollout trees.
+
+    `messages` is empty where every agent answered its observation at once, as `observations` and `actions` say it all.
+    Where agents talk before they act, it holds all that they were shown and wrote, in order; the last message of each
+    agent is its action.
+    """
 
     observations: dict[str, str]
     actions: dict[str, Action]
@@ -77,6 +105,12 @@ class Turn:
     terms: dict[str, float] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     branch: Branch | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def written_by(self, agent_id: str) -> list[Message]:
+        """What one agent was shown and wrote, in order; the last one is its action."""
+        own = [message for message in self.messages if message.agent_id == agent_id]
+        return own or [Message(agent_id, self.observations[agent_id], self.actions[agent_id])]
 
 
 @dataclass
@@ -125,6 +159,7 @@ class Trajectory:
                     "terms": turn.terms,
                     "info": turn.info,
                 }
+                | ({"messages": [message.record() for message in turn.messages]} if turn.messages else {})
                 for turn in self.turns
             ],
         }
@@ -287,15 +322,16 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
 
     A dialogue whose history is kept whole is a prefix chain: every prompt begins with the previous prompt and the
     action that followed it. Such a chain becomes ONE row that scores all its turns in one forward pass. Where a
-    history was cut to fit the context, a new row begins. An action that several trajectories share is scored in the
-    first of them alone; see `pool_shared_actions`.
+    history was cut to fit the context, a new row begins. What an agent wrote to others before it acted is part of its
+    action, as the others' actions depend on it. An action that several trajectories share is scored in the first of
+    them alone; see `pool_shared_actions`.
     """
     sequences: list[TokenSequence] = []
     scored: set[int] = set()
     for row, trajectory in enumerate(trajectories):
         current: TokenSequence | None = None
-        for turn, actions in enumerate(turn.actions for turn in trajectory.turns):
-            action = actions[agent_id]
+        written = [(turn, m.action) for turn, one in enumerate(trajectory.turns) for m in one.written_by(agent_id)]
+        for turn, action in written:
             prompt = list(action.prompt_ids)
             if current is None or prompt[: len(current.ids)] != current.ids:
                 current = TokenSequence(row, [], [], [])

@@ -1,4 +1,4 @@
-"""What the agents write, where people look: transcripts and pictures in TensorBoard and as files in the run's folder."""
+"""What the agents write, where people look: transcripts and pictures in TensorBoard and in the run's folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from collm.trajectory import RolloutBatch, Trajectory
 class LogSamples(L.Callback):
     """Keeps what agents wrote in evaluations and predictions.
 
-    Every evaluation writes all its transcripts to `transcripts/`, shows a few as text and pictures in TensorBoard, and at the
-    end of `fit` the first and the last pictures stand side by side in `before_after.png`. `predict` writes
+    Every evaluation writes all its transcripts to `transcripts/`, shows a few as text and pictures in TensorBoard, and
+    at the end of `fit` the first and the last pictures stand side by side in `before_after.png`. `predict` writes
     `predictions.jsonl`.
 
     Args:
@@ -47,7 +47,9 @@ class LogSamples(L.Callback):
         if not trainer.is_global_zero or not trajectories:
             return
         step = pl_module.joint_samples
-        write_transcripts(_folder(trainer) / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories)
+        write_transcripts(
+            _folder(trainer) / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories
+        )
         shown = list({trajectory.task.task_id: trajectory for trajectory in reversed(trajectories)}.values())
         shown = shown[::-1][: self.num_shown]
         picture = side_by_side([trainer.datamodule.environment.render(trajectory) for trajectory in shown])
@@ -90,8 +92,9 @@ def as_markdown(trajectory: Trajectory) -> str:
     lines = [f"**{trajectory.task.task_id}**, return {trajectory.total_reward:.3f}"]
     for index, turn in enumerate(trajectory.turns):
         lines.append(f"### turn {index + 1}, reward {turn.reward:.3f}")
-        for agent_id, action in turn.actions.items():
-            lines.append(f"{agent_id} is shown\n{_quoted(turn.observations[agent_id])}\nand writes\n{_quoted(action.text)}")
+        for said in turn.messages or [message for agent_id in turn.actions for message in turn.written_by(agent_id)]:
+            shown, written = _quoted(said.observation), _quoted(said.action.text)
+            lines.append(f"{said.agent_id} is shown\n{shown}\nand writes\n{written}")
     return "\n\n".join(lines)
 
 

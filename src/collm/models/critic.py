@@ -1,8 +1,8 @@
 """A critic: a language model with a value head that reads a history written in time order.
 
-Turn by turn the text holds what is known about the episode (m_t of the paper: the turn and the progress of the team), every
-reader's observation, and then every reader's action. V(h_t) is read at the last token before the actions of turn t, so no
-value can see an action of its own turn, and a causal critic gives V(h_0) ... V(h_{T-1}) in ONE pass.
+Turn by turn the text holds what is known about the episode (m_t of the paper: the turn and the progress of the team),
+every reader's observation, and then every reader's action. V(h_t) is read at the last token before the actions of
+turn t, so no value can see an action of its own turn, and a causal critic gives V(h_0) ... V(h_{T-1}) in ONE pass.
 
 A centralized critic reads all agents (the joint history h_t); an individual one reads its own agent (h_{i,t}).
 """
@@ -76,7 +76,8 @@ class Critic(nn.Module):
         self.tokenizer = load_tokenizer(spec.path)
         self._backbone = [backbone]  # in a list, so that its weights are not registered a second time here
         self.head = nn.Linear(backbone.hidden_size, 1)
-        # Starting at a constant, with the bias at the mean return, keeps the first advantages those of a plain baseline.
+        # Starting at a constant, with the bias at the mean return, keeps the first advantages those of a plain
+        # baseline.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("centered", torch.tensor(False))
@@ -130,7 +131,8 @@ class Critic(nn.Module):
     def acted(self, trajectory: Trajectory, index: int) -> str:
         """What turn `index` adds to the history once everybody has acted."""
         turn = trajectory.turns[index]
-        return "".join(f"\n[{agent_id}] {turn.actions[agent_id].text}" for agent_id in self.reads) + "\n"
+        written = [message for agent_id in self.reads for message in turn.written_by(agent_id)]
+        return "".join(f"\n[{message.agent_id}] {message.action.text}" for message in written) + "\n"
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids

@@ -1,8 +1,8 @@
 """How a dialogue becomes the tokens a policy is prompted with.
 
-The whole history h_i = (o_0, a_0, ..., o_t) is the prompt. Sampled tokens are kept as they were sampled and only the text
-between them is added, so each prompt begins with the previous prompt and action: the chain that lets one forward pass score
-an episode and one key/value cache serve it.
+The whole history h_i = (o_0, a_0, ..., o_t) is the prompt. Sampled tokens are kept as they were sampled and only the
+text between them is added, so each prompt begins with the previous prompt and action: the chain that lets one forward
+pass score an episode and one key/value cache serve it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,16 @@ class Dialogue:
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t; the newest turns are kept where it does not fit.
 
-        The first observation, which holds the instruction, is never cut.
+        The first observation, which holds the instruction, is never cut. Only if a protocol has added what others wrote
+        to it may it be too long; then its middle is left out.
         """
-        opening = list(actions[0].prompt_ids) if actions else self.opening(observations[0])
         if not actions:
+            opening = self.opening(observations[0])
+            if len(opening) > self.max_prompt_tokens:
+                head = self.max_prompt_tokens // 2
+                opening = [*opening[:head], *opening[head - self.max_prompt_tokens :]]
             return opening
+        opening = list(actions[0].prompt_ids)
         latest = self.bridge(observations[-1], actions[-1])
         chained = [*actions[-1].prompt_ids, *actions[-1].token_ids, *latest]
         if len(chained) <= self.max_prompt_tokens:

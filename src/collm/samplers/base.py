@@ -65,7 +65,10 @@ class Episode:
             self.trajectory.error = str(failure)
             self.done = True
             return
-        self.trajectory.turns.append(Turn(self.observations, dict(joint_action), step.reward, step.terms, step.info))
+        self.trajectory.turns.append(
+            Turn(self.observations, dict(joint_action), step.reward, step.terms, step.info, messages=self.messages)
+        )
+        self.messages = []
         self.state, self.observations = step.state, step.observations
         self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
 

@@ -1,0 +1,51 @@
+"""What protocols share in which agents talk before they act.
+
+All that is said within a turn is recorded in its `messages`. The last message of each agent is its action; what the
+environment showed, which critics read, stays apart from what other agents said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from collm.environments.base import Environment
+from collm.errors import ConfigurationError
+from collm.samplers.base import Episode, Sampler, SamplingPolicy
+from collm.trajectory import Action, Message
+
+
+class Protocol(Sampler):
+    """A sampler whose agents read each other. Subclasses say who is asked when, with `ask`."""
+
+    def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
+        """Refuse a team of one: it has nobody to talk to."""
+        if len(environment.agent_ids) < 2:
+            name = type(self).__name__
+            raise ConfigurationError(
+                f"{name} lets agents read each other, but {type(environment).__name__} has only the agent "
+                f"{environment.agent_ids[0]!r}; use collm.samplers.parallel.Parallel, or give it another agent."
+            )
+
+    @staticmethod
+    def ask(
+        episodes: Sequence[Episode],
+        agent_id: str,
+        policy: SamplingPolicy,
+        shown: Sequence[str],
+        round: int,
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[Message]:
+        """What one agent writes in every episode when it is `shown` these texts; the episodes do not hold it yet."""
+        prompts = [
+            policy.prompt(*episode.history(agent_id, text)) for episode, text in zip(episodes, shown, strict=True)
+        ]
+        actions = policy.sample(prompts, generator, greedy)
+        return [Message(agent_id, text, action, round) for text, action in zip(shown, actions, strict=True)]
+
+    @staticmethod
+    def last_words(episode: Episode) -> dict[str, Action]:
+        """The last message of each agent in the turn that is being played."""
+        return {message.agent_id: message.action for message in episode.messages}
