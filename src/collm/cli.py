@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import inspect
 import os
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import collm.algorithms
 import collm.callbacks
@@ -23,18 +28,21 @@ import collm.environments
 import collm.samplers
 from collm.algorithms.base import MultiAgentModule
 from collm.data import RolloutDataModule
+from collm.environments.base import Environment
 from collm.errors import ConfigurationError, TrainingError
+from collm.samplers.base import Sampler
 
 _TRACEBACK = "COLLM_TRACEBACK"
 
 
 class _Parser(LightningArgumentParser):
-    """A parser whose errors are one message that names the nearest known key."""
+    """A parser whose errors are one message: the setting, its value and what would be right in its place."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # a cut name is a mistake, not a shorthand
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        if os.environ.get(_TRACEBACK) and ex is not None:
-            raise ex
-        raise ConfigurationError(_readable(message, self))
+        raise ConfigurationError(_readable(message, self)) from ex
 
 
 class CollmCLI(LightningCLI):
@@ -47,21 +55,35 @@ class CollmCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
-        if config.trainer.max_steps not in (None, -1):
+        trainer = self.config[self.subcommand].trainer
+        if trainer.max_steps not in (None, -1):
             raise ConfigurationError(
-                f"trainer.max_steps is {config.trainer.max_steps}, but a step is counted for every optimizer of every "
-                "agent here; set the length of a run with trainer.max_epochs (an epoch is data.rollouts_per_epoch rollouts)."
+                f"trainer.max_steps is {trainer.max_steps}, but a step is counted for every optimizer of every agent "
+                "here; set the length of a run with trainer.max_epochs (an epoch is data.rollouts_per_epoch rollouts)."
             )
-        for name in ("gradient_clip_val", "accumulate_grad_batches"):
-            if getattr(config.trainer, name) not in (None, 0, 1):
+        if trainer.max_epochs is not None and trainer.max_epochs < 1 and trainer.max_epochs != -1:
+            raise ConfigurationError(
+                f"trainer.max_epochs is {trainer.max_epochs}; it must be at least 1, or -1 for a run without an end."
+            )
+        for name, neutral in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+            if getattr(trainer, name) not in neutral:
                 raise ConfigurationError(
-                    f"trainer.{name} does not work with several optimizers; use model.gradient_clip_norm and "
-                    "model.tokens_per_micro_batch."
+                    f"trainer.{name} is {getattr(trainer, name)}, but it does not work with several optimizers; remove "
+                    "it and use model.gradient_clip_norm and model.tokens_per_micro_batch."
                 )
-        if str(config.trainer.precision).startswith("16"):
-            raise ConfigurationError("trainer.precision 16 is not supported; use bf16-mixed or 32-true.")
-        _check_writable(config)
+        if str(trainer.precision).startswith("16"):
+            raise ConfigurationError(
+                f"trainer.precision is {trainer.precision}, which needs a gradient scaling that is not done here; use "
+                "bf16-mixed or 32-true."
+            )
+        for switch, class_name in (
+            ("enable_progress_bar", "RolloutProgress"),
+            ("enable_checkpointing", "ModelCheckpoint"),
+        ):
+            if getattr(trainer, switch) is False:  # Lightning would complain about the callback instead of dropping it
+                callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+                trainer.callbacks = [one for one in callbacks if one and not one.class_path.endswith(f".{class_name}")]
+        _check_writable(trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint belongs to this configuration, before any weights load.
@@ -99,8 +121,9 @@ def main(default_config: str | Path | None = None, args: ArgsType = None) -> int
         args: Arguments in place of those of the process.
     """
     for package in (collm.algorithms, collm.environments, collm.samplers, collm.callbacks):
-        for module in pkgutil.iter_modules(package.__path__):  # so that --help can list what there is
-            importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__):  # so that short names and --help know what there is
+            with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
+                importlib.import_module(f"{package.__name__}.{module.name}")
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
     try:
         CollmCLI(
@@ -114,46 +137,105 @@ def main(default_config: str | Path | None = None, args: ArgsType = None) -> int
             auto_configure_optimizers=False,
             args=args,
         )
-    except (ConfigurationError, TrainingError) as error:
-        if os.environ.get(_TRACEBACK):
+    except Exception as error:
+        cause = _cause(error)
+        if cause is None or os.environ.get(_TRACEBACK):
             raise
-        print(f"\nerror: {error}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
-        return 2 if isinstance(error, ConfigurationError) else 1
+        print(f"\nerror: {cause}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
+        return 1 if isinstance(cause, TrainingError) else 2
     return 0
 
 
-def _check_writable(config: Any) -> None:
+def _cause(error: BaseException | None) -> BaseException | None:
+    """The mistake of a user behind `error`, if there is one; jsonargparse wraps what constructors raise."""
+    while error is not None and not isinstance(error, (ConfigurationError, TrainingError, MisconfigurationException)):
+        error = error.__cause__
+    return error
+
+
+def _check_writable(trainer: Any) -> None:
     """Refuse a log folder that cannot be written before a run has something to lose."""
-    loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-    folders = [getattr(logger, "init_args", {}).get("save_dir") for logger in loggers if logger not in (None, True, False)]
-    for folder in filter(None, [*folders, config.trainer.default_root_dir]):
-        existing = next(parent for parent in (Path(folder).absolute(), *Path(folder).absolute().parents) if parent.exists())
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    folders = [logger.get("init_args", {}).get("save_dir") for logger in loggers if not isinstance(logger, bool | None)]
+    for folder in filter(None, [*folders, trainer.default_root_dir]):
+        existing = next(
+            parent for parent in (Path(folder).absolute(), *Path(folder).absolute().parents) if parent.exists()
+        )
         if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ConfigurationError(f"the log folder {folder!r} cannot be written ({existing} is not writable).")
+            raise ConfigurationError(
+                f"the log folder {folder!r} cannot be written ({existing} is not a writable folder); set "
+                "trainer.logger.init_args.save_dir to one that is."
+            )
+
+
+# What jsonargparse says, taken apart
+
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a path but|Expected a None$|"
+    r"Subclass types expect|a class path \(str\)|a dict with"
+)
+_UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'(?! is not accepted as)|unrecognized arguments: -*([\w.]+)")
+_CLASS = re.compile(r"(?:dot import path string:|given class_path|Import path) '?([\w.]+)")
+_COMPONENTS = {
+    "model": MultiAgentModule,
+    "environment": Environment,
+    "sampler": Sampler,
+    "eval_sampler": Sampler,
+    "callbacks": Callback,
+}
 
 
 def _readable(message: str, parser: LightningArgumentParser) -> str:
     """The cause in jsonargparse's message, and the nearest name to one that is not known."""
-    known = {action.dest for action in parser._actions} | _component_arguments()
-    pattern = r"(?:Key|Option|option|Group|key) '([\w.]+)' is not (?:expected|accepted)|Unrecognized arguments: --([\w.]+)"
-    lines = []
-    for match in re.finditer(pattern, message):
-        key = match.group(1) or match.group(2)
-        near = difflib.get_close_matches(key, known, 1, 0.6) or difflib.get_close_matches(key.split(".")[-1], known, 1, 0.6)
-        lines.append(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return "\n".join(dict.fromkeys(lines)) + ("\n" if lines else "") + message.strip()
+    keys: list[str] = []  # where it is, from the outside in
+    causes: list[str] = []
+    given = ""
+    for line in message.splitlines():
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line.strip().removeprefix("- "))
+        text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", text.replace("NoneType", "None"))
+        if match := re.match(r'Parser key "([^"]+)":\s*', text):
+            keys.append(match[1])
+            text = text[match.end() :]
+        if match := re.match(r"Given value: (?!NestedArg)(.{1,200})$", text):
+            given = f"got {match[1]}"
+        elif text and not _NOISE.match(text):
+            causes.append(text)
+    where = ".".join(dict.fromkeys(keys))
+    causes = [_explained(cause, where, parser) for cause in dict.fromkeys(causes)]
+    if given and all(cause.startswith("Expected") and "Got value" not in cause for cause in causes):
+        causes.append(given)
+    text = (f"{where}: " if where else "") + "; ".join(causes or [message.strip()])
+    return re.sub(r"^([\w.]+): ([\w.]+): ", r"\1.\2: ", text)
 
 
-def _component_arguments() -> set[str]:
-    """Names of the constructor arguments of every component of the project."""
-    import inspect
+def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
+    """`cause` in the words of this project, with the nearest right name where one is unknown."""
+    if cause.startswith("unknown setting"):  # explained by the parser of a component already
+        return cause
+    if match := re.search(r"arguments are required: (.*)", cause):
+        return f"{match[1]} missing; give a --config that sets it, such as a complete one of configs/experiments"
+    if match := _UNKNOWN.search(cause):
+        name = match[1] or match[2]
+        subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
+        known = {action.dest for one in (parser, *subcommands) for action in one._actions} - {"help"}
+        return f"unknown setting {name!r}; {_nearest(name, known, 1)}"
+    if match := _CLASS.search(cause):
+        name = match[1]
+        bases = [base for key, base in _COMPONENTS.items() if key in where.split(".")[-1:]] or _COMPONENTS.values()
+        known = {cls.__name__ for base in bases for cls in _subclasses(base)}
+        return f"{name!r} is not a class that fits here; {_nearest(name.split('.')[-1], known, 2)}"
+    return cause
 
-    names: set[str] = set()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("collm."):
-            for _, cls in inspect.getmembers(module, inspect.isclass):
-                if cls.__module__.startswith("collm."):
-                    for base in cls.__mro__[:-1]:
-                        if "__init__" in vars(base) and base.__module__.startswith("collm."):
-                            names |= set(inspect.signature(base.__init__).parameters) - {"self", "kwargs"}
-    return names
+
+def _nearest(name: str, known: set[str], num: int) -> str:
+    if near := difflib.get_close_matches(name, sorted(known), num, 0.6):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"there are {', '.join(sorted(known))}" if len(known) <= 50 else "--help lists all there are"
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    """Classes of this project that can stand where `cls` is asked for."""
+    for subclass in cls.__subclasses__():
+        yield from _subclasses(subclass)
+        if subclass.__module__.startswith("collm.") and not inspect.isabstract(subclass):
+            yield subclass
