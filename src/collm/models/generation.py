@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
+from collm.errors import TrainingError
 from collm.models.cache import make_cache
 
 
@@ -63,6 +64,8 @@ def generate(
     ids, mask = _pad_left(distinct, device)
     cache = make_cache(lm.config)
     logits = _forward(lm, ids, mask, mask.cumsum(1) - 1, cache)
+    if not logits.isfinite().all():
+        raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
 
     copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
     if len(copies) != len(distinct):  # a group of generations shares the prefill of its prompt

@@ -1,7 +1,7 @@
 """Where weights come from: a built-in name, a local folder or a hub name.
 
-Everything that can be wrong with a name is found by `check_model`, which reads configuration files only, so that a mistake
-costs a second instead of a model load.
+Everything that can be wrong with a name is found by `load_config` and `load_tokenizer`, which read small files only, so
+that a mistake costs a second instead of a model load.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from collm.errors import ConfigurationError
 
@@ -79,7 +79,9 @@ def load_config(path: str) -> PretrainedConfig:
             f"no model could be read from {where} {path!r}: {str(error).splitlines()[0]} "
             "Without access to the hub, download the model elsewhere and give its local folder."
         ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    # encoders such as BERT have a causal form too, which their weights were not trained for
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
         raise ConfigurationError(
             f"{path!r} holds a {config.model_type!r} model, which is not a causal language model; agents and critics "
             "need one that transformers' AutoModelForCausalLM can load."
