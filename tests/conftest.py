@@ -1,0 +1,69 @@
+"""What the tests share: a language model of a few thousand weights and runs through the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from collm import cli
+from collm.models.tiny import build_tiny
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # models this small only lose by more
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights, 2 layers of 32, with the tokenizer of the embedded model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_tiny(folder, hidden_size=32, num_layers=2, num_heads=2, context=1024)
+    return str(folder)
+
+
+def toy_config(tiny_folder: str) -> dict[str, Any]:
+    """Two agents that play the toy game for two updates."""
+    return {
+        "model": {
+            "class_path": "collm.algorithms.collm_cc.CoLLMCC",
+            "init_args": {
+                "policy": {"path": tiny_folder, "learning_rate": 1e-3, "max_new_tokens": 4},
+                "critic": {"path": tiny_folder, "learning_rate": 1e-3},
+            },
+        },
+        "data": {
+            "environment": {"class_path": "toy.Toy"},
+            "tasks_per_rollout": 2,
+            "rollouts_per_epoch": 1,
+            "eval_episodes_per_task": 1,
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False},
+    }
+
+
+@pytest.fixture
+def fit(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command line in a folder of its own on the toy game, with further arguments; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "toy.yaml"
+    config.write_text(yaml.safe_dump(toy_config(tiny_folder)))
+
+    def run(*args: str, command: str = "fit", base: Path = REPOSITORY / "configs" / "base.yaml") -> int:
+        # `print_config` leaves through SystemExit as argparse does
+        return cli.main(base, [command, "--config", str(config), *args])
+
+    return run
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Where the first run of `fit` leaves its logs."""
+    return tmp_path / "logs" / "collm" / "version_0"

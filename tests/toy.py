@@ -1,0 +1,100 @@
+"""A game small enough that a run through the command line takes a second, and samplers that write what a test needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from collm.environments.base import Environment, EpisodeFailure, Step
+from collm.samplers.base import Episode, Sampler, SamplingPolicy
+from collm.trajectory import Action, Task, Trajectory
+
+
+class Toy(Environment):
+    """Every agent should write a digit; the reward is the share of agents that do.
+
+    Args:
+        num_agents: Agents, named a1, a2, ...
+        horizon: Turns of an episode.
+        num_tasks: Tasks to train on.
+        num_eval: Held-out tasks.
+        first: What stands in front of the task's number in the first observation.
+        later: What stands in front of the reward in later observations.
+        bad_reward: Reward in place of the share: `nan` or `inf`.
+        fail_turn: Turn, from 0, in which episodes fail.
+        fail_every: Which episodes do: those of every `fail_every`th task.
+        stop_at: Reward that ends the episode.
+    """
+
+    def __init__(
+        self,
+        num_agents: int = 2,
+        horizon: int = 2,
+        num_tasks: int = 4,
+        num_eval: int = 2,
+        first: str = "task",
+        later: str = "reward",
+        bad_reward: str | None = None,
+        fail_turn: int | None = None,
+        fail_every: int = 2,
+        stop_at: float | None = None,
+    ):
+        self.agent_ids = tuple(f"a{index + 1}" for index in range(num_agents))
+        self.horizon = horizon
+        self.min_reward, self.max_reward = 0.0, 1.0
+        self.sizes = {"train": num_tasks, "eval": num_eval}
+        self.first = first
+        self.later = later
+        self.bad_reward = bad_reward
+        self.fail_turn = fail_turn
+        self.fail_every = fail_every
+        self.stop_at = stop_at
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [Task(f"{split}_{index}", {"index": index}) for index in range(self.sizes[split])]
+
+    def reset(self, task: Task, rng: random.Random) -> tuple[tuple[Task, int], dict[str, str]]:
+        return (task, 0), {agent_id: f"{self.first} {task.data['index']} {agent_id}" for agent_id in self.agent_ids}
+
+    def step(self, state: tuple[Task, int], joint_action: Mapping[str, str]) -> Step:
+        task, turn = state
+        if self.fail_turn == turn and task.data["index"] % self.fail_every == 0:
+            raise EpisodeFailure("the toy broke")
+        share = sum(any(c in "0123456789" for c in text) for text in joint_action.values()) / len(self.agent_ids)
+        reward = float(self.bad_reward) if self.bad_reward else share
+        observations = {agent_id: f"{self.later} {share:.1f}" for agent_id in self.agent_ids}
+        terminated = self.stop_at is not None and share >= self.stop_at
+        return Step(
+            (task, turn + 1), observations, reward, {"digits": reward}, terminated, {"lines": len(joint_action)}
+        )
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        return {"last": trajectory.turns[-1].reward}
+
+    def render(self, trajectory: Trajectory) -> np.ndarray:
+        return np.full((8, 8, 3), 200, dtype=np.uint8)
+
+
+class Scripted(Sampler):
+    """Every agent writes `text`, or nothing at all if it is None, whatever its policy thinks."""
+
+    def __init__(self, text: str | None = None, times: int = 1):
+        self.text = None if text is None else text * times
+
+    def joint_actions(
+        self,
+        episodes: Sequence[Episode],
+        policies: Mapping[str, SamplingPolicy],
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[dict[str, Action]]:
+        return [
+            {
+                agent_id: policy.encode_action(self.text or "", policy.prompt(*episode.history(agent_id)))
+                for agent_id, policy in policies.items()
+            }
+            for episode in episodes
+        ]
