@@ -2,8 +2,9 @@
 
     A_k = G_k - (1 / (K - 1)) sum_{j != k} G_j
 
-The baseline does not depend on the own joint action, so the gradient is unbiased. It is K / (K - 1) times that of
-MAGRPO.
+The baseline does not depend on the own joint action, so the gradient is unbiased: K / (K - 1) times that of MAGRPO.
+Not so with crossed joint actions (the sampler `Tree`), where others share the own response: with n agents the length
+is M / (M - 1) (K - 1) / K of the true one, M = K^n, and the direction the same.
 """
 
 from __future__ import annotations

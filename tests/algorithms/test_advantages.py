@@ -1,0 +1,172 @@
+"""The advantages of every algorithm on fixed batches; the arithmetic stands next to the numbers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from collm.algorithms.actor_critic import ActorCritic
+from collm.algorithms.collm_cc import CoLLMCC
+from collm.algorithms.collm_dc import CoLLMDC
+from collm.algorithms.magrpo import MAGRPO
+from collm.algorithms.mareinforce import MAREINFORCE
+from collm.algorithms.maremax import MAReMax
+from collm.algorithms.marloo import MARLOO
+from collm.algorithms.monte_carlo import MonteCarlo
+from collm.errors import ConfigurationError
+from collm.models.critic import CriticSpec
+from collm.models.policy import PolicySpec
+from collm.samplers.parallel import Parallel
+from collm.samplers.tree import Tree
+from collm.trajectory import RolloutBatch, collate
+from enumerated import FULL, make_policies
+from tabular import AGENTS
+
+MONTE_CARLO = [MAREINFORCE, MARLOO, MAGRPO, MAReMax]
+RETURNS = torch.tensor([[4.0, 1.0], [0.0, 3.0], [2.0, 0.0], [7.0, 7.0], [1.0, 5.0]])
+GROUPS = torch.tensor([0, 0, 0, 1, 1])
+PLAYED = torch.tensor([[True, True], [True, True], [True, False], [True, True], [True, True]])
+BY_HAND = {
+    MAREINFORCE: [[4.0, 1.0], [0.0, 3.0], [2.0, 0.0], [7.0, 7.0], [1.0, 5.0]],
+    # means of group 0: (4 + 0 + 2) / 3 = 2, (1 + 3 + 0) / 3 = 4/3; of group 1: 4 and 6
+    MAGRPO: [[2.0, -1 / 3], [-2.0, 5 / 3], [0.0, 0.0], [3.0, 1.0], [-3.0, -1.0]],
+    # others: (0 + 2) / 2, (4 + 2) / 2, (4 + 0) / 2; then (3 + 0) / 2, (1 + 0) / 2; the other one of two
+    MARLOO: [[3.0, -0.5], [-3.0, 2.5], [0.0, 0.0], [6.0, 2.0], [-6.0, -2.0]],
+    # maxima 4, 3; 7, 7
+    MAReMax: [[0.0, -2.0], [-4.0, 0.0], [-2.0, 0.0], [0.0, 0.0], [-6.0, -2.0]],
+}
+
+
+def step(algorithm: Any, batch: RolloutBatch) -> dict[str, Tensor]:
+    """The advantages that `training_step` hands to the policy updates."""
+    seen: dict[str, Tensor] = {}
+    algorithm.update_policies = lambda batch, advantages: seen.update(advantages)
+    algorithm.training_step(batch, 0)
+    return seen
+
+
+@pytest.mark.parametrize("cls", MONTE_CARLO)
+def test_monte_carlo_by_hand(make, cls: type[MonteCarlo]) -> None:
+    assert_close(make(cls).advantages(RETURNS, GROUPS, PLAYED), torch.tensor(BY_HAND[cls]))
+
+
+def test_the_relatives_stay_distinct(make) -> None:
+    found = [make(cls).advantages(RETURNS, GROUPS, PLAYED) for cls in MONTE_CARLO]
+    for index, one in enumerate(found):
+        for other in found[:index]:
+            assert (one - other).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("cls", [MAREINFORCE, MAGRPO, MAReMax])
+def test_group_standardize_divides_by_the_deviation_of_the_group(make, cls: type[MonteCarlo]) -> None:
+    plain = make(cls).advantages(RETURNS, GROUPS, PLAYED)
+    scaled = make(cls, group_standardize=True).advantages(RETURNS, GROUPS, PLAYED)
+    # first turn: returns 4, 0, 2 deviate by sqrt((4 + 4 + 0) / 3), and 7, 1 by 3
+    assert_close(scaled[:3, 0], plain[:3, 0] / (8 / 3) ** 0.5)
+    assert_close(scaled[3:, 0], plain[3:, 0] / 3)
+
+
+def test_the_discount_is_respected(make) -> None:
+    batch = collate(Parallel().rollout(FULL, FULL.tasks("train")[:1], make_policies(), 0, "cpu", 1))
+    batch.rewards = torch.tensor([[1.0, 8.0]])
+    seen = step(make(MAREINFORCE, 1, discount=0.25), batch)
+    assert_close(seen["second"], torch.tensor([[3.0, 8.0]]))  # 1 + 0.25 * 8
+
+
+def test_siblings_are_the_group_in_a_tree(make) -> None:
+    """K = 2: two first turns, each with two children."""
+    batch = collate(Tree().rollout(FULL, FULL.tasks("train")[:1], make_policies(), 0, "cpu", 2))
+    batch.rewards = torch.tensor([[1.0, 4.0], [1.0, 0.0], [2.0, 6.0], [2.0, 8.0]])
+    seen = step(make(MAGRPO, discount=0.5), batch)
+    # returns of the first turns: 1 + 0.5 * (4 + 0) / 2 = 2 and 2 + 0.5 * (6 + 8) / 2 = 5.5, mean 3.75
+    expected = torch.tensor([[-1.75, 2.0], [-1.75, -2.0], [1.75, -1.0], [1.75, 1.0]])
+    assert_close(seen["first"], expected)
+
+
+def test_independent_episodes_are_compared_turn_by_turn(make) -> None:
+    batch = collate(Parallel().rollout(FULL, FULL.tasks("train")[:1], make_policies(), 0, "cpu", 2))
+    batch.rewards = torch.tensor([[1.0, 4.0], [2.0, 6.0]])
+    # returns 5, 4 and 8, 6
+    assert_close(step(make(MAGRPO), batch)["first"], torch.tensor([[-1.5, -1.0], [1.5, 1.0]]))
+
+
+@pytest.mark.parametrize("cls", [MARLOO, MAGRPO, MAReMax])
+def test_a_group_of_one_is_refused(make, cls: type[MonteCarlo]) -> None:
+    with pytest.raises(ConfigurationError, match="data.num_generations is 1, but .* compares"):
+        make(cls, 1)
+    assert make(MAREINFORCE, 1)
+
+
+# Critics that know by heart
+
+
+REWARDS = torch.tensor([[1.0, 8.0], [2.0, 0.0]])
+MASK = torch.tensor([[True, True], [True, False]])
+JOINT_VALUES = torch.tensor([[3.0, 4.0], [1.5, 0.0]])
+OWN_VALUES = {"first": torch.tensor([[0.0, 2.0], [1.0, 0.0]]), "second": torch.tensor([[4.0, 10.0], [2.0, 0.0]])}
+
+
+def with_values(algorithm: ActorCritic, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Let the critics be `values`, by name; returns where their targets will be found."""
+    targets: dict[str, Tensor] = {}
+    del algorithm.critics  # torch lets only modules take its place
+    algorithm.critics = {name: SimpleNamespace(encode=lambda trajectories: []) for name in values}
+    algorithm.values = lambda name, histories, batch: values[name]
+    algorithm.update_critic = lambda name, histories, values, target, batch: targets.update({name: target})
+    algorithm.log_critic = lambda *args: None
+    algorithm.num_rollouts = 1
+    return targets
+
+
+def actor_critic(cls: type[ActorCritic], folder: str, **kwargs: Any) -> ActorCritic:
+    spec, critic = PolicySpec(path=folder, max_new_tokens=4), CriticSpec(path=folder)
+    return cls(agent_ids=AGENTS, policy=spec, critic=critic, discount=0.5, **kwargs)
+
+
+BATCH = RolloutBatch([], REWARDS, MASK, torch.tensor([0, 0]))
+
+
+def test_cc_by_hand(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMCC, tiny_folder)
+    targets = with_values(algorithm, {"critic": JOINT_VALUES})
+    seen = step(algorithm, BATCH)
+    # targets 1 + 0.5 * 4, 8; 2 (the episode is over, no bootstrap)
+    assert_close(targets["critic"], torch.tensor([[3.0, 8.0], [2.0, 0.0]]))
+    assert_close(seen["first"], torch.tensor([[0.0, 4.0], [0.5, 0.0]]))
+    assert_close(seen["second"], seen["first"])
+
+
+def test_dc_by_hand(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMDC, tiny_folder)
+    targets = with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
+    seen = step(algorithm, BATCH)
+    # 1 + 0.5 * 2, 8; 2 and 1 + 0.5 * 10, 8; 2
+    assert_close(targets["critic/first"], torch.tensor([[2.0, 8.0], [2.0, 0.0]]))
+    assert_close(targets["critic/second"], torch.tensor([[6.0, 8.0], [2.0, 0.0]]))
+    assert_close(seen["first"], torch.tensor([[2.0, 6.0], [1.0, 0.0]]))
+    assert_close(seen["second"], torch.tensor([[2.0, -2.0], [0.0, 0.0]]))
+
+
+def test_lambda_1_is_monte_carlo(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMDC, tiny_folder, gae_lambda=1.0)
+    targets = with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
+    step(algorithm, BATCH)
+    for target in targets.values():
+        assert_close(target, torch.tensor([[5.0, 8.0], [2.0, 0.0]]))  # 1 + 0.5 * 8
+
+
+def test_critics_warm_up_alone(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMDC, tiny_folder, critic_warmup=1)
+    targets = with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
+    assert step(algorithm, BATCH) == {}
+    assert set(targets) == {"critic/first", "critic/second"}
+
+
+def test_an_agent_may_not_be_called_like_a_critic(tiny_folder: str) -> None:
+    with pytest.raises(ConfigurationError, match="an agent is called 'critic'"):
+        CoLLMCC(agent_ids=["critic", "writer"], policy=PolicySpec(path=tiny_folder, max_new_tokens=4))

@@ -1,0 +1,148 @@
+"""Every algorithm through the command line on the matrix game with a language model of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from capture import Capture
+
+ALGORITHMS = Path(__file__).parents[2] / "configs" / "algorithms"
+ACTORS = {"player_1", "player_2"}
+OWN_CRITICS = {"critic/player_1", "critic/player_2"}
+LEARNERS = {
+    "collm_cc": ACTORS | {"critic"},
+    "collm_dc": ACTORS | OWN_CRITICS,
+    "collm_dc_shared": ACTORS,
+    "magrpo": ACTORS,
+    "mareinforce": ACTORS,
+    "marloo": ACTORS,
+    "maremax": ACTORS,
+}
+METRICS = {
+    "collm_cc": {"loss/critic", "critic/explained_variance", "loss/policy/player_1"},
+    "collm_dc": {"loss/critic/player_2", "critic/player_2/explained_variance", "loss/policy/player_1"},
+    "collm_dc_shared": {"loss/actor_critic/player_1", "critic/player_2/explained_variance"},
+    "magrpo": {"loss/policy/player_1"},
+}
+DIGITS = [str(digit) for digit in range(10)]
+# Half a point for naming a digit, and all of it if both name an even one; what is no digit has a row of its own.
+PAYOFF = [[1.0 if i % 2 == j % 2 == 0 else 0.5 for j in range(10)] + [0.25] for i in range(10)]
+PAYOFF.append([0.25] * 10 + [0.0])
+
+
+@pytest.fixture
+def play(fit: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
+    """Trains an algorithm of `configs/algorithms` on the matrix game."""
+    game = {"payoff": PAYOFF, "actions": DIGITS}
+    environment = {"class_path": "collm.environments.matrix_game.MatrixGame", "init_args": game}
+    config = {"data": {"environment": environment, "tasks_per_rollout": 16, "num_generations": 4}}
+    (tmp_path / "game.yaml").write_text(yaml.safe_dump(config))
+
+    def run(algorithm: str, *args: str) -> int:
+        files = ["--config", str(ALGORITHMS / f"{algorithm}.yaml"), "--config", str(tmp_path / "game.yaml")]
+        return fit(*files, "--trainer.callbacks+=capture.Capture", *args)
+
+    return run
+
+
+NO_DECAY = ("--model.init_args.optimizer=torch.optim.AdamW", "--model.init_args.optimizer.weight_decay=0")
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_every_algorithm_is_here() -> None:
+    assert {path.stem for path in ALGORITHMS.glob("*.yaml")} == set(LEARNERS)
+
+
+@pytest.mark.parametrize("algorithm", LEARNERS)
+def test_exactly_what_should_learn_moves(play: Callable[..., int], run_folder: Path, algorithm: str) -> None:
+    assert play(algorithm, *NO_DECAY) == 0
+    assert set(Capture.learner.values()) == LEARNERS[algorithm]
+    assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm])
+    found = scalars(run_folder)
+    assert METRICS.get(algorithm, set()) <= set(found)
+    assert found["rollout/joint_samples"] == [64, 128]
+
+
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_dc", "magrpo"])
+def test_adapters_learn_and_the_backbone_stays(play: Callable[..., int], algorithm: str) -> None:
+    lora = ["--model.init_args.parameters=lora", "--model.init_args.policy.lora_rank=2"]
+    if algorithm != "magrpo":
+        lora.append("--model.init_args.critic.lora_rank=2")
+    # a head and an adapter that both begin at 0 take turns to let the gradient through
+    assert play(algorithm, *lora, *NO_DECAY, "--trainer.max_epochs=4") == 0
+    assert set(Capture.learner.values()) == LEARNERS[algorithm] | {""}
+    assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm])
+
+
+@pytest.mark.parametrize("algorithm", ["collm_dc", "collm_dc_shared", "magrpo"])
+def test_one_set_of_parameters_for_all_agents(play: Callable[..., int], algorithm: str) -> None:
+    assert play(algorithm, *NO_DECAY, "--model.init_args.parameters=shared") == 0
+    learners = LEARNERS[algorithm] - ACTORS | {"team"}
+    assert set(Capture.learner.values()) == learners
+    assert Capture.moved() == Capture.owned_by(*learners)
+
+
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_dc"])
+def test_actors_wait_while_critics_warm_up(play: Callable[..., int], algorithm: str) -> None:
+    assert play(algorithm, *NO_DECAY, "--model.init_args.critic_warmup=2") == 0
+    assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm] - ACTORS)
+
+
+def test_the_shared_head_warms_up_without_the_policy_loss(play: Callable[..., int], run_folder: Path) -> None:
+    assert play("collm_dc_shared", *NO_DECAY, "--model.init_args.critic_warmup=2") == 0
+    assert not any(name.startswith("policy/") for name in scalars(run_folder))
+    assert Capture.moved() == Capture.owned_by(*ACTORS)
+
+
+@pytest.mark.parametrize("joint", ["aligned", "cross"])
+@pytest.mark.parametrize("algorithm", ["magrpo", "collm_cc"])
+def test_trees_train(play: Callable[..., int], run_folder: Path, algorithm: str, joint: str) -> None:
+    """On the toy game of two turns: 2 tasks, K = 2, 2 + 4 joint samples per tree, crossed 4 + 16."""
+    args = ["--data.environment=toy.Toy", "--data.sampler=collm.samplers.tree.Tree", "--data.num_generations=2"]
+    assert play(algorithm, *args, *NO_DECAY, f"--data.sampler.joint={joint}", "--data.tasks_per_rollout=2") == 0
+    size = {"aligned": 6, "cross": 20}[joint]
+    assert scalars(run_folder)["rollout/joint_samples"] == [2 * size, 4 * size]
+
+
+def test_a_tree_that_is_too_large_loads_nothing(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--data.environment=toy.Toy", "--data.environment.horizon=6", "--data.sampler=collm.samplers.tree.Tree"]
+    assert play("magrpo", *args) == 2
+    message = capsys.readouterr().err
+    assert "5,460 joint samples, and 87,360 in a rollout of 16 tasks" in message
+    assert "Loading weights" not in message
+
+
+@pytest.mark.parametrize("algorithm", ["magrpo", "marloo", "maremax"])
+def test_a_group_of_one_loads_nothing(
+    play: Callable[..., int], capsys: pytest.CaptureFixture[str], algorithm: str
+) -> None:
+    assert play(algorithm, "--data.num_generations=1") == 2
+    message = capsys.readouterr().err
+    assert "data.num_generations is 1" in message
+    assert "Loading weights" not in message
+
+
+def test_no_baseline_needs_no_group(play: Callable[..., int]) -> None:
+    assert play("mareinforce", "--data.num_generations=1") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["collm_cc", "magrpo"])
+def test_agents_learn_to_name_digits(play: Callable[..., int], run_folder: Path, algorithm: str) -> None:
+    """From random weights, which hardly ever name one."""
+    args = ["--model.init_args.policy.learning_rate=3e-3", "--model.init_args.policy.max_new_tokens=2"]
+    args += ["--model.init_args.normalize_advantage=true", "--data.rollouts_per_epoch=60", "--trainer.max_epochs=1"]
+    assert play(algorithm, *args, "--data.eval_episodes_per_task=32") == 0
+    returns = scalars(run_folder)["eval/return"]
+    assert returns[0] < 0.15
+    assert returns[-1] > 0.35
