@@ -15,7 +15,7 @@ from collm.algorithms.collm_cc import CoLLMCC
 from collm.models.critic import CriticSpec
 from collm.models.policy import Policy, PolicySpec
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, collate
+from collm.trajectory import RolloutBatch, action_sequences, collate
 from toy import Toy
 
 Make = Callable[..., CoLLMCC]
@@ -25,14 +25,14 @@ ADVANTAGES = torch.tensor([[0.7, -1.3], [2.0, 0.4]])
 
 @pytest.fixture
 def make(tiny_folder: str) -> Make:
-    """Makes an algorithm without a trainer whose steps subtract the whole gradient: SGD at rate 1, unclipped."""
+    """Makes an algorithm without a trainer whose steps subtract the gradient times `rate`: plain SGD, unclipped."""
 
-    def build(num_agents: int = 2, lora_rank: int = 0, **kwargs: Any) -> CoLLMCC:
+    def build(num_agents: int = 2, lora_rank: int = 0, rate: float = 1.0, **kwargs: Any) -> CoLLMCC:
         torch.manual_seed(0)
         module = CoLLMCC(
             agent_ids=Toy(num_agents).agent_ids,
-            policy=PolicySpec(tiny_folder, learning_rate=1.0, max_new_tokens=5, temperature=0.7, lora_rank=lora_rank),
-            critic=CriticSpec(tiny_folder, learning_rate=1.0, lora_rank=lora_rank),
+            policy=PolicySpec(tiny_folder, learning_rate=rate, max_new_tokens=5, temperature=0.7, lora_rank=lora_rank),
+            critic=CriticSpec(tiny_folder, learning_rate=rate, lora_rank=lora_rank),
             optimizer=torch.optim.SGD,
             **{"gradient_clip_norm": 0.0, **kwargs},
         )
@@ -87,16 +87,17 @@ def log_prob_of(policy: Policy, prompt: list[int], tokens: list[int]) -> Tensor:
 def test_policy_gradient_is_that_of_the_formula(make: Make, num_agents: int) -> None:
     module = make(num_agents)
     batch = play(module)
+    expected, before = {}, {}
     for agent_id, policy in module.policies.items():
         loss = torch.zeros(())
         for row, trajectory in enumerate(batch.trajectories):
             for turn, action in enumerate(turn.actions[agent_id] for turn in trajectory.turns):
                 loss -= ADVANTAGES[row, turn] * log_prob_of(policy, action.prompt_ids, action.token_ids) / 2
-        expected = torch.autograd.grad(loss, policy.parameters())
-        before = snapshot(policy.parameters())
-        module.update_policies(batch, dict.fromkeys(module.agent_ids, ADVANTAGES))
-        assert_close(moves(before, policy.parameters()), list(expected), rtol=1e-3, atol=1e-5)
-        module = make(num_agents)  # all agents moved
+        expected[agent_id] = list(torch.autograd.grad(loss, policy.parameters()))
+        before[agent_id] = snapshot(policy.parameters())
+    module.update_policies(batch, dict.fromkeys(module.agent_ids, ADVANTAGES))
+    for agent_id, policy in module.policies.items():
+        assert_close(moves(before[agent_id], policy.parameters()), expected[agent_id], rtol=1e-3, atol=1e-5)
 
 
 def test_importance_ratio_weighs_the_gradient(make: Make) -> None:
@@ -119,7 +120,7 @@ def test_importance_ratio_weighs_the_gradient(make: Make) -> None:
 
 
 def test_a_clipped_ratio_stops_learning(make: Make) -> None:
-    module = make(1, ratio_clip=0.2)
+    module = make(1, ratio_clip=0.2, rate=1e-3)
     batch = play(module)
     for trajectory in batch.trajectories:
         for turn in trajectory.turns:
@@ -154,7 +155,7 @@ def test_critic_gradient_is_that_of_finite_differences(make: Make) -> None:
     batch = play(module)
     targets = torch.tensor([[1.3, -0.4], [0.2, 0.9]])
     critic = module.critics["critic"]
-    torch.nn.init.normal_(critic.head.weight, std=0.5)  # at 0 nothing would reach the language model
+    torch.nn.init.normal_(critic.head.weight, std=0.2)  # at 0 nothing would reach the language model
     histories = critic.encode(batch.trajectories)
 
     def loss() -> float:
@@ -170,26 +171,27 @@ def test_critic_gradient_is_that_of_finite_differences(make: Make) -> None:
         return total
 
     weights = module.learners["critic"]
-    module.double()
-    expected = {}
-    for index in range(0, len(weights), 4):
-        place = weights[index].detach().flatten().abs().argmax().item()
-        entry = weights[index].data.view(-1)
-        value = entry[place].item()
-        losses = []
-        for shift in (1e-5, -1e-5):
-            entry[place] = value + shift
-            losses.append(loss())
-        entry[place] = value
-        expected[index, place] = (losses[0] - losses[1]) / 2e-5
-    assert len(expected) >= 5
-
     before = snapshot(weights)
     module.update_critic("critic", histories, torch.zeros(2, 2), targets, batch)
     gradient = moves(before, weights)
-    found = {(index, place): gradient[index].flatten()[place].item() for index, place in expected}
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert any(abs(value) > 1e-3 for value in expected.values())
+    for weight, old in zip(weights, before, strict=True):
+        weight.data.copy_(old)
+
+    found, expected = {}, {}
+    for index in range(0, len(weights), 4):  # of every fourth matrix the entry that matters most
+        place = gradient[index].abs().argmax().item()
+        entry = weights[index].data.view(-1)
+        value = entry[place].item()
+        losses = []
+        for shift in (2e-3, -2e-3):
+            entry[place] = value + shift
+            losses.append(loss())
+        entry[place] = value
+        expected[index] = (losses[0] - losses[1]) / 4e-3
+        found[index] = gradient[index].flatten()[place].item()
+    assert found == pytest.approx(expected, rel=0.02)
+    assert len(expected) >= 5
+    assert min(map(abs, expected.values())) > 0.01  # far above the rounding of the differences
 
 
 def test_advantages_and_targets_by_hand(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +225,7 @@ def test_advantages_are_normalized_then_clipped(make: Make) -> None:
 @pytest.mark.parametrize("num_agents", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["separate", "lora", "shared"])
 def test_exactly_what_is_meant_to_learn_moves(make: Make, mode: str, num_agents: int) -> None:
-    module = make(num_agents, lora_rank=2 if mode == "lora" else 0, parameters=mode)
+    module = make(num_agents, lora_rank=2 if mode == "lora" else 0, parameters=mode, rate=1e-3)
     agents = ["team"] if mode == "shared" else list(module.agent_ids)
     assert list(module.learners) == [*agents, "critic"]
     trained = {id(weight) for weights in module.learners.values() for weight in weights}
@@ -239,7 +241,9 @@ def test_exactly_what_is_meant_to_learn_moves(make: Make, mode: str, num_agents:
         losses = (
             loss
             for agent_id in members
-            for loss in module.policy_losses(agent_id, sequences_of(batch, agent_id), {0, 1}, ADVANTAGES)
+            for loss in module.policy_losses(
+                agent_id, action_sequences(batch.trajectories, agent_id), {0, 1}, ADVANTAGES
+            )
         )
         module.optimize(name, losses, "loss")
         assert [other for other, w in module.learners.items() if moved(before[other], w)] == [name]
@@ -252,14 +256,8 @@ def test_exactly_what_is_meant_to_learn_moves(make: Make, mode: str, num_agents:
     assert not moved(untouched, frozen)
 
 
-def sequences_of(batch: RolloutBatch, agent_id: str):
-    from collm.trajectory import action_sequences
-
-    return action_sequences(batch.trajectories, agent_id)
-
-
 def test_only_the_critic_learns_during_warm_up(make: Make) -> None:
-    module = make(2, critic_warmup=2)
+    module = make(2, critic_warmup=2, rate=1e-3)
     batch = play(module)
     learned = []
     for rollout in (1, 2, 3):
@@ -326,18 +324,18 @@ def test_more_minibatches_than_trajectories(make: Make) -> None:
 # Entropy and the reference policy
 
 
-@pytest.mark.parametrize("mode", ["separate", "lora", "shared"])
-def test_divergence_from_the_reference_starts_at_zero_and_then_pulls_back(make: Make, mode: str) -> None:
-    module = make(2, lora_rank=2 if mode == "lora" else 0, parameters=mode, kl_weight=0.5)
+@pytest.mark.parametrize(("mode", "rate"), [("separate", 1e-4), ("lora", 1e-2), ("shared", 1e-4)])
+def test_divergence_from_the_reference_starts_at_zero_and_then_pulls_back(make: Make, mode: str, rate: float) -> None:
+    module = make(2, lora_rank=2 if mode == "lora" else 0, parameters=mode, kl_weight=0.5, rate=rate)
     batch = play(module)
     name = "team" if mode == "shared" else "a1"
     before = snapshot(module.learners[name])
     module.update_policies(batch, dict.fromkeys(module.agent_ids, torch.zeros(2, 2)))
     assert dict(module.logged)["policy/kl/a1"] == pytest.approx(0.0, abs=1e-6)
-    assert max(move.abs().max().item() for move in moves(before, module.learners[name])) < 1e-4
+    assert max(move.abs().max().item() for move in moves(before, module.learners[name])) < 1e-6
 
     for _ in range(2):  # two steps, as a fresh adapter moves with one of its matrices first
-        module.update_policies(batch, dict.fromkeys(module.agent_ids, 0.05 * ADVANTAGES))
+        module.update_policies(batch, dict.fromkeys(module.agent_ids, ADVANTAGES))
     module.logged.clear()
     module.update_policies(batch, dict.fromkeys(module.agent_ids, torch.zeros(2, 2)))
     away = dict(module.logged)["policy/kl/a1"]
