@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,6 +65,30 @@ def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     )
     low, high = torch.quantile(means, means.new_tensor([0.025, 0.975]))
     return low, high
+
+
+def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Mean of several runs and its 95 % bootstrap interval over runs and their episodes: mean, low, high.
+
+    Every run counts alike, whatever the number of its episodes. A resample draws as many runs as there are, then from
+    each as many episodes as it has; one run is the plain bootstrap, and one episode per run resamples runs only.
+
+    Args:
+        runs: Values of the episodes of each run, [n] each; runs without any are left out.
+    """
+    runs = [values.double() for values in runs if len(values)]
+    if not runs:
+        return float("nan"), float("nan"), float("nan")
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randint(len(runs), (NUM_RESAMPLES, len(runs)), generator=generator)
+    means = torch.zeros(drawn.shape, dtype=torch.float64)
+    for index, values in enumerate(runs):
+        places = (drawn == index).nonzero()
+        for part in places.split(max(1, CHUNK // len(values))):
+            episodes = torch.randint(len(values), (len(part), len(values)), generator=generator)
+            means[part[:, 0], part[:, 1]] = values[episodes].mean(1)
+    low, high = torch.quantile(means.mean(1), means.new_tensor([0.025, 0.975])).tolist()
+    return sum(values.mean().item() for values in runs) / len(runs), low, high
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

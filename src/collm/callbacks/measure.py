@@ -1,7 +1,7 @@
 """What an evaluation costs, episode by episode: tokens, and the time an answer takes.
 
-Episodes are played side by side, so their own time says nothing about how long a user would wait for one. It is measured
-in a pass of its own, one episode at a time, each agent asked alone.
+Episodes are played side by side, so their own time says nothing about how long a user would wait for one. It is
+measured in a pass of its own, one episode at a time, each agent asked alone.
 """
 
 from __future__ import annotations

@@ -1,0 +1,250 @@
+"""Several methods on the same held-out tasks: the tables and figures of a paper.
+
+Every entry is evaluated by the ordinary command line (`validate`), so that what is compared is what anybody can run.
+The entries of one label are its seeds. Numbers are means with a 95 % bootstrap interval over seeds and episodes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import auto_cli
+
+from collm import cli
+from collm.errors import ConfigurationError
+from collm.metrics import stratified_interval
+from collm.plots import draw_curves, draw_table, pyplot
+from collm.runs import read_run
+from collm.tables import RENAMED, Row, as_text, names_of, write_csv
+
+CURVE = "eval/return"
+
+
+@dataclass
+class Entry:
+    """What is evaluated: one row of the table, or one seed of a row.
+
+    Args:
+        label: Name of the row; entries that share it are its seeds.
+        config: Configuration of a run (`logs/collm/version_0/config.yaml`) or of an experiment, or a list of files to
+            stack. A single one may be a pattern with `*`: every match is a seed.
+        checkpoint: `last` or `best` of the run that the configuration lies in, or the path of a checkpoint; null for
+            the weights as they are before training. `best` was chosen by the held-out tasks, which flatters it.
+        overrides: Settings that differ from the configuration, nested as in a configuration file.
+    """
+
+    label: str
+    config: str | list[str]
+    checkpoint: str | None = None
+    overrides: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation: an entry with everything found."""
+
+    label: str
+    configs: tuple[str, ...]
+    checkpoint: str | None
+    overrides: Mapping[str, Any]
+
+
+def compare(
+    entries: list[Entry],
+    out: str = "logs/comparison",
+    episodes_per_task: int = 16,
+    timed_episodes: int = 16,
+    batch_size: int = 128,
+    greedy: bool = False,
+    seed: int = 1000,
+    figures: bool = True,
+    default_config: str | None = None,
+) -> None:
+    """Evaluate entries on the same held-out tasks with the same seeds, and write tables and figures.
+
+    In `out`: table.csv, table.json and table.png; overhead.csv and curves.png where entries are training runs with
+    logs; transcripts of all episodes under evaluations/.
+
+    Args:
+        entries: What is compared.
+        out: Folder to write to.
+        episodes_per_task: Episodes of each held-out task.
+        timed_episodes: Episodes that are played one at a time for the response time; 0 to leave it out. Times are
+            those of this machine and of what else it is doing.
+        batch_size: Episodes played side by side; it takes part in the seeds, so compare like with like.
+        greedy: Take the most likely responses instead of sampled ones.
+        seed: Seed of tasks and sampling of every evaluation, whatever seeds the runs were trained with.
+        figures: Draw table.png and curves.png, which needs matplotlib.
+        default_config: Configuration that is read before those of every entry.
+    """
+    for name, value, least in (("episodes_per_task", episodes_per_task, 1), ("timed_episodes", timed_episodes, 0)):
+        if value < least:
+            raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+    if figures:
+        pyplot()
+    jobs = [job for entry in entries for job in find(entry)]
+    if not jobs:
+        raise ConfigurationError("there is nothing to compare; give at least one entry.")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "seed_everything": seed,
+        "data": {
+            "eval_episodes_per_task": episodes_per_task,
+            "eval_batch_size": batch_size,
+            "eval_greedy": greedy,
+        },
+        "trainer": {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto"},
+    }
+    records: dict[str, list[dict[str, Any]]] = {}
+    tasks: list[str] | None = None
+    for number, job in enumerate(jobs):
+        print(f"[{number + 1}/{len(jobs)}] {job.label}: {job.checkpoint or ', '.join(job.configs)}", flush=True)
+        name = re.sub(r"\W+", "_", job.label) + f"_{len(records.get(job.label, []))}"
+        record = evaluate(job, settings, folder / "evaluations" / name, timed_episodes, default_config)
+        if tasks is not None and record["tasks"] != tasks:
+            raise ConfigurationError(
+                f"{job.label!r} is evaluated on other tasks ({sorted(set(record['tasks']))[:5]}) than "
+                f"{jobs[0].label!r} ({sorted(set(tasks))[:5]}); give all entries the same held-out tasks."
+            )
+        tasks = record["tasks"]
+        records.setdefault(job.label, []).append(record)
+    rows = tabulate(records)
+    overheads, curves = training(jobs)
+    print("\n" + as_text(rows) + ("\n" + as_text(overheads) if overheads else ""))
+    write_csv(folder / "table.csv", rows)
+    if overheads:
+        write_csv(folder / "overhead.csv", overheads)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    document = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "seed": seed,
+        "episodes_per_task": episodes_per_task,
+        "timed_episodes": timed_episodes,
+        "greedy": greedy,
+        "tasks": sorted(set(tasks)),
+        "device": device,
+        "table": [vars(row) for row in rows],
+        "overhead": [vars(row) for row in overheads],
+    }
+    (folder / "table.json").write_text(json.dumps(document, indent=2))
+    if figures:
+        nothing = (float("nan"),) * 3
+        columns = {RENAMED.get(name, name): [row.cells.get(name, nothing) for row in rows] for name in names_of(rows)}
+        draw_table(folder / "table.png", [row.label for row in rows], columns)
+        if curves:
+            draw_curves(folder / "curves.png", curves, CURVE)
+    print(f"written to {folder}")
+
+
+def find(entry: Entry) -> list[Job]:
+    """The evaluations that `entry` stands for, with all their files checked."""
+    configs = [entry.config] if isinstance(entry.config, str) else entry.config
+    found = [sorted(glob(config)) for config in configs]
+    for config, paths in zip(configs, found, strict=True):
+        if not paths:
+            raise ConfigurationError(f"entry {entry.label!r}: there is no configuration {config!r}.")
+        if len(paths) > 1 and len(configs) > 1:
+            raise ConfigurationError(
+                f"entry {entry.label!r}: {config!r} matches {len(paths)} files; a pattern cannot be stacked with "
+                "others."
+            )
+    stacks = [(path,) for path in found[0]] if len(configs) == 1 else [tuple(paths[0] for paths in found)]
+    jobs = []
+    for stack in stacks:
+        checkpoint = entry.checkpoint
+        if checkpoint in ("last", "best"):
+            matches = sorted((Path(stack[-1]).parent / "checkpoints").glob(f"{checkpoint}*.ckpt"))
+            if not matches:
+                raise ConfigurationError(
+                    f"entry {entry.label!r}: there is no {checkpoint} checkpoint beside {stack[-1]}; give its path, or "
+                    "null to evaluate the weights as they are before training."
+                )
+            checkpoint = str(matches[-1])
+        elif checkpoint is not None and not Path(checkpoint).is_file():
+            raise ConfigurationError(f"entry {entry.label!r}: checkpoint {checkpoint!r} does not exist.")
+        jobs.append(Job(entry.label, stack, checkpoint, entry.overrides))
+    return jobs
+
+
+def evaluate(
+    job: Job, settings: Mapping[str, Any], folder: Path, timed_episodes: int, default_config: str | None
+) -> dict[str, Any]:
+    """Validate one entry through the command line; returns what `MeasureEpisodes` wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "episodes.json"
+    path.unlink(missing_ok=True)
+    measure = {
+        "class_path": "collm.callbacks.measure.MeasureEpisodes",
+        "init_args": {"path": str(path), "timed_episodes": timed_episodes},
+    }
+    args = ["validate", "--verbose", "false"]
+    for config in job.configs:
+        args += ["--config", config]
+    for name, content in (("overrides", job.overrides), ("settings", settings)):
+        if content:
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(content)))
+            args += ["--config", str(folder / f"{name}.yaml")]
+    args += ["--trainer.default_root_dir", str(folder), "--trainer.callbacks+", json.dumps(measure)]
+    if job.checkpoint is not None:
+        args += ["--ckpt_path", job.checkpoint]
+    with warnings.catch_warnings():  # Lightning warns of arguments that are not those of the process
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        failed = cli.main(default_config, args)
+    if failed or not path.is_file():
+        raise ConfigurationError(f"entry {job.label!r} ({', '.join(job.configs)}) could not be evaluated; see above.")
+    return json.loads(path.read_text())
+
+
+def tabulate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """A row for each label: response time, costs, return and all metrics of the environment."""
+    rows = []
+    for label, runs in records.items():
+        values = {"seconds": [torch.tensor(run["seconds"]) for run in runs]} if runs[0]["seconds"] else {}
+        known = {name: None for run in runs for episode in run["episodes"] for name in episode}
+        for name in [*(key for key in ("cost", "message_tokens") if key in known), *known]:
+            values[name] = [torch.tensor([e[name] for e in run["episodes"] if name in e]) for run in runs]
+        rows.append(Row(label, len(runs), {name: stratified_interval(column) for name, column in values.items()}))
+    return rows
+
+
+def training(jobs: Sequence[Job]) -> tuple[list[Row], dict[str, list[Any]]]:
+    """What the training of each label took, and its curves, from the logs beside its configurations."""
+    folders: dict[str, dict[Path, None]] = {}
+    for job in jobs:
+        folder = Path(job.configs[-1]).parent
+        if job.checkpoint is not None and any(folder.glob("events.out.tfevents.*")):
+            folders.setdefault(job.label, {})[folder] = None
+    rows, curves = [], {}
+    for label, paths in folders.items():
+        runs = [read_run(path) for path in paths]
+        overheads = [run.overhead() for run in runs]
+        names = [name for name in overheads[0] if all(name in overhead for overhead in overheads)]
+        columns = {name: [torch.tensor([overhead[name]]) for overhead in overheads] for name in names}
+        rows.append(Row(label, len(runs), {name: stratified_interval(column) for name, column in columns.items()}))
+        courses = [course for course in (run.curve(CURVE) for run in runs) if course is not None]
+        if courses:
+            curves[label] = courses
+    return rows, curves
+
+
+def main(default_config: str | Path) -> int:
+    """Read the command line and compare; the exit status is 0, or 2 for a mistake in the settings."""
+    try:
+        auto_cli(compare, as_positional=False, set_defaults={"default_config": str(default_config)})
+    except ConfigurationError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,73 @@
+"""Figures of comparisons. Matplotlib is imported when it is needed; it comes with the extra `plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from collm.errors import ConfigurationError
+from collm.runs import Curve, band
+
+AXES = {"samples": "joint samples", "seconds": "seconds of training (playing and updating)"}
+
+
+def pyplot() -> Any:
+    """Matplotlib's pyplot, for files only."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigurationError(
+            "figures need matplotlib, which is not installed; pip install 'collm[plots]', or turn figures off."
+        ) from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
+    """One panel for each column: the mean of every label and its interval.
+
+    Args:
+        path: Image to write.
+        labels: Rows.
+        columns: For each column its (mean, low, high) in the order of `labels`; NaN where there is none.
+    """
+    plt = pyplot()
+    width = min(4, len(columns))
+    height = -(-len(columns) // width)
+    size = (3.2 * width + 1.2, (0.28 * len(labels) + 0.9) * height)
+    figure, panels = plt.subplots(height, width, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for panel in panels.flat[len(columns) :]:
+        panel.set_visible(False)
+    for panel, (name, cells) in zip(panels.flat, columns.items(), strict=False):
+        for row, (mean, low, high) in enumerate(cells):
+            panel.plot([low, high], [row, row], color="0.6", linewidth=2, solid_capstyle="butt")
+            panel.plot([mean], [row], "o", color=f"C{row % 10}")
+        panel.set_title(name, fontsize=10)
+        panel.set_yticks(range(len(labels)), labels)
+        panel.set_ylim(len(labels) - 0.5, -0.5)
+        panel.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_curves(path: Path, curves: Mapping[str, Sequence[Curve]], name: str) -> None:
+    """`name` against joint samples and against time, mean and interval over the runs of every label."""
+    plt = pyplot()
+    figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4), sharey=True, layout="constrained")
+    for panel, (axis, title) in zip(panels, AXES.items(), strict=True):
+        for index, (label, runs) in enumerate(curves.items()):
+            course = band(runs, axis)
+            color = f"C{index % 10}"
+            text = f"{label} ({len(runs)} run{'s' if len(runs) > 1 else ''})"
+            panel.plot(course.axis, course.mean, color=color, label=text)
+            if len(runs) > 1:
+                panel.fill_between(course.axis, course.low, course.high, color=color, alpha=0.2, linewidth=0)
+        panel.set_xlabel(title)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(name)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
