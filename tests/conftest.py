@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ import yaml
 
 from collm import cli
 from collm.models.tiny import build_tiny
-
-REPOSITORY = Path(__file__).parents[1]
+from toy import REPOSITORY, toy_config
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,26 +25,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     build_tiny(folder, hidden_size=32, num_layers=2, num_heads=2, context=1024)
     return str(folder)
-
-
-def toy_config(tiny_folder: str) -> dict[str, Any]:
-    """Two agents that play the toy game for two updates."""
-    return {
-        "model": {
-            "class_path": "collm.algorithms.collm_cc.CoLLMCC",
-            "init_args": {
-                "policy": {"path": tiny_folder, "learning_rate": 1e-3, "max_new_tokens": 4},
-                "critic": {"path": tiny_folder, "learning_rate": 1e-3},
-            },
-        },
-        "data": {
-            "environment": {"class_path": "toy.Toy"},
-            "tasks_per_rollout": 2,
-            "rollouts_per_epoch": 1,
-            "eval_episodes_per_task": 1,
-        },
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False},
-    }
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collm import cli
-from conftest import REPOSITORY, toy_config
+from toy import REPOSITORY, toy_config
 
 Fit = Callable[..., int]
 

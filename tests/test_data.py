@@ -16,8 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from collm.algorithms.base import MultiAgentModule
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
-from conftest import REPOSITORY
-from toy import Toy
+from toy import REPOSITORY, Toy
 
 Fit = Callable[..., int]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ import torch
 from collm.environments.base import Environment, EpisodeFailure, Step
 from collm.samplers.base import Episode, Sampler, SamplingPolicy
 from collm.trajectory import Action, Task, Trajectory
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 class Toy(Environment):
@@ -98,3 +102,23 @@ class Scripted(Sampler):
             }
             for episode in episodes
         ]
+
+
+def toy_config(tiny_folder: str) -> dict[str, Any]:
+    """Two agents that play the toy game for two updates."""
+    return {
+        "model": {
+            "class_path": "collm.algorithms.collm_cc.CoLLMCC",
+            "init_args": {
+                "policy": {"path": tiny_folder, "learning_rate": 1e-3, "max_new_tokens": 4},
+                "critic": {"path": tiny_folder, "learning_rate": 1e-3},
+            },
+        },
+        "data": {
+            "environment": {"class_path": "toy.Toy"},
+            "tasks_per_rollout": 2,
+            "rollouts_per_epoch": 1,
+            "eval_episodes_per_task": 1,
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False},
+    }
