@@ -91,8 +91,8 @@ class Critic(nn.Module):
         return [*self.head.parameters(), *self.backbone.adapter_parameters(self.adapter)]
 
     def center(self, targets: Tensor) -> None:
-        """Move the bias to the mean of `targets`, once in the life of the critic."""
-        if not self.centered:
+        """Move the bias to the mean of `targets`, once in the life of the critic; every episode may have failed."""
+        if not self.centered and targets.numel():
             self.head.bias.data.fill_(targets.mean().item())
             self.centered.fill_(True)
 
