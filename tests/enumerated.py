@@ -54,17 +54,23 @@ class Enumerated:
 
     def values(self, discount: float, known: list[str]) -> Tensor:
         """Expected reward to go given what the agents in `known` have seen and done, [B, T]."""
+        return self._mean_returns(discount, known, with_actions=False)
+
+    def action_values(self, discount: float) -> Tensor:
+        """Expected reward to go given the joint history and the joint action, [B, T]."""
+        return self._mean_returns(discount, list(AGENTS), with_actions=True)
+
+    def _mean_returns(self, discount: float, known: list[str], with_actions: bool) -> Tensor:
         returns = discounted_returns(self.batch.rewards, self.batch.turn_mask, discount)
-        values = torch.zeros_like(returns)
+        means = torch.zeros_like(returns)
         for turn in range(returns.shape[1]):
-            keys = [
-                tuple(tuple(path.turns[turn].actions[name].prompt_ids) for name in known)
-                if turn < len(path.turns)
-                else None
-                for path in self.batch.trajectories
-            ]
+            keys: list[tuple | None] = []
+            for path in self.batch.trajectories:
+                actions = [path.turns[turn].actions[name] for name in known] if turn < len(path.turns) else None
+                own = lambda action: (tuple(action.prompt_ids), *(action.token_ids if with_actions else ()))  # noqa: E731
+                keys.append(None if actions is None else tuple(map(own, actions)))
             for key in {key for key in keys if key is not None}:
                 rows = torch.tensor([other == key for other in keys])
                 weight = self.probabilities[rows] / self.probabilities[rows].sum()
-                values[rows, turn] = (weight * returns[rows, turn]).sum()
-        return values
+                means[rows, turn] = (weight * returns[rows, turn]).sum()
+        return means

@@ -330,7 +330,11 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
     scored: set[int] = set()
     for row, trajectory in enumerate(trajectories):
         current: TokenSequence | None = None
-        written = [(turn, m.action) for turn, one in enumerate(trajectory.turns) for m in one.written_by(agent_id)]
+        written: list[tuple[int, Action]] = []
+        for turn, played in enumerate(trajectory.turns):
+            place = -1 if id(played.actions[agent_id]) in scored else turn
+            scored.add(id(played.actions[agent_id]))
+            written += [(place, message.action) for message in played.written_by(agent_id)]
         for turn, action in written:
             prompt = list(action.prompt_ids)
             if current is None or prompt[: len(current.ids)] != current.ids:
@@ -340,11 +344,9 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
             current.ids.extend(context)
             current.turns.extend([-1] * len(context))
             current.old_log_probs.extend([0.0] * len(context))
-            new = id(action) not in scored
-            scored.add(id(action))
             current.ids.extend(action.token_ids)
-            current.turns.extend([turn if new else -1] * len(action.token_ids))
-            current.old_log_probs.extend(action.log_probs if new else [0.0] * len(action.token_ids))
+            current.turns.extend([turn] * len(action.token_ids))
+            current.old_log_probs.extend(action.log_probs if turn >= 0 else [0.0] * len(action.token_ids))
     return [sequence for sequence in sequences if any(turn >= 0 for turn in sequence.turns)]
 
 

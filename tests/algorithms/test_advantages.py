@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
+from collm.algorithms.collm_cc_q import CoLLMCCQ
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.algorithms.magrpo import MAGRPO
 from collm.algorithms.mareinforce import MAREINFORCE
@@ -150,6 +151,17 @@ def test_dc_by_hand(tiny_folder: str) -> None:
     assert_close(targets["critic/second"], torch.tensor([[6.0, 8.0], [2.0, 0.0]]))
     assert_close(seen["first"], torch.tensor([[2.0, 6.0], [1.0, 0.0]]))
     assert_close(seen["second"], torch.tensor([[2.0, -2.0], [0.0, 0.0]]))
+
+
+def test_cc_q_by_hand(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMCCQ, tiny_folder)
+    # V(h_0), Q(h_0, a_0), V(h_1), Q(h_1, a_1)
+    targets = with_values(algorithm, {"critic": torch.tensor([[3.0, 5.0, 4.0, 2.0], [1.5, 1.0, 0.0, 0.0]])})
+    seen = step(algorithm, BATCH)
+    # 1 + 0.5 * 2, 8; 2; the same for both heads
+    assert_close(targets["critic"], torch.tensor([[2.0, 2.0, 8.0, 8.0], [2.0, 2.0, 0.0, 0.0]]))
+    assert_close(seen["first"], torch.tensor([[2.0, -2.0], [-0.5, 0.0]]))  # Q - V
+    assert_close(seen["second"], seen["first"])
 
 
 def test_lambda_1_is_monte_carlo(tiny_folder: str) -> None:

@@ -31,6 +31,16 @@ def test_actor_critics_with_exact_values_are_unbiased(game: TwoTurns, gae_lambda
             assert_close(world.estimate(agent_id, advantages), world.true_gradient(agent_id, discount) * scale)
 
 
+@pytest.mark.parametrize("game", [FULL, STOPS], ids=["full", "stops"])
+def test_action_values_against_values_are_unbiased(game: TwoTurns) -> None:
+    """Q(h, a) - V(h), the advantage of `CoLLMCCQ`."""
+    world = Enumerated(game)
+    for discount, scale in ((1.0, 1.0), (0.5, SCALE)):
+        advantages = world.action_values(discount) - world.values(discount, list(AGENTS))
+        for agent_id in AGENTS:
+            assert_close(world.estimate(agent_id, advantages), world.true_gradient(agent_id, discount) * scale)
+
+
 def test_the_two_critics_know_different_things() -> None:
     world = Enumerated(FULL)
     joint, own = world.values(1.0, list(AGENTS)), world.values(1.0, ["second"])

@@ -16,6 +16,7 @@ ACTORS = {"player_1", "player_2"}
 OWN_CRITICS = {"critic/player_1", "critic/player_2"}
 LEARNERS = {
     "collm_cc": ACTORS | {"critic"},
+    "collm_cc_q": ACTORS | {"critic"},
     "collm_dc": ACTORS | OWN_CRITICS,
     "collm_dc_shared": ACTORS,
     "magrpo": ACTORS,
@@ -25,6 +26,7 @@ LEARNERS = {
 }
 METRICS = {
     "collm_cc": {"loss/critic", "critic/explained_variance", "loss/policy/player_1"},
+    "collm_cc_q": {"loss/critic", "critic/explained_variance", "critic/baseline/explained_variance"},
     "collm_dc": {"loss/critic/player_2", "critic/player_2/explained_variance", "loss/policy/player_1"},
     "collm_dc_shared": {"loss/actor_critic/player_1", "critic/player_2/explained_variance"},
     "magrpo": {"loss/policy/player_1"},
@@ -73,7 +75,7 @@ def test_exactly_what_should_learn_moves(play: Callable[..., int], run_folder: P
     assert found["rollout/joint_samples"] == [64, 128]
 
 
-@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_dc", "magrpo"])
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_dc", "magrpo"])
 def test_adapters_learn_and_the_backbone_stays(play: Callable[..., int], algorithm: str) -> None:
     lora = ["--model.init_args.parameters=lora", "--model.init_args.policy.lora_rank=2"]
     if algorithm != "magrpo":
@@ -92,7 +94,7 @@ def test_one_set_of_parameters_for_all_agents(play: Callable[..., int], algorith
     assert Capture.moved() == Capture.owned_by(*learners)
 
 
-@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_dc"])
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_dc"])
 def test_actors_wait_while_critics_warm_up(play: Callable[..., int], algorithm: str) -> None:
     assert play(algorithm, *NO_DECAY, "--model.init_args.critic_warmup=2") == 0
     assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm] - ACTORS)

@@ -48,7 +48,7 @@ def test_trees_have_the_direction_of_the_gradient(make, cls: type[MonteCarlo], j
     """Mean over trees of K = 2, within 4 standard errors of the true gradient times the documented length."""
     world, algorithm = Enumerated(STOPS), make(cls, 2)
     drawn: dict[str, list[Tensor]] = {name: [] for name in AGENTS}
-    for seed in range(250):
+    for seed in range(150):
         batch = collate(Tree(joint).rollout(STOPS, STOPS.tasks("train")[:1], world.policies, seed, "cpu", 2))
         for agent_id in AGENTS:
             drawn[agent_id].append(tree_gradient(algorithm, batch, agent_id, world.policies[agent_id].logits))
@@ -84,10 +84,10 @@ def test_variance_falls_with_the_size_of_the_subtree_if_leaves_are_independent(m
     sigma^2 = 1/4: the squared score of a uniform choice between two, times the unit variance of the reward.
     """
     game = TwoTurns(torch.zeros(2, 2), SECOND, noise=random.Random(0))
-    root, leaf = root_and_leaf_gradients(make, game, branches=3, num_trees=800)
-    # the variance of 800 draws has a relative error of about sqrt(2 / 800) = 0.05
-    assert root.var() == pytest.approx(0.25 / 3**2, rel=0.2)
-    assert leaf.var() == pytest.approx(0.25 / 3, rel=0.2)
+    root, leaf = root_and_leaf_gradients(make, game, branches=3, num_trees=600)
+    # the variance of 600 draws has a relative error of about sqrt(2 / 600) = 0.06
+    assert root.var() == pytest.approx(0.25 / 3**2, rel=0.25)
+    assert leaf.var() == pytest.approx(0.25 / 3, rel=0.25)
 
 
 def test_variance_falls_with_the_branches_alone_if_leaves_share_their_reward(make) -> None:

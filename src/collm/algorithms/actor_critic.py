@@ -30,6 +30,7 @@ class ActorCritic(MultiAgentModule):
     """
 
     separate_critics = True  # False where critics stand on the policies' own weights
+    critic_class = Critic
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class ActorCritic(MultiAgentModule):
     def build_critic(self, name: str, reads: Sequence[str]) -> Critic:
         """The critic `name`, a learner of its own over a backbone or adapter of its own."""
         adapter = name if self.critic_spec.lora_rank else None
-        critic = Critic(self.critic_spec, self.backbone(name, self.critic_spec, adapter), adapter, reads)
+        critic = self.critic_class(self.critic_spec, self.backbone(name, self.critic_spec, adapter), adapter, reads)
         self.learners[name] = critic.trainable_parameters()
         return critic
 
@@ -92,10 +93,10 @@ class ActorCritic(MultiAgentModule):
 
     @torch.no_grad()
     def values(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
-        """V(h_t) at every played turn, before the update, [B, T]."""
+        """V(h_t) at every played turn, before the update, [B, T] (times the values per turn of the critic)."""
         critic = self.critics[name]
         critic.center(discounted_returns(batch.rewards, batch.turn_mask, self.discount)[batch.turn_mask])
-        values = torch.zeros_like(batch.rewards)
+        values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
         for chunk in self.chunks(histories, set(range(len(batch.trajectories))), critic.tokenizer.pad_token_id):
             values += chunk.sum_by_turn(critic(chunk), tuple(values.shape))
         return values

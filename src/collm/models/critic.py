@@ -68,6 +68,8 @@ class Critic(nn.Module):
         reads: Agents whose observations and actions it sees: all of them, or one.
     """
 
+    values_per_turn = 1
+
     def __init__(self, spec: CriticSpec, backbone: Backbone, adapter: str | None, reads: Sequence[str]):
         super().__init__()
         self.spec = spec
@@ -75,7 +77,7 @@ class Critic(nn.Module):
         self.adapter = adapter
         self.tokenizer = load_tokenizer(spec.path)
         self._backbone = [backbone]  # in a list, so that its weights are not registered a second time here
-        self.head = nn.Linear(backbone.hidden_size, 1)
+        self.head = nn.Linear(backbone.hidden_size, self.values_per_turn)
         # Starting at a constant, with the bias at the mean return, keeps the first advantages those of a plain
         # baseline.
         nn.init.zeros_(self.head.weight)
@@ -85,6 +87,12 @@ class Critic(nn.Module):
     @property
     def backbone(self) -> Backbone:
         return self._backbone[0]
+
+    @property
+    def limit(self) -> int:
+        """Longest row it reads, in tokens."""
+        longest = context_length(self.spec.path)
+        return min(self.spec.context_length or longest, longest)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What trains when this critic learns: its head and its part of the backbone."""
@@ -106,14 +114,13 @@ class Critic(nn.Module):
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
         """Histories as rows of tokens, one row per trajectory where the critic's context allows it."""
-        limit = min(self.spec.context_length or context_length(self.spec.path), context_length(self.spec.path))
         sequences = []
         for row, trajectory in enumerate(trajectories):
             before, written = [], []  # blocks of tokens: what turn t is judged on, and what was written in it
             for index in range(len(trajectory.turns)):
-                before.append(self._encode(self.observed(trajectory, index)))
-                written.append(self._encode(self.acted(trajectory, index)))
-            sequences.extend(_chain(row, before, written, limit))
+                before.append(self.tokens(self.observed(trajectory, index)))
+                written.append(self.tokens(self.acted(trajectory, index)))
+            sequences.extend(chain(row, before, written, self.limit))
         return sequences
 
     def observed(self, trajectory: Trajectory, index: int) -> str:
@@ -134,11 +141,12 @@ class Critic(nn.Module):
         written = [message for agent_id in self.reads for message in turn.written_by(agent_id)]
         return "".join(f"\n[{message.agent_id}] {message.action.text}" for message in written) + "\n"
 
-    def _encode(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
+        """`text` in the critic's own tokens."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
 
-def _chain(row: int, before: list[list[int]], written: list[list[int]], limit: int) -> list[TokenSequence]:
+def chain(row: int, before: list[list[int]], written: list[list[int]], limit: int) -> list[TokenSequence]:
     """Rows of at most `limit` tokens that score the last token of every block of `before`.
 
     Where the next turn does not fit, a new row begins with the previous turn if there is room, so that the newest
