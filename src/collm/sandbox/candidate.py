@@ -1,0 +1,165 @@
+"""The process that runs a program, and the one it is forked from.
+
+The zygote never sees a program or a test: it is told to fork, and the child reads the program from a channel of its
+own. So there is nothing in a candidate's memory to find but its own program and the arguments it was called with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from collm.sandbox import confine, frames, kernel, plain
+
+CHANNEL = 3
+NONCE_BYTES = 16
+_MAX_MESSAGE = 300
+
+
+def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int | None) -> None:
+    """Fork a candidate, or end it, at each word from `control`; never returns.
+
+    Args:
+        control: Where words come from: "fork" with a descriptor for the candidate, or "reap".
+        setup: Limits, layers and scratch folder; see `server`.
+        processes: Descriptor of /proc where there are namespaces.
+    """
+    home = None
+    if processes is None:
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    else:
+        home = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=processes)
+        os.close(processes)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    setup = {**setup, "user": _choose_user(setup["scratch"] if home is None else None)}
+    control.send(json.dumps(setup["user"]).encode())
+    child = 0
+    while True:
+        word, descriptors, _, _ = socket.recv_fds(control, 16, 1)
+        if word == b"fork":
+            child = _fork(descriptors[0], control, setup, home)
+            os.close(descriptors[0])
+            control.send(str(child).encode())
+        elif word == b"reap":
+            control.send(str(_reap(child, home is not None, setup["scratch"])).encode())
+        else:
+            os._exit(0)
+
+
+def _choose_user(scratch: str | None) -> int | None:
+    """Whom candidates and judges run as if this is root: somebody without rights, who can use the scratch folder."""
+    user = confine.unprivileged_user()
+    if os.geteuid() != 0 or not confine.can_drop(user):
+        return None
+    if scratch is not None:
+        os.chown(scratch, user, user)
+    return user
+
+
+def _fork(channel: int, control: socket.socket, setup: Mapping[str, Any], home: int | None) -> int:
+    if home is not None:
+        # The child is the first of a process space of its own, which ends with it, whatever it started.
+        kernel.unshare(kernel.CLONE_NEWPID)
+    child = os.fork()
+    if child == 0:
+        try:
+            control.detach()
+            _become_candidate(channel, setup, home is not None)
+        finally:
+            os._exit(70)
+    if home is not None:
+        kernel.setns(home, kernel.CLONE_NEWPID)
+    return child
+
+
+def _reap(child: int, alone: bool, scratch: str | None) -> int:
+    """End the candidate and all it started; returns the status it ended with."""
+    if not alone:
+        # The child may not have begun its own session yet, or have been ended by the kernel.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not alone:
+        _reap_orphans()
+        if scratch is not None:
+            confine.empty(scratch)
+    return status
+
+
+def _reap_orphans() -> None:
+    """End what a candidate left behind: orphans become children of this process, which has no others."""
+    while True:
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                children = [int(pid) for pid in file.read().split()]
+        except FileNotFoundError:  # a kernel without this file; then processes cannot be made in the first place
+            return
+        if not children:
+            return
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def settle(channel: int) -> None:
+    """Keep `channel` as the only descriptor, besides standard ones that lead nowhere, and lead a session."""
+    os.setsid()
+    nowhere = os.open("/dev/null", os.O_RDWR)
+    if channel != CHANNEL:
+        os.dup2(channel, CHANNEL)
+    for standard in range(3):
+        os.dup2(nowhere, standard)
+    os.closerange(CHANNEL + 1, 4096)
+
+
+def _become_candidate(channel: int, setup: Mapping[str, Any], alone: bool) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    settle(channel)
+    scratch = setup["scratch"]
+    if alone:
+        confine.private_scratch(setup["limits"]["scratch_bytes"])
+        scratch = confine.SCRATCH
+    os.chdir(scratch)
+    confine.confine(setup["limits"], setup["layers"], setup["user"], scratch)
+    serve_calls(CHANNEL, setup["limits"]["message_bytes"])
+
+
+def serve_calls(channel: int, limit: int) -> None:
+    """Load the program that comes first and answer calls of its entry point until the channel closes."""
+    message = frames.receive(channel, 2 * limit)
+    nonce, order = message[:NONCE_BYTES], json.loads(message[NONCE_BYTES:])
+    namespace: dict[str, Any] = {"__name__": "candidate"}
+    try:
+        exec(compile(order["program"], "<program>", "exec"), namespace)
+        function = namespace[order["entry_point"]]
+        reply = plain.dumps(["value", None])
+    except BaseException as error:
+        reply, function = _describe(error), None
+    frames.send(channel, nonce + reply)
+    while function is not None:
+        message = frames.receive(channel, limit)
+        nonce = message[:NONCE_BYTES]
+        try:
+            arguments, keywords = plain.loads(message[NONCE_BYTES:])
+            reply = plain.dumps(["value", function(*arguments, **keywords)])
+            if len(reply) > limit - NONCE_BYTES:
+                raise plain.NotPlain(f"the result is larger than {limit} bytes")
+        except BaseException as error:
+            reply = _describe(error)
+        frames.send(channel, nonce + reply)
+
+
+def _describe(error: BaseException) -> bytes:
+    """What went wrong, as plain data: the names of the exception's classes, and what it says."""
+    try:
+        text = str(error)[:_MAX_MESSAGE]
+    except BaseException:
+        text = ""
+    return plain.dumps(["error", [str(kind.__name__) for kind in type(error).__mro__], text])

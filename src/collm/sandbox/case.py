@@ -1,0 +1,88 @@
+"""A program with what it is judged by, and the verdict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program and what it is judged by.
+
+    Args:
+        program: Source that defines `entry_point`; runs in a process of its own.
+        entry_point: Name of the function that the test calls.
+        test: Source that defines `check(candidate)`, or asserts at its top level; runs in another process.
+        prelude: Trusted source that the test needs, such as imports; runs before it.
+    """
+
+    program: str
+    entry_point: str
+    test: str
+    prelude: str = ""
+
+    @property
+    def key(self) -> str:
+        """Content hash."""
+        return hashlib.sha256(repr((self.program, self.entry_point, self.test, self.prelude)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """How one assert of the test went: its line and text, whether it held, and if not, why."""
+
+    line: int
+    text: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a case.
+
+    Args:
+        loaded: The program ran and defined the entry point.
+        completed: The test ran to its end.
+        units: Every assert of the test.
+        error: Why the program did not load or the test did not end, else empty.
+        timeouts: Calls that ran out of time.
+        calls: Calls that the test made.
+    """
+
+    loaded: bool
+    completed: bool
+    units: tuple[UnitResult, ...]
+    error: str
+    timeouts: int
+    calls: int
+
+    @property
+    def passed(self) -> int:
+        """How many asserts held."""
+        return sum(unit.passed for unit in self.units)
+
+    @property
+    def total(self) -> int:
+        """How many asserts there are."""
+        return len(self.units)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the test ran to its end and nothing failed."""
+        return self.completed and self.passed == self.total
+
+
+def verdict_of(answer: Mapping[str, Any]) -> Verdict:
+    """The verdict in a server's answer."""
+    # Half of a surrogate pair, which a program can put into a message, is no text that a tokenizer takes.
+    units = tuple(UnitResult(line, text, passed, _clean(detail)) for line, text, passed, detail in answer["units"])
+    completed, error = answer["completed"], _clean(answer["error"])
+    return Verdict(answer["loaded"], completed, units, error, answer["timeouts"], answer["calls"])
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,115 @@
+"""The process that runs a test.
+
+The candidate lives in another process; here it is a stand-in that sends calls and gets plain data back. A test is
+trusted, but what the candidate returns can still make it slow or large, so it runs under limits as well.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from collm.sandbox import asserts, confine, frames, plain
+from collm.sandbox.candidate import CHANNEL, settle
+
+_MAX_MESSAGE = 300
+
+
+class CandidateError(Exception):
+    """The candidate raised something that has no counterpart here."""
+
+
+class CandidateLost(BaseException):
+    """The candidate ran out of time or ended; no test can mistake it for an expected exception."""
+
+
+class Unit:
+    """`with Unit(...)`: the assert inside holds or not; either way the test goes on."""
+
+    def __init__(self, number: int, report: Callable[[dict[str, Any]], None]):
+        self.number = number
+        self.report = report
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.report({"unit": self.number, "passed": error is None, "detail": "" if error is None else describe(error)})
+        return True
+
+
+def describe(error: BaseException) -> str:
+    """Type and words of an exception."""
+    text = str(error)[:_MAX_MESSAGE]
+    name = "" if isinstance(error, CandidateLost) else type(error).__name__
+    return f"{name}: {text}" if name and text else name or text
+
+
+def run_judge(channel: int, request: Mapping[str, Any], setup: Mapping[str, Any]) -> None:
+    """Run the test of `request` and report over `channel`; never returns."""
+    try:
+        settle(channel)
+        os.chdir("/")
+        confine.confine(setup["limits"], setup["layers"], setup["user"], None)
+        _run(request, setup["limits"]["message_bytes"])
+    finally:
+        os._exit(70)
+
+
+def _run(request: Mapping[str, Any], limit: int) -> None:
+    def report(entry: dict[str, Any]) -> None:
+        frames.send(CHANNEL, b"U" + json.dumps(entry).encode())
+
+    def candidate(*arguments: Any, **keywords: Any) -> Any:
+        frames.send(CHANNEL, b"C" + plain.dumps([list(arguments), keywords]))
+        reply = frames.receive(CHANNEL, limit + 1)
+        if reply[:1] == b"X":
+            raise CandidateLost(reply[1:].decode())
+        return _understand(reply[1:])
+
+    random.seed(0)
+    namespace: dict[str, Any] = {"__name__": "test", "__unit__": lambda number: Unit(number, report)}
+    outcome = {"done": True, "error": ""}
+    try:
+        exec(compile(request["prelude"], "<prelude>", "exec"), namespace)
+        namespace.update({"candidate": candidate, request["entry_point"]: candidate})
+        exec(compile(asserts.instrument(request["test"]), "<test>", "exec"), namespace)
+        if callable(namespace.get("check")):
+            namespace["check"](candidate)
+    except BaseException as error:
+        outcome = {"done": False, "error": describe(error)}
+    report(outcome)
+    os._exit(0)
+
+
+def _understand(data: bytes) -> Any:
+    """The value that the candidate returned, or the exception that it raised."""
+    try:
+        kind, *content = plain.loads(data)
+        if kind == "value":
+            (value,) = content
+            return value
+        names, text = content
+        chain = [str(name) for name in names]
+        text = str(text)[:_MAX_MESSAGE]
+    except (plain.NotPlain, ValueError, TypeError) as error:
+        raise CandidateError(f"an answer that is no plain data ({error})") from None
+    for name in chain:
+        known = getattr(builtins, name, None)
+        if known is Exception:
+            break
+        if isinstance(known, type) and issubclass(known, Exception):
+            raise _raised(known, text)
+    raise CandidateError(": ".join(part for part in (chain[0] if chain else "", text) if part))
+
+
+def _raised(kind: type[Exception], text: str) -> Exception:
+    """An exception of a builtin class; some of them want more than words."""
+    try:
+        return kind(text)
+    except TypeError:
+        return CandidateError(f"{kind.__name__}: {text}")
