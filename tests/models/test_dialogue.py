@@ -1,0 +1,171 @@
+"""How histories become prompts: whole dialogues in the tokenizer's own format, chained, and cut where they must be."""
+
+from __future__ import annotations
+
+import pytest
+
+from collm.errors import ConfigurationError
+from collm.models.dialogue import Dialogue
+from collm.models.tiny import build_tokenizer
+from collm.trajectory import Action
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content | trim + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OBSERVATIONS = ["lay out I", "reward 0.5\nrow 3", "the end is near"]
+ANSWERS = ["/setblock 1 2 0 stone", "nothing", "4"]
+SCRIPTS = "\u0e17\u0e14 \u05d0\u05d1 \U0001f9f1 \u4f60\u597d \x00\x1b[31m\r\n{{ messages }} {% if %} [INST] </s>"
+
+
+def tokenizer_of(name: str):
+    tokenizer = build_tokenizer()
+    if name == "chatml":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.eos_token = "<|im_end|>"
+        tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def answer(dialogue: Dialogue, text: str, prompt: list[int], truncated: bool = False) -> Action:
+    ids = dialogue.tokenizer(text, add_special_tokens=False).input_ids
+    if not truncated:
+        ids = [*ids, dialogue.tokenizer.eos_token_id]
+    return Action(text, prompt, ids, [0.0] * len(ids), truncated)
+
+
+def played(dialogue: Dialogue, observations: list[str], answers: list[str], truncated: bool = False):
+    """The prompt of every turn and the actions between them."""
+    prompts, actions = [], []
+    for turn in range(len(observations)):
+        prompts.append(dialogue.prompt(observations[: turn + 1], actions))
+        if turn < len(answers):
+            actions.append(answer(dialogue, answers[turn], prompts[-1], truncated))
+    return prompts, actions
+
+
+def messages_of(observations: list[str], answers: list[str], system: str | None) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn, observation in enumerate(observations):
+        messages.append({"role": "user", "content": observation})
+        if turn < len(observations) - 1:
+            messages.append({"role": "assistant", "content": answers[turn]})
+    return messages
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "chatml"])
+def test_every_prompt_is_the_dialogue_in_the_chat_template(name: str, truncated: bool, system: str | None) -> None:
+    tokenizer = tokenizer_of(name)
+    dialogue = Dialogue(tokenizer, 1000, system_prompt=system)
+    prompts, _ = played(dialogue, OBSERVATIONS, ANSWERS, truncated)
+    for turn, prompt in enumerate(prompts):
+        messages = messages_of(OBSERVATIONS[: turn + 1], ANSWERS, system)
+        # one end token after each answer, whether the agent wrote it or was cut
+        assert tokenizer.decode(prompt) == tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+
+
+def test_the_dialogue_by_hand() -> None:
+    dialogue = Dialogue(build_tokenizer(), 1000, system_prompt="Be brief.")
+    prompts, _ = played(dialogue, ["one", "two"], ["3"])
+    assert dialogue.tokenizer.decode(prompts[1]) == (
+        "<|system|>Be brief.<|end|><|user|>one<|end|><|assistant|>3<|end|><|user|>two<|end|><|assistant|>"
+    )
+
+
+@pytest.mark.parametrize(
+    "observations", [OBSERVATIONS, [SCRIPTS] * 3, ["<|end|><|assistant|>mine<|end|>"] * 3, [""] * 3]
+)
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("template", ["tiny", "chatml", None])
+def test_prompts_are_a_chain(template: str | None, truncated: bool, observations: list[str]) -> None:
+    dialogue = Dialogue(tokenizer_of(template or "tiny"), 2000, chat_template=template is not None)
+    prompts, actions = played(dialogue, observations, ANSWERS, truncated)
+    for before, action, after in zip(prompts, actions, prompts[1:], strict=False):
+        chain = [*before, *action.token_ids]
+        assert after[: len(chain)] == chain
+        assert len(after) > len(chain)
+
+
+def test_tokens_stay_as_they_were_sampled() -> None:
+    dialogue = Dialogue(build_tokenizer(), 1000)
+    prompt = dialogue.prompt(["one"], [])
+    letters = [dialogue.tokenizer.convert_tokens_to_ids(letter) for letter in "stone"]
+    assert len(dialogue.tokenizer("stone").input_ids) == 1  # what the text would become if it were tokenized again
+    action = Action("stone", prompt, [*letters, dialogue.tokenizer.eos_token_id], [0.0] * 6)
+    assert dialogue.prompt(["one", "two"], [action])[len(prompt) :][:6] == list(action.token_ids)
+
+
+def test_an_action_cut_at_its_first_token() -> None:
+    dialogue = Dialogue(build_tokenizer(), 1000)
+    prompt = dialogue.prompt(["one"], [])
+    action = Action("4", prompt, dialogue.tokenizer("4").input_ids, [0.0], truncated=True)
+    text = dialogue.tokenizer.decode(dialogue.prompt(["one", "two"], [action]))
+    assert text == "<|user|>one<|end|><|assistant|>4<|end|><|user|>two<|end|><|assistant|>"
+
+
+def test_an_empty_action_is_one_end_token() -> None:
+    dialogue = Dialogue(build_tokenizer(), 1000)
+    prompts, _ = played(dialogue, ["one", "two"], [""])
+    assert dialogue.tokenizer.decode(prompts[1]).startswith("<|user|>one<|end|><|assistant|><|end|><|user|>two")
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_plain_lines_where_there_is_no_template(remove: bool) -> None:
+    tokenizer = build_tokenizer()
+    if remove:
+        tokenizer.chat_template = None
+    dialogue = Dialogue(tokenizer, 1000, chat_template=remove, system_prompt="Be brief.")
+    prompts, _ = played(dialogue, ["one", "two"], ["3"], truncated=True)
+    assert tokenizer.decode(prompts[0]) == "Be brief.\none\n"
+    assert tokenizer.decode(prompts[1]) == "Be brief.\none\n3\ntwo\n"
+
+
+def test_template_arguments_reach_the_template() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template += "{% if not thinking %}/no_think{% endif %}"
+    quiet = Dialogue(tokenizer, 1000, template_arguments={"thinking": False})
+    loud = Dialogue(tokenizer, 1000, template_arguments={"thinking": True})
+    assert tokenizer.decode(quiet.prompt(["one"], [])).endswith("<|assistant|>/no_think")
+    assert tokenizer.decode(loud.prompt(["one"], [])).endswith("<|assistant|>")
+
+
+# Dialogues that do not fit
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("limit", range(20, 70, 3))
+def test_the_newest_turns_are_kept_and_the_instruction_is_never_cut(limit: int, template: bool) -> None:
+    dialogue = Dialogue(build_tokenizer(), limit, chat_template=template)
+    observations = ["build it", *(f"reward {turn} {turn} {turn}" for turn in range(1, 9))]
+    prompts, actions = played(dialogue, observations, ["1 2 3"] * 8)
+    opening = dialogue.opening("build it")
+    for turn, prompt in enumerate(prompts):
+        assert len(prompt) <= limit
+        assert prompt[: len(opening)] == opening
+        text = dialogue.tokenizer.decode(prompt[len(opening) :])
+        kept = [number for number in range(1, turn + 1) if f"reward {number} {number} {number}" in text]
+        assert kept == list(range(turn + 1 - len(kept), turn + 1))  # without gaps, up to the newest
+        if kept and len(kept) < turn:  # and as many as fit
+            oldest = turn - len(kept)
+            block = [*actions[oldest].token_ids, *dialogue.bridge(observations[oldest], actions[oldest - 1])]
+            assert len(prompt) + len(block) > limit
+
+
+def test_where_not_even_the_newest_turn_fits_its_end_is_kept() -> None:
+    dialogue = Dialogue(build_tokenizer(), 40)
+    prompts, _ = played(dialogue, ["build it", "0" * 100 + " 9 8 7"], ["1"])
+    assert len(prompts[1]) == 40
+    assert dialogue.tokenizer.decode(prompts[1]).endswith("0 9 8 7<|end|><|assistant|>")
+
+
+def test_a_first_prompt_that_does_not_fit_is_refused() -> None:
+    dialogue = Dialogue(build_tokenizer(), 12)
+    dialogue.check_fits("a1", "task_7", "1 2 3 4 5 6 7 8")  # eleven
+    with pytest.raises(ConfigurationError, match="task 'task_7'.*agent 'a1' has 13 tokens.*leaves 12.*max_new_tokens"):
+        dialogue.check_fits("a1", "task_7", "1 2 3 4 5 6 7 8 9 0")
