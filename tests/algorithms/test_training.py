@@ -20,6 +20,8 @@ LEARNERS = {
     "collm_dc": ACTORS | OWN_CRITICS,
     "collm_dc_shared": ACTORS,
     "magrpo": ACTORS,
+    "ippo": ACTORS | OWN_CRITICS,
+    "mappo": ACTORS | {"critic"},
     "mareinforce": ACTORS,
     "marloo": ACTORS,
     "maremax": ACTORS,
@@ -132,6 +134,17 @@ def test_a_group_of_one_loads_nothing(
     message = capsys.readouterr().err
     assert "data.num_generations is 1" in message
     assert "Loading weights" not in message
+
+
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_dc", "magrpo"])
+def test_one_agent_is_a_team(play: Callable[..., int], run_folder: Path, algorithm: str) -> None:
+    """Single-agent actor-critic and GRPO are the same classes in a game of one agent."""
+    one = [f"--data.environment.payoff={[1.0] * 10 + [0.0]}"]
+    args = ["--model.init_args.group_standardize=true"] if algorithm == "magrpo" else []
+    assert play(algorithm, *one, *args, *NO_DECAY) == 0
+    learners = {name for name in LEARNERS[algorithm] if not name.endswith("player_2")}
+    assert set(Capture.learner.values()) == learners
+    assert Capture.moved() == Capture.owned_by(*learners)
 
 
 def test_no_baseline_needs_no_group(play: Callable[..., int]) -> None:

@@ -25,7 +25,10 @@ class ActorCritic(MultiAgentModule):
         critic_epochs: Passes of each critic over each rollout.
         critic_warmup: Rollouts at the beginning in which only critics learn.
         value_loss_weight: Scale of the value loss; it matters together with gradient clipping.
-        value_clip: Largest move of a value that lowers its loss (PPO's value clipping); by default any.
+        value_clip: Largest move of a value that lowers its loss (PPO's value clipping), in the critic's units; by
+            default any.
+        normalize_values: Measure values in units of their targets, by running mean and deviation (PopArt), so that
+            learning rates and `value_loss_weight` mean the same for any size of reward.
         kwargs: Everything that algorithms share.
     """
 
@@ -40,6 +43,7 @@ class ActorCritic(MultiAgentModule):
         critic_warmup: int = 0,
         value_loss_weight: float = 1.0,
         value_clip: float | None = None,
+        normalize_values: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -49,6 +53,7 @@ class ActorCritic(MultiAgentModule):
         self.critic_warmup = critic_warmup
         self.value_loss_weight = value_loss_weight
         self.value_clip = value_clip
+        self.normalize_values = normalize_values
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
@@ -105,8 +110,19 @@ class ActorCritic(MultiAgentModule):
         self, name: str, histories: Sequence[TokenSequence], values: Tensor, targets: Tensor, batch: RolloutBatch
     ) -> None:
         """Regress the critic on fixed `targets` [B, T]; the loss is the mean over played turns."""
+        self.rescale(name, targets, batch)
         for rows in self.minibatches(batch, self.critic_epochs):
             self.optimize(name, self.value_losses(name, histories, rows, values, targets, batch), f"loss/{name}")
+
+    def rescale(self, name: str, targets: Tensor, batch: RolloutBatch) -> None:
+        """Where values are normalized, let their units follow those of `targets`, over all processes."""
+        if not self.normalize_values:
+            return
+        played = targets[batch.turn_mask.repeat_interleave(self.critics[name].values_per_turn, dim=1)]
+        sums = torch.stack([torch.ones_like(played).sum(), played.sum(), played.square().sum()])
+        count, total, squares = self.all_gather(sums).view(-1, 3).sum(0)
+        if count:
+            self.critics[name].rescale(total / count, squares / count)
 
     def value_losses(
         self,
@@ -126,8 +142,8 @@ class ActorCritic(MultiAgentModule):
             if self.value_clip is None:
                 loss = value_loss(now, targets, scored)
             else:
-                loss = clipped_value_loss(now, values, targets, scored, self.value_clip)
-            yield self.value_loss_weight * loss / num_turns
+                loss = clipped_value_loss(now, values, targets, scored, self.value_clip * float(critic.scale))
+            yield self.value_loss_weight * loss / critic.scale.square() / num_turns
 
     def log_critic(self, name: str, values: Tensor, targets: Tensor, batch: RolloutBatch) -> None:
         """How good the values were that this update's advantages come from."""

@@ -64,6 +64,7 @@ class CoLLMDCShared(ActorCritic):
             advantages = self.shape_advantages(advantages, batch.turn_mask)
             shaped[agent_id] = pool_shared_actions(advantages, batch, agent_id)
             self.log_critic(name, old, targets[agent_id], batch)
+            self.rescale(name, targets[agent_id], batch)
 
         def losses(agent_id: str, rows: set[int]):
             if self.actors_learn:

@@ -21,6 +21,9 @@ from collm.models.loading import load_tokenizer
 from collm.models.policy import check_model_numbers, context_length
 from collm.trajectory import SequenceBatch, TokenSequence, Trajectory
 
+_FORGETTING = 0.05  # how fast the scale of values follows that of the targets, per rollout
+_SMALLEST_SCALE = 1e-3
+
 
 @dataclass
 class CriticSpec:
@@ -83,6 +86,10 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("centered", torch.tensor(False))
+        # What the head's output is measured in: values are `scale` times the output plus `shift`.
+        self.register_buffer("shift", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("moments", torch.zeros(3))  # running mean, mean square, and how often they moved
 
     @property
     def backbone(self) -> Backbone:
@@ -104,13 +111,39 @@ class Critic(nn.Module):
             self.head.bias.data.fill_(targets.mean().item())
             self.centered.fill_(True)
 
+    def rescale(self, mean: Tensor, mean_square: Tensor) -> None:
+        """Measure values in units of their targets without changing any value (PopArt, arXiv 1602.07714).
+
+        The statistics are plain averages over the first rollouts and then forget older ones.
+
+        Args:
+            mean: Mean of the targets of a rollout, [].
+            mean_square: Mean of their squares, [].
+        """
+        self.moments[2] += 1
+        rate = max(1.0 / float(self.moments[2]), _FORGETTING)
+        self.moments[:2].lerp_(torch.stack([mean, mean_square]).to(self.moments), rate)
+        shift = self.moments[0].clone()
+        scale = (self.moments[1] - shift.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_SCALE)
+        weight, bias = self.head.weight.data, self.head.bias.data
+        weight.mul_(self.scale / scale)
+        bias.copy_((self.scale * bias + self.shift - shift) / scale)
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
+
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Values at the scored positions, 0 elsewhere, [R, L]."""
+        mask = batch.action_mask
         with self.backbone.using(self.adapter):
             hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
         values = torch.zeros(batch.ids.shape, device=hidden.device)
-        values[batch.action_mask] = self.head(hidden[batch.action_mask].to(self.head.weight.dtype)).squeeze(-1).float()
+        outputs = self.head(hidden[mask].to(self.head.weight.dtype)).float()
+        values[mask] = self.scale * self.choose(outputs, batch.turns[mask]) + self.shift
         return values
+
+    def choose(self, outputs: Tensor, turns: Tensor) -> Tensor:
+        """The output that counts at each scored position: [M, values per turn] and its place [M] -> [M]."""
+        return outputs.squeeze(-1)
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
         """Histories as rows of tokens, one row per trajectory where the critic's context allows it."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from collm.models.critic import Critic, chain
-from collm.trajectory import SequenceBatch, TokenSequence, Trajectory
+from collm.trajectory import TokenSequence, Trajectory
 
 
 class QCritic(Critic):
@@ -20,15 +19,9 @@ class QCritic(Critic):
 
     values_per_turn = 2
 
-    def forward(self, batch: SequenceBatch) -> Tensor:
-        """Values at the scored positions, each by the head of its kind, 0 elsewhere, [R, L]."""
-        with self.backbone.using(self.adapter):
-            hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
-        mask = batch.action_mask
-        both = self.head(hidden[mask].to(self.head.weight.dtype)).float()
-        values = torch.zeros(batch.ids.shape, device=hidden.device)
-        values[mask] = both.gather(-1, batch.turns[mask][:, None] % 2).squeeze(-1)
-        return values
+    def choose(self, outputs: Tensor, turns: Tensor) -> Tensor:
+        """The head of its kind at each scored position, [M, 2] and [M] -> [M]."""
+        return outputs.gather(-1, turns[:, None] % 2).squeeze(-1)
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
         """Histories as rows of tokens, scored before and after the joint action of every turn."""

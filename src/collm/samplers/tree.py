@@ -33,7 +33,8 @@ class Tree(Parallel):
 
     Args:
         joint: How K responses of every agent make joint actions. `aligned`: the first of every agent, the second of
-            every agent, and so on, K per node. `cross`: every combination, K^n per node, for the same model calls.
+            every agent, and so on, K per node. `cross`: every combination, K^n per node, for the same model calls at
+            a node; the advantage of a response is then the mean over what the others did.
         max_joint_samples: Largest number of joint actions in a rollout; a larger tree is refused.
     """
 
