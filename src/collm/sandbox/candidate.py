@@ -26,7 +26,7 @@ def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int
 
     Args:
         control: Where words come from: "fork" with a descriptor for the candidate, or "reap".
-        setup: Limits, layers and scratch folder; see `server`.
+        setup: Limits and layers; see `server`.
         processes: Descriptor of /proc where there are namespaces.
     """
     home = None
@@ -36,7 +36,7 @@ def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int
         home = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=processes)
         os.close(processes)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    setup = {**setup, "user": _choose_user(setup["scratch"] if home is None else None)}
+    setup = {**setup, "user": _choose_user()}
     control.send(json.dumps(setup["user"]).encode())
     child = 0
     while True:
@@ -46,19 +46,15 @@ def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int
             os.close(descriptors[0])
             control.send(str(child).encode())
         elif word == b"reap":
-            control.send(str(_reap(child, home is not None, setup["scratch"])).encode())
+            control.send(str(_reap(child, home is not None)).encode())
         else:
             os._exit(0)
 
 
-def _choose_user(scratch: str | None) -> int | None:
-    """Whom candidates and judges run as if this is root: somebody without rights, who can use the scratch folder."""
+def _choose_user() -> int | None:
+    """Whom candidates and judges become if this is root: somebody without rights."""
     user = confine.unprivileged_user()
-    if os.geteuid() != 0 or not confine.can_drop(user):
-        return None
-    if scratch is not None:
-        os.chown(scratch, user, user)
-    return user
+    return user if os.geteuid() == 0 and confine.can_drop(user) else None
 
 
 def _fork(channel: int, control: socket.socket, setup: Mapping[str, Any], home: int | None) -> int:
@@ -77,7 +73,7 @@ def _fork(channel: int, control: socket.socket, setup: Mapping[str, Any], home: 
     return child
 
 
-def _reap(child: int, alone: bool, scratch: str | None) -> int:
+def _reap(child: int, alone: bool) -> int:
     """End the candidate and all it started; returns the status it ended with."""
     if not alone:
         # The child may not have begun its own session yet, or have been ended by the kernel.
@@ -87,8 +83,6 @@ def _reap(child: int, alone: bool, scratch: str | None) -> int:
     _, status = os.waitpid(child, 0)
     if not alone:
         _reap_orphans()
-        if scratch is not None:
-            confine.empty(scratch)
     return status
 
 
@@ -122,12 +116,11 @@ def _become_candidate(channel: int, setup: Mapping[str, Any], alone: bool) -> No
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     settle(channel)
-    scratch = setup["scratch"]
+    # A scratch folder needs to be private and bounded; where it cannot be, there is none and nothing is writable.
     if alone:
         confine.private_scratch(setup["limits"]["scratch_bytes"])
-        scratch = confine.SCRATCH
-    os.chdir(scratch)
-    confine.confine(setup["limits"], setup["layers"], setup["user"], scratch)
+    os.chdir(confine.SCRATCH if alone else "/")
+    confine.confine(setup["limits"], setup["layers"], setup["user"], confine.SCRATCH if alone else None)
     serve_calls(CHANNEL, setup["limits"]["message_bytes"])
 
 

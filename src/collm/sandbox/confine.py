@@ -152,14 +152,3 @@ def confine(limits: Mapping[str, Any], layers: Mapping[str, int], user: int | No
         landlock.restrict(layers["landlock"], readable_paths(), writable)
     if layers["seccomp"]:
         seccomp.install(machine)
-
-
-def empty(folder: str) -> None:
-    """Remove what is in `folder`, whatever was done to it, without following links."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            os.chmod(entry.path, 0o700)
-            empty(entry.path)
-            os.rmdir(entry.path)
-        else:
-            os.unlink(entry.path)

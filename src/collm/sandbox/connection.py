@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ class Connection:
             )
         ours.setblocking(False)
         self.channel = ours
-        setup = {"limits": self.limits.plain(), "layers": self.layers, "temporary": tempfile.gettempdir()}
+        setup = {"limits": self.limits.plain(), "layers": self.layers}
         return self._exchange(setup, _START_SECONDS)
 
     def judge(self, case: Case) -> dict[str, Any]:

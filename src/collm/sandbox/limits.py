@@ -22,7 +22,7 @@ class Limits:
         memory_bytes: Address space of each process.
         message_bytes: Size of the arguments, and of the result, of one call.
         file_bytes: Size of one file in the scratch folder.
-        scratch_bytes: Size of the whole scratch folder, where there are namespaces.
+        scratch_bytes: Size of the whole scratch folder, which is in memory; without namespaces there is none.
         open_files: Descriptors.
         threads: Threads and processes of the user that the program runs as, where that is not root.
     """
@@ -53,7 +53,7 @@ class Protections:
         environment: Its environment is empty.
         network: It cannot open a connection.
         files: It can read the standard library and system libraries, and nothing of the user's.
-        writes: It can write in its scratch folder alone.
+        writes: It can write in a scratch folder of its own at most, which ends with it.
         processes: It cannot start processes, or they cannot outlive it.
         signals: It can neither signal nor trace processes outside.
         user: It has no rights of root.

@@ -18,10 +18,8 @@ import json
 import os
 import platform
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -227,9 +225,6 @@ def main(channel: int) -> None:
     setup["layers"] = {name: layers.get(name, 0) for name in ("namespaces", "landlock", "seccomp")}
     gc.collect()
     gc.freeze()
-    setup["scratch"] = None
-    if processes is None:
-        setup["scratch"] = tempfile.mkdtemp(prefix="collm-sandbox-", dir=setup["temporary"])
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         try:
@@ -252,5 +247,3 @@ def main(channel: int) -> None:
             except (SyntaxError, ValueError) as error:
                 verdict = {"failure": f"the test cannot be read ({error})"}
             frames.send(channel, json.dumps(verdict).encode())
-    if setup["scratch"] is not None:
-        shutil.rmtree(setup["scratch"])

@@ -1,0 +1,113 @@
+"""What crosses between processes is plain data, exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter, OrderedDict, deque, namedtuple
+from enum import IntEnum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collm.sandbox.plain import NotPlain, dumps, loads
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False)
+)
+KEYS = SCALARS | st.tuples(SCALARS, SCALARS) | st.frozensets(SCALARS, max_size=3)
+VALUES = st.recursive(
+    SCALARS | st.sets(KEYS, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(KEYS, inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def same(first: object, second: object) -> bool:
+    return type(first) is type(second) and first == second and repr(first) == repr(second)
+
+
+@given(VALUES)
+def test_values_arrive_as_they_were(value: object) -> None:
+    arrived = loads(dumps(value))
+    assert type(arrived) is type(value)
+    assert arrived == value
+
+
+@pytest.mark.parametrize("value", [-0.0, float("inf"), -(2**64), True, 1, 1.0, "\ud800", bytearray(b"x")])
+def test_details_survive(value: object) -> None:
+    arrived = loads(dumps(value))
+    assert type(arrived) is type(value)
+    assert arrived == value
+    if isinstance(value, float):
+        assert math.copysign(1, arrived) == math.copysign(1, value)
+
+
+def test_whole_numbers_may_be_longer_than_python_would_print() -> None:
+    assert loads(dumps(-(10**5000))) == -(10**5000)
+
+
+def test_nan_arrives_as_nan() -> None:
+    assert math.isnan(loads(dumps(float("nan"))))
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Shout(str):
+    def __str__(self) -> str:
+        return "never called"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Level.HIGH, 3),
+        (Shout("hello"), "hello"),
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (OrderedDict(x=1), {"x": 1}),
+        (namedtuple("Point", "x y")(1, 2), (1, 2)),
+    ],
+)
+def test_instances_of_subclasses_arrive_as_plain(value: object, expected: object) -> None:
+    assert same(loads(dumps(value)), expected)
+
+
+@pytest.mark.parametrize("value", [object(), len, iter([]), deque([1]), range(3), {"a": object()}])
+def test_other_values_are_refused(value: object) -> None:
+    with pytest.raises(NotPlain, match="not plain data"):
+        dumps(value)
+
+
+def test_depth_is_bounded() -> None:
+    value: list = []
+    value.append(value)
+    with pytest.raises(NotPlain, match="nested"):
+        dumps(value)
+    with pytest.raises(NotPlain, match="not plain|nested"):
+        loads(b"[" * 100_000 + b"]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"{}", b'{"eval":"1"}', b'{"int":"zz"}', b'{"set":[[]]}', b'{"dict":[[1]]}', b'{"a":1,"b":2}', b"\xff"],
+)
+def test_bytes_that_stand_for_nothing_are_refused(data: bytes) -> None:
+    with pytest.raises(NotPlain):
+        loads(data)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_do_worse_than_being_refused(data: bytes) -> None:
+    with contextlib.suppress(NotPlain):
+        loads(data)

@@ -1,0 +1,245 @@
+"""Verdicts, their cache, and how the sandbox starts, breaks and ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from collm.errors import ConfigurationError
+from collm.sandbox import asserts, probe
+from collm.sandbox.case import Case
+from collm.sandbox.limits import LAYERS, Protections
+from collm.sandbox.pool import Sandbox, SandboxFailure
+
+ADD = "def add(a, b=1):\n    return a + b\n"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    sandbox = Sandbox(workers=2, call_seconds=2.0, judgement_seconds=10.0, max_timeouts=2)
+    yield sandbox
+    sandbox.close()
+
+
+def flags(sandbox: Sandbox, program: str, test: str, entry_point: str = "add", prelude: str = "") -> list[bool]:
+    return [unit.passed for unit in sandbox.judge(Case(program, entry_point, test, prelude)).units]
+
+
+# What counts as an assert
+
+
+def test_each_assert_counts_once(sandbox: Sandbox) -> None:
+    test = """
+def check(candidate):
+    assert True, "says nothing about the candidate"
+    assert candidate(1) == 2
+    assert candidate(1) == 2, "the same again"
+    assert (
+        candidate(2)
+        == 4
+    )
+    for value in range(5):
+        assert candidate(value) == value + 1
+    for value in range(5):
+        assert candidate(value) < 4
+    total = candidate(3)
+    assert total == 4
+    total = candidate(4)
+    assert total == 4
+"""
+    assert flags(sandbox, ADD, test) == [True, False, True, False, True, False]
+    assert [unit.line for unit in asserts.units_of(test)] == [4, 6, 11, 13, 15, 17]
+
+
+def test_a_test_may_be_bare_asserts(sandbox: Sandbox) -> None:
+    assert flags(sandbox, ADD, "assert candidate(1) == 2\nassert add(1, b=2) == 3\nassert add(1) == 1") == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_test_may_use_its_prelude_and_expect_exceptions(sandbox: Sandbox) -> None:
+    test = """
+def check(candidate):
+    assert math.isclose(double(candidate(1)), 4)
+    try:
+        candidate("a")
+        raised = False
+    except TypeError:
+        raised = True
+    assert raised
+"""
+    assert flags(sandbox, ADD, test, prelude="import math\ndef double(x): return 2 * x") == [True, True]
+
+
+def test_asserts_behind_an_exception_were_not_reached(sandbox: Sandbox) -> None:
+    verdict = sandbox.judge(
+        Case("def f(x):\n    return 1 / x", "f", "assert f(1) == 1\nhalf = f(0)\nassert half == 2\n")
+    )
+    assert [(unit.passed, unit.detail) for unit in verdict.units] == [(True, ""), (False, "not reached")]
+    assert (verdict.completed, verdict.correct) == (False, False)
+    assert verdict.error == "ZeroDivisionError: division by zero"
+
+
+def test_one_hang_costs_one_assert(sandbox: Sandbox) -> None:
+    program = "def f(x):\n    while x == 1: pass\n    return x"
+    verdict = sandbox.judge(Case(program, "f", "assert f(0) == 0\nassert f(1) == 1\nassert f(2) == 2\n"))
+    assert [unit.passed for unit in verdict.units] == [True, False, True]
+    assert verdict.timeouts == 1
+    assert "no answer within 2 s" in verdict.units[1].detail
+
+
+def test_an_argument_is_a_copy(sandbox: Sandbox) -> None:
+    # Emptying the argument would make the expected value empty as well.
+    test = "def check(candidate):\n    numbers = [3, 1, 2]\n    assert candidate(numbers) == sorted(numbers)\n"
+    assert flags(sandbox, "def f(x):\n    x.clear()\n    return x\n", test, "f") == [False]
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("def add(:", "SyntaxError"),
+        ("raise ValueError('no')", "ValueError: no"),
+        ("def other(): pass", "KeyError"),
+        ("import nothing_of_the_kind", "ModuleNotFoundError"),
+        ("\0", "null bytes"),
+    ],
+)
+def test_programs_that_do_not_load_say_why(sandbox: Sandbox, program: str, error: str) -> None:
+    verdict = sandbox.judge(Case(program, "add", "assert add(1) == 2"))
+    assert (verdict.loaded, verdict.passed, verdict.total) == (False, 0, 1)
+    assert error in verdict.error
+
+
+def test_a_test_that_cannot_be_read_is_a_failure_of_its_own(sandbox: Sandbox) -> None:
+    with pytest.raises(SandboxFailure, match="cannot be read"):
+        sandbox.judge(Case(ADD, "add", "def check(:"))
+
+
+def test_state_of_one_program_does_not_reach_the_next(sandbox: Sandbox) -> None:
+    poison = "import math\nmath.floor = lambda x: 99\n" + ADD
+    test = "import math\ndef check(candidate):\n    assert candidate(1) == math.floor(2.5)\n"
+    assert flags(sandbox, poison, test) == [True]
+    clean = "import math\ndef add(a, b=1):\n    return math.floor(a + b)\n"
+    assert all(flags(sandbox, clean + "#" * index, test) == [True] for index in range(4))
+
+
+# Speed and the cache
+
+
+def test_judging_many_costs_milliseconds_each(sandbox: Sandbox) -> None:
+    cases = [Case(f"{ADD}# {index}", "add", "assert add(1) == 2") for index in range(100)]
+    began = time.perf_counter()
+    assert all(verdict.correct for verdict in sandbox.judge_all(cases))
+    assert time.perf_counter() - began < 10  # about 1 s on two idle cores
+
+
+def test_the_same_content_is_judged_once(sandbox: Sandbox) -> None:
+    case = Case("import time\ntime.sleep(0.5)\n" + ADD, "add", "assert add(1) == 2")
+    began = time.perf_counter()
+    verdicts = sandbox.judge_all([case] * 50)
+    assert time.perf_counter() - began < 10
+    assert all(verdict is verdicts[0] for verdict in verdicts)
+
+
+def test_without_a_cache_nothing_is_remembered() -> None:
+    sandbox = Sandbox(workers=1, cache_size=0)
+    case = Case(ADD, "add", "assert add(1) == 2")
+    assert sandbox.judge(case) == sandbox.judge(case)
+    assert sandbox.judge(case) is not sandbox.judge(case)
+    sandbox.close()
+
+
+# Starting, breaking, ending
+
+
+def test_a_broken_server_is_replaced() -> None:
+    sandbox = Sandbox(workers=1, cache_size=0)
+    case = Case(ADD, "add", "assert add(1) == 2")
+    assert sandbox.judge(case).correct
+    (server,) = sandbox._pool.servers
+    os.kill(server.process.pid, signal.SIGKILL)
+    assert sandbox.judge(case).correct
+    sandbox.close()
+    assert sandbox.judge(case).correct
+    sandbox.close()
+
+
+def test_a_copy_in_another_process_has_servers_of_its_own(sandbox: Sandbox) -> None:
+    sandbox.judge(Case(ADD, "add", "assert add(1) == 2"))
+    copy = pickle.loads(pickle.dumps(sandbox))
+    assert copy._pool is None
+    assert copy.limits == sandbox.limits
+
+
+def test_servers_end_with_a_trainer_that_was_killed() -> None:
+    program = """
+import os, signal
+from collm.sandbox.case import Case
+from collm.sandbox.pool import Sandbox
+sandbox = Sandbox(workers=1)
+sandbox.submit(Case("while True: pass", "f", "assert f()"))
+print(sandbox._pool.servers[0].process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
+    server = int(output)
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{server}") and time.monotonic() < deadline:
+        if Path(f"/proc/{server}/stat").read_text().split()[2] == "Z":
+            break  # whoever inherits it has not asked for its status yet
+        time.sleep(0.05)
+    assert time.monotonic() < deadline
+
+
+def test_missing_essentials_refuse_to_start_unless_told_so() -> None:
+    sandbox = Sandbox(workers=1, layers=())
+    with pytest.raises(ConfigurationError, match=r"network, files, writes.*allow_unsafe"):
+        sandbox.judge(Case(ADD, "add", "assert add(1) == 2"))
+    unsafe = Sandbox(workers=1, layers=(), allow_unsafe=True)
+    with pytest.warns(UserWarning, match="without these protections: network"):
+        assert unsafe.judge(Case(ADD, "add", "assert add(1) == 2")).correct
+    assert "NOT protected" in str(unsafe.protections)
+    unsafe.close()
+
+
+def test_a_promise_that_is_not_kept_is_found() -> None:
+    unsafe = Sandbox(workers=1, layers=(), allow_unsafe=True)
+    with pytest.warns(UserWarning, match="without these protections"):
+        verdict = unsafe.judge(probe.probe())
+    unsafe.close()
+    answer = {
+        "loaded": verdict.loaded,
+        "error": verdict.error,
+        "units": [(unit.line, unit.text, unit.passed, unit.detail) for unit in verdict.units],
+    }
+    promised = Protections.of(dict.fromkeys(LAYERS, True), True, ())
+    broken = {complaint.split(":")[0] for complaint in probe.complaints(answer, promised)}
+    assert {"network", "writes", "signals"} <= broken
+    assert not {"limits", "session", "environment"} & broken
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"workers": 0},
+        {"workers": True},
+        {"memory_mb": 1},
+        {"call_seconds": 0.0},
+        {"call_seconds": 9.0, "judgement_seconds": 3.0},
+        {"layers": ("magic",)},
+        {"max_timeouts": 0},
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(arguments: dict) -> None:
+    with pytest.raises(ConfigurationError, match="sandbox: "):
+        Sandbox(**arguments)
