@@ -81,6 +81,21 @@ class Environment(ABC):
     def step(self, state: Any, joint_action: Mapping[str, str]) -> Step:
         """Apply one response per agent. Any text is a legal action; only a bug or `EpisodeFailure` raises."""
 
+    def step_batch(
+        self, states: Sequence[Any], joint_actions: Sequence[Mapping[str, str]]
+    ) -> list[Step | EpisodeFailure]:
+        """Apply one joint action to each of several episodes; a failure stands in the place of its episode's step.
+
+        Override it where a reward takes time, to work on all of them at once.
+        """
+        outcomes: list[Step | EpisodeFailure] = []
+        for state, joint_action in zip(states, joint_actions, strict=True):
+            try:
+                outcomes.append(self.step(state, joint_action))
+            except EpisodeFailure as failure:
+                outcomes.append(failure)
+        return outcomes
+
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Numbers about a finished episode beyond its return, logged as means under `rollout/` and `eval/`."""
         return {}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from collm.environments.base import Environment, EpisodeFailure
+from collm.environments.base import Environment, EpisodeFailure, Step
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
 
@@ -59,10 +59,12 @@ class Episode:
 
     def act(self, joint_action: Mapping[str, Action]) -> None:
         """Apply one response per agent."""
-        try:
-            step = self.environment.step(self.state, {name: action.text for name, action in joint_action.items()})
-        except EpisodeFailure as failure:
-            self.trajectory.error = str(failure)
+        act_all([self], [joint_action])
+
+    def receive(self, joint_action: Mapping[str, Action], step: Step | EpisodeFailure) -> None:
+        """Take in what `joint_action` led to."""
+        if isinstance(step, EpisodeFailure):
+            self.trajectory.error = str(step)
             self.done = True
             return
         self.trajectory.turns.append(
@@ -71,6 +73,14 @@ class Episode:
         self.messages = []
         self.state, self.observations = step.state, step.observations
         self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
+
+
+def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:
+    """Apply one joint action to each of several episodes of one environment, all at once."""
+    texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
+    outcomes = episodes[0].environment.step_batch([episode.state for episode in episodes], texts)
+    for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
+        episode.receive(joint_action, outcome)
 
 
 class Sampler(ABC):
@@ -122,10 +132,7 @@ class Sampler(ABC):
                 break
             if on_turn is not None:
                 on_turn(turn, len(active))
-            for episode, joint_action in zip(
-                active, self.joint_actions(active, policies, generator, greedy), strict=True
-            ):
-                episode.act(joint_action)
+            act_all(active, self.joint_actions(active, policies, generator, greedy))
         return [episode.trajectory for episode in episodes]
 
     @abstractmethod
