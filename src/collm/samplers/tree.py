@@ -20,7 +20,7 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode, SamplingPolicy
+from collm.samplers.base import Episode, SamplingPolicy, act_all
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action, Branch, Task, Trajectory
 
@@ -83,12 +83,13 @@ class Tree(Parallel):
             asked = [path for path in active for _ in range(num_generations)]
             drawn = self.joint_actions(asked, policies, generator, greedy)
             starts = range(0, len(drawn), num_generations)
-            children = iter(
-                [
-                    self.branch(path, self.combine(drawn[start : start + num_generations]), numbers)
-                    for path, start in zip(active, starts, strict=True)
-                ]
-            )
+            chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
+            families = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
+            # One call for all of them: a reward that takes time is worked out side by side.
+            act_all([child for family in families for child in family], [act for acts in chosen for act in acts])
+            for path, family in zip(active, families, strict=True):
+                self.number(path, family, numbers)
+            children = iter(families)
             paths = [child for path in paths for child in ([path] if path.done else next(children))]
         return [path.trajectory for path in paths]
 
@@ -100,19 +101,23 @@ class Tree(Parallel):
         return [dict(zip(responses, chosen, strict=True)) for chosen in product(*responses.values())]
 
     @staticmethod
-    def branch(path: Episode, joint_actions: Sequence[Mapping[str, Action]], numbers: count[int]) -> list[Episode]:
-        """One continuation of `path` for each of `joint_actions`; they share its turns and its chance."""
-        turns = path.trajectory.turns
-        parent = turns[-1].branch.node if turns and turns[-1].branch else -1 - path.trajectory.group
+    def branch(path: Episode, num_children: int) -> list[Episode]:
+        """Copies of `path` that go on from it, each on its own; they share its turns and its chance."""
         children = []
-        for joint_action in joint_actions:
+        for _ in range(num_children):
             child = copy.copy(path)
             # states are not promised to be immutable, and may hold a generator
             child.state, child.rng = copy.deepcopy((path.state, path.rng))
-            weight = path.trajectory.weight / len(joint_actions)
-            child.trajectory = replace(path.trajectory, turns=list(turns), weight=weight)
-            child.act(joint_action)
-            if len(child.trajectory.turns) > len(turns):
-                child.trajectory.turns[-1].branch = Branch(next(numbers), parent)
+            weight = path.trajectory.weight / num_children
+            child.trajectory = replace(path.trajectory, turns=list(path.trajectory.turns), weight=weight)
             children.append(child)
         return children
+
+    @staticmethod
+    def number(path: Episode, children: Sequence[Episode], numbers: count[int]) -> None:
+        """Say where the turn that `children` have played since `path` stands in the tree."""
+        turns = path.trajectory.turns
+        parent = turns[-1].branch.node if turns and turns[-1].branch else -1 - path.trajectory.group
+        for child in children:
+            if len(child.trajectory.turns) > len(turns):
+                child.trajectory.turns[-1].branch = Branch(next(numbers), parent)
