@@ -108,6 +108,11 @@ def test_the_shared_head_warms_up_without_the_policy_loss(play: Callable[..., in
     assert Capture.moved() == Capture.owned_by(*ACTORS)
 
 
+def test_the_shared_head_has_no_epochs_of_its_own(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert play("collm_dc_shared", "--model.init_args.critic_epochs=2") == 2
+    assert "use model.num_epochs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("joint", ["aligned", "cross"])
 @pytest.mark.parametrize("algorithm", ["magrpo", "collm_cc"])
 def test_trees_train(play: Callable[..., int], run_folder: Path, algorithm: str, joint: str) -> None:
