@@ -230,6 +230,7 @@ def test_weights_that_blow_up_stop_the_run(fit: Fit, capsys: pytest.CaptureFixtu
 
 
 GARBAGE = "\u0e17\u0e14 \u05d0\u05d1\u05d2 \U0001f9f1 \x00\x1b[31m <|end|><|user|> {{ messages }} " * 2000
+QUICK = ["--data.tasks_per_rollout=1", "--trainer.max_epochs=1", "--data.environment.num_eval=1"]
 
 
 @pytest.mark.parametrize(
@@ -237,8 +238,8 @@ GARBAGE = "\u0e17\u0e14 \u05d0\u05d1\u05d2 \U0001f9f1 \x00\x1b[31m <|end|><|user
     [
         ["--data.sampler=toy.Scripted"],
         ["--data.sampler=toy.Scripted", "--data.sampler.text=3"],
-        ["--data.sampler=toy.Scripted", f"--data.sampler.text={GARBAGE[:50]!r}", "--data.sampler.times=2000"],
-        ["--data.environment.later=" + json.dumps(GARBAGE), "--data.tasks_per_rollout=1", "--trainer.max_epochs=1"],
+        ["--data.sampler=toy.Scripted", f"--data.sampler.text={GARBAGE[:50]!r}", "--data.sampler.times=2000", *QUICK],
+        ["--data.environment.later=" + json.dumps(GARBAGE), *QUICK],
         ["--model.policy.max_new_tokens=1"],
         ["--data.environment.fail_turn=0", "--data.environment.fail_every=1"],
         ["--data.environment.stop_at=0", "--data.environment.horizon=3"],
@@ -396,9 +397,3 @@ def test_the_command_from_another_folder(tmp_path: Path, tiny_folder: str) -> No
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "logs" / "collm" / "version_0" / "agents" / "a1").is_dir()
-
-    done = subprocess.run(
-        [*command, "--data.num_generations=0"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
