@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ with (folder / "calls.jsonl").open("a") as file:
 (folder / "checkpoints").mkdir(exist_ok=True)
 (folder / "checkpoints" / "last.ckpt").touch()
 print("epoch 1\\repoch 2")
-sys.exit(first and "fail" in Path(args[args.index("--config") + 1]).read_text())
+told = Path(args[args.index("--config") + 1]).read_text()
+if first and "once" in told:
+    sys.exit("fail" in told)
+(folder / "finished.json").touch()
 """
 
 
@@ -70,6 +74,7 @@ def test_every_method_with_every_seed(settings: dict[str, Any], tmp_path: Path, 
     ((args,),) = [calls(out / "DC_own_critics" / "seed_5")]
     assert args[0] == "fit"
     assert values(args, "--seed_everything") == ["5"]
+    assert values(args, "--trainer.callbacks+") == ["collm.callbacks.finished.MarkFinished"]
     base, shared, own, overrides = values(args, "--config")
     assert [Path(path).name for path in (base, own)] == ["base.yaml", "dc.yaml"]
     assert yaml.safe_load(Path(shared).read_text()) == {"trainer": {"max_epochs": 1}}
@@ -92,9 +97,12 @@ def test_what_is_finished_is_not_done_again(settings: dict[str, Any], tmp_path: 
     assert len(compared) == 2
 
 
-def test_what_failed_goes_on_from_its_checkpoint(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
-    (tmp_path / "base.yaml").write_text("fail: once\n")
-    with pytest.raises(TrainingError, match=r"4 of 4 runs failed.*DC_own_critics/seed_5/log.txt"):
+@pytest.mark.parametrize("end", ["fail", "stop without an error"])
+def test_what_did_not_finish_goes_on_from_its_checkpoint(
+    settings: dict[str, Any], tmp_path: Path, compared: list[Any], end: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(f"{end}: once\n")
+    with pytest.raises(TrainingError, match=r"4 of 4 runs did not finish.*DC_own_critics/seed_5/log.txt"):
         study(**settings)
     assert not compared
     study(**settings)
@@ -151,3 +159,12 @@ def test_the_study_that_ships(compared: list[Any], monkeypatch: pytest.MonkeyPat
         assert data["tasks_per_rollout"] * data["num_generations"] == 64
     ((entries, _, _),) = compared
     assert len({entry.label for entry in entries}) == 9
+
+
+def test_only_a_run_that_reached_its_end_is_finished(fit: Callable[..., int], run_folder: Path) -> None:
+    mark = "--trainer.callbacks+=collm.callbacks.finished.MarkFinished"
+    assert fit(mark, "--data.environment.bad_reward", "nan") == 1
+    assert not (run_folder / "finished.json").exists()
+    assert fit(mark) == 0
+    record = json.loads((run_folder.with_name("version_1") / "finished.json").read_text())
+    assert record == {"epochs": 2, "joint_samples": 8}

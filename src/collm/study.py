@@ -7,13 +7,13 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import auto_cli
@@ -45,7 +45,7 @@ class Run:
     Args:
         label: Its method.
         seed: Its seed.
-        folder: Where it leaves everything; `study.json` there says whether it is finished.
+        folder: Where it leaves everything; it is finished when `finished.json` is there.
         configs: Configurations in the order in which they are stacked.
     """
 
@@ -58,21 +58,20 @@ class Run:
     def name(self) -> str:
         return f"{self.label}, seed {self.seed}"
 
-    def state(self) -> dict[str, Any]:
-        """What `study.json` says; empty before the first start."""
-        path = self.folder / "study.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+    @property
+    def finished(self) -> bool:
+        """Whether training has reached its end."""
+        return (self.folder / "finished.json").is_file()
+
+    def has_other_settings(self) -> bool:
+        """Whether the folder holds a run that was begun with other settings."""
+        path = self.folder / "settings.sha256"
+        return path.is_file() and path.read_text() != self.fingerprint()
 
     def fingerprint(self) -> str:
         """A hash of all settings of the run."""
         contents = [Path(config).read_text() for config in self.configs]
         return hashlib.sha256(json.dumps([self.seed, *contents]).encode()).hexdigest()
-
-    def save(self, finished: bool) -> None:
-        """Note the settings of the run and whether it is finished."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        record = {"fingerprint": self.fingerprint(), "finished": finished}
-        (self.folder / "study.json").write_text(json.dumps(record))
 
     def start(self, script: str, num_threads: int) -> subprocess.Popen[bytes]:
         """Begin the run, or go on where its last checkpoint is."""
@@ -89,10 +88,12 @@ class Run:
         for config in self.configs:
             command += ["--config", config]
         command += ["--seed_everything", str(self.seed), "--trainer.logger", json.dumps(logger)]
+        command += ["--trainer.callbacks+", "collm.callbacks.finished.MarkFinished"]
         checkpoint = self.folder / "checkpoints" / "last.ckpt"
         if checkpoint.is_file():
             command += ["--ckpt_path", str(checkpoint)]
-        self.save(finished=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.sha256").write_text(self.fingerprint())
         environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
         with (self.folder / "log.txt").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -160,7 +161,7 @@ def study(
         stack = stacked(label, shared, Method(method.configs), None)
         entries.append(Entry(label, stack, None, method.overrides))
     for run in runs:
-        if run.state() and run.state()["fingerprint"] != run.fingerprint():
+        if run.has_other_settings():
             raise ConfigurationError(
                 f"{run.folder} holds a run with other settings than those of {run.label!r} now; remove it, or give the "
                 "study another `out`."
@@ -193,7 +194,7 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
     Raises:
         TrainingError: Some failed; names their logs.
     """
-    waiting = [run for run in runs if not run.state().get("finished")]
+    waiting = [run for run in runs if not run.finished]
     total, failed = len(runs), []
     print(f"{total - len(waiting)} of {total} runs are finished, {jobs} at a time", flush=True)
     running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
@@ -210,14 +211,10 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
                 if status is None:
                     continue
                 del running[key]
-                if status:
+                if not run.finished:  # whatever the status: a run that is asked to stop exits without an error
                     failed.append(run)
-                else:
-                    run.save(finished=True)
-                left = len(waiting) + len(running)
-                print(
-                    f"{run.name}: {f'failed with status {status}' if status else 'finished'}, {left} left", flush=True
-                )
+                told = "finished" if run.finished else f"stopped with status {status}"
+                print(f"{run.name}: {told}, {len(waiting) + len(running)} left", flush=True)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 for run, _ in running.values():
@@ -229,12 +226,13 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
     if failed:
         logs = ", ".join(str(run.folder / "log.txt") for run in failed)
         raise TrainingError(
-            f"{len(failed)} of {total} runs failed; see {logs}. The same command tries only them again."
+            f"{len(failed)} of {total} runs did not finish; see {logs}. The same command tries only them again."
         )
 
 
 def main(script: str | Path, default_config: str | Path) -> int:
     """Read the command line and do the study; the exit status is 0, 1 if runs failed, 2 for mistaken settings."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is stopped, no run is left behind
     try:
         defaults = {"script": str(script), "default_config": str(default_config)}
         auto_cli(study, as_positional=False, set_defaults=defaults)

@@ -1,0 +1,17 @@
+"""Telling a run that reached its end from one that was stopped: a process that is told to end exits without error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+
+
+class MarkFinished(L.Callback):
+    """Writes `finished.json` to the run's folder when training has reached its end, and only then."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            record = {"epochs": trainer.current_epoch, "joint_samples": pl_module.joint_samples}
+            (Path(trainer.log_dir or trainer.default_root_dir) / "finished.json").write_text(json.dumps(record))
