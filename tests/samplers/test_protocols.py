@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from collm.errors import ConfigurationError
 from collm.models.critic import Critic
 from collm.models.dialogue import Dialogue
 from collm.models.tiny import build_tokenizer
+from collm.runs import read_run
 from collm.samplers.base import Sampler
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
@@ -176,3 +178,11 @@ def test_what_cannot_work_is_said_at_once(make, names: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert all(name in str(caught.value) for name in names), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pipeline.Pipeline", "discussion.Discussion"])
+def test_protocols_train_on_policy(fit: Callable[..., int], run_folder: Path, name: str) -> None:
+    """All messages are scored in the context they were written in: the policies that played give the same numbers."""
+    assert fit(f"--data.sampler=collm.samplers.{name}", "--trainer.max_epochs=1") == 0
+    (drift,) = read_run(run_folder).scalars["policy/log_prob_drift/a2"].values()
+    assert drift < 1e-4
