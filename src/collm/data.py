@@ -26,14 +26,14 @@ _EVALUATION_SEED = 2**40  # far from every training rollout
 class RolloutDataModule(L.LightningDataModule):
     """Plays episodes of an environment with the current policies.
 
-    One batch is one rollout: `num_generations` episodes of each of `tasks_per_rollout` tasks. An epoch is
-    `rollouts_per_epoch` of them; set the length of a run with `--trainer.max_epochs`.
+    One batch is one rollout: `num_generations` episodes of each of `tasks_per_rollout` tasks, shared out among the
+    processes of the run. An epoch is `rollouts_per_epoch` of them; set the length of a run with `--trainer.max_epochs`.
 
     Args:
         environment: The game.
         sampler: How joint actions are formed in training; by default all agents act at once.
         eval_sampler: How they are formed in evaluations and predictions; by default all agents act at once.
-        tasks_per_rollout: Tasks played side by side in one rollout.
+        tasks_per_rollout: Tasks of one rollout, over all processes.
         num_generations: Episodes of each task in a rollout, or joint actions at each node of a rollout tree: the
             group size K of group baselines.
         rollouts_per_epoch: Rollouts, and so updates, of one epoch.
@@ -118,7 +118,7 @@ class RolloutDataModule(L.LightningDataModule):
         return DataLoader(dataset, batch_size=None, num_workers=0)
 
     def tasks_of(self, rollout: int) -> list[Task]:
-        """The tasks of one rollout: passes over the training tasks, each pass in its own random order."""
+        """The tasks of one rollout, of all ranks: passes over the training tasks, each in its own random order."""
         first = rollout * self.tasks_per_rollout
         chosen = []
         for position in range(first, first + self.tasks_per_rollout):
@@ -166,11 +166,12 @@ class _TrainRollouts(IterableDataset):
     def __iter__(self) -> Iterator[RolloutBatch]:
         data = self.data
         first = data.trainer.current_epoch * data.rollouts_per_epoch
+        rank, num_ranks = data.trainer.global_rank, data.trainer.world_size
         for rollout in range(first, first + data.rollouts_per_epoch):
-            seed = data.seed * 1_000_003 + rollout
+            seed = (data.seed * 1_000_003 + rollout) * num_ranks + rank
             # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
             torch.manual_seed(seed)
-            yield data.play(data.sampler, data.tasks_of(rollout), seed, data.num_generations)
+            yield data.play(data.sampler, data.tasks_of(rollout)[rank::num_ranks], seed, data.num_generations)
 
 
 class _EvalRollouts(IterableDataset):
@@ -178,8 +179,9 @@ class _EvalRollouts(IterableDataset):
 
     def __init__(self, data: RolloutDataModule, tasks: Sequence[Task]):
         self.data = data
+        rank, num_ranks = data.trainer.global_rank, data.trainer.world_size
         size = max(1, data.eval_batch_size // data.eval_episodes_per_task)
-        self.batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        self.batches = [tasks[start : start + size][rank::num_ranks] for start in range(0, len(tasks), size)]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -187,5 +189,7 @@ class _EvalRollouts(IterableDataset):
     def __iter__(self) -> Iterator[RolloutBatch]:
         data = self.data
         for index, tasks in enumerate(self.batches):
-            seed = _EVALUATION_SEED + data.seed * 1_000_003 + index
+            seed = (
+                _EVALUATION_SEED + (data.seed * 1_000_003 + index) * data.trainer.world_size + data.trainer.global_rank
+            )
             yield data.play(data.eval_sampler, tasks, seed, data.eval_episodes_per_task, data.eval_greedy)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torchmetrics
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
+
+from collm.trajectory import Trajectory
 
 NUM_RESAMPLES = 2000
 SEED = 0
@@ -111,3 +113,33 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     for i in range(num_correct):
         all_wrong *= max(0, num_samples - k - i) / (num_samples - i)
     return 1.0 - all_wrong
+
+
+def episode_numbers(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+    """What is logged of every episode, a list over episodes for each name."""
+    numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
+    for trajectory in trajectories:
+        numbers["return"].append(trajectory.total_reward)
+        numbers["turns"].append(float(len(trajectory.turns)))
+        numbers["failed"].append(float(trajectory.error is not None))
+        for name, value in trajectory.metrics.items():
+            numbers.setdefault(name, []).append(value)
+        for agent_id in trajectory.turns[0].actions if trajectory.turns else ():
+            actions = [turn.actions[agent_id] for turn in trajectory.turns]
+            lengths = [len(action.token_ids) for action in actions]
+            numbers.setdefault(f"action_tokens/{agent_id}", []).append(sum(lengths) / len(lengths))
+            cut = [action.truncated for action in actions]
+            numbers.setdefault(f"truncated/{agent_id}", []).append(sum(cut) / len(cut))
+        for term in trajectory.turns[0].terms if trajectory.turns else ():
+            total = sum(turn.terms.get(term, 0.0) for turn in trajectory.turns)
+            numbers.setdefault(f"reward/{term}", []).append(total)
+    return numbers
+
+
+def merged(parts: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """Lists of the same name put together; names keep their order."""
+    together: dict[str, list[float]] = {}
+    for part in parts:
+        for name, values in part.items():
+            together.setdefault(name, []).extend(values)
+    return together

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
+from collm.collectives import on_all_rows, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.models.critic import Critic, CriticSpec
 from collm.objectives import clipped_value_loss, value_loss
@@ -100,7 +101,10 @@ class ActorCritic(MultiAgentModule):
     def values(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
         """V(h_t) at every played turn, before the update, [B, T] (times the values per turn of the critic)."""
         critic = self.critics[name]
-        critic.center(discounted_returns(batch.rewards, batch.turn_mask, self.discount)[batch.turn_mask])
+        returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
+        total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
+        if count:
+            critic.center(total / count)
         values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
         for chunk in self.chunks(histories, set(range(len(batch.trajectories))), critic.tokenizer.pad_token_id):
             values += chunk.sum_by_turn(critic(chunk), tuple(values.shape))
@@ -120,7 +124,7 @@ class ActorCritic(MultiAgentModule):
             return
         played = targets[batch.turn_mask.repeat_interleave(self.critics[name].values_per_turn, dim=1)]
         sums = torch.stack([torch.ones_like(played).sum(), played.sum(), played.square().sum()])
-        count, total, squares = self.all_gather(sums).view(-1, 3).sum(0)
+        count, total, squares = sum_over_ranks(sums, self.device)
         if count:
             self.critics[name].rescale(total / count, squares / count)
 
@@ -135,7 +139,7 @@ class ActorCritic(MultiAgentModule):
     ) -> Iterator[Tensor]:
         """Losses of one critic, one per micro-batch; `values` [B, T] are those from before the update."""
         critic, shape = self.critics[name], tuple(targets.shape)
-        num_turns = int(batch.turn_mask[sorted(rows)].sum())
+        num_turns = sum_over_ranks(batch.turn_mask[sorted(rows)].sum(), self.device).clamp(min=1)
         for chunk in self.chunks(histories, rows, critic.tokenizer.pad_token_id):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
             now = chunk.sum_by_turn(critic(chunk), shape)
@@ -148,9 +152,11 @@ class ActorCritic(MultiAgentModule):
     def log_critic(self, name: str, values: Tensor, targets: Tensor, batch: RolloutBatch) -> None:
         """How good the values were that this update's advantages come from."""
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
-        self.log(f"{name}/explained_variance", explained_variance(values, returns, batch.turn_mask))
-        self.log(f"{name}/value", values[batch.turn_mask].mean())
-        self.log(f"{name}/target", targets[batch.turn_mask].mean())
+        self.log(f"{name}/explained_variance", on_all_rows(explained_variance, values, returns, batch.turn_mask))
+        played = [values[batch.turn_mask].sum(), targets[batch.turn_mask].sum(), batch.turn_mask.float().sum()]
+        value, target, count = sum_over_ranks(torch.stack(played), self.device)
+        self.log(f"{name}/value", value / count)
+        self.log(f"{name}/target", target / count)
 
     @property
     def actors_learn(self) -> bool:

@@ -18,9 +18,11 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from collm.collectives import gather_objects, on_all_rows, sum_gradients, sum_over_ranks
 from collm.errors import ConfigurationError, TrainingError
-from collm.metrics import BootstrapMean
+from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
@@ -115,7 +117,7 @@ class MultiAgentModule(L.LightningModule):
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
         self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
         self.joint_samples = 0
-        self._evaluation: dict[str, BootstrapMean] = {}
+        self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
         self._update_began = 0.0
 
@@ -199,9 +201,7 @@ class MultiAgentModule(L.LightningModule):
         for _ in range(num_epochs):
             order = torch.randperm(len(batch.trajectories)).tolist()
             for part in range(self.num_minibatches):
-                rows = set(order[part :: self.num_minibatches])
-                if rows:
-                    yield rows
+                yield set(order[part :: self.num_minibatches])
 
     def chunks(self, sequences: Iterable[TokenSequence], rows: set[int], pad_id: int) -> Iterator[SequenceBatch]:
         """Micro-batches of the sequences that belong to `rows`."""
@@ -211,7 +211,7 @@ class MultiAgentModule(L.LightningModule):
     def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:
         """Advantages as the policy loss uses them: normalized and clipped where asked for, [B, T]."""
         if self.normalize_advantage:
-            advantages = normalize_advantages(advantages, turn_mask)
+            advantages = on_all_rows(normalize_advantages, advantages, turn_mask)
         if self.advantage_clip is not None:
             advantages = clip_advantages(advantages, self.advantage_clip)
         return advantages
@@ -230,9 +230,10 @@ class MultiAgentModule(L.LightningModule):
     ) -> Iterator[Tensor]:
         """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`."""
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
-        num_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
+        own_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
+        num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), self.device).clamp(min=1)
         shape = tuple(advantages.shape)
-        entropy = kl = drift = 0.0
+        sums = torch.zeros(3, device=self.device)  # of entropy, KL and drift
         for chunk in self.chunks(sequences, rows, policy.tokenizer.pad_token_id):
             mask = chunk.action_mask
             if self.kl_weight:
@@ -242,22 +243,26 @@ class MultiAgentModule(L.LightningModule):
                     else:
                         reference_log_probs, _ = policy.log_probs(chunk, adapter=None)
             log_probs, entropies = policy.log_probs(chunk)
-            loss = policy_gradient_loss(
-                chunk.sum_by_turn(log_probs, shape),
-                chunk.sum_by_turn(chunk.old_log_probs, shape),
-                advantages,
-                chunk.sum_by_turn(mask.float(), shape) > 0,
-                self.ratio_clip,
-            ) / len(rows)
+            loss = (
+                policy_gradient_loss(
+                    chunk.sum_by_turn(log_probs, shape),
+                    chunk.sum_by_turn(chunk.old_log_probs, shape),
+                    advantages,
+                    chunk.sum_by_turn(mask.float(), shape) > 0,
+                    self.ratio_clip,
+                )
+                / num_rows
+            )
             token_entropy = entropies[mask].sum() / num_tokens
             loss = loss - self.entropy_weight * token_entropy
-            entropy += token_entropy.detach()
+            sums[0] += token_entropy.detach()
             if self.kl_weight:
                 divergence = kl_penalty(log_probs, reference_log_probs, mask) / num_tokens
                 loss = loss + self.kl_weight * divergence
-                kl += divergence.detach()
-            drift += (log_probs.detach() - chunk.old_log_probs)[mask].abs().sum() / num_tokens
+                sums[1] += divergence.detach()
+            sums[2] += (log_probs.detach() - chunk.old_log_probs)[mask].abs().sum() / num_tokens
             yield loss
+        entropy, kl, drift = sum_over_ranks(sums, self.device)
         self.log(f"policy/entropy/{agent_id}", entropy)
         self.log(f"policy/log_prob_drift/{agent_id}", drift)
         if self.kl_weight:
@@ -265,6 +270,8 @@ class MultiAgentModule(L.LightningModule):
 
     def optimize(self, name: str, losses: Iterable[Tensor], metric: str) -> None:
         """One optimizer step of `name`: the only place that zeroes, backpropagates, clips and steps.
+
+        Losses are parts of a mean over all ranks, so gradients are summed over ranks, here and nowhere else.
 
         Args:
             name: Which optimizer.
@@ -282,6 +289,8 @@ class MultiAgentModule(L.LightningModule):
         for loss in losses:
             self.manual_backward(loss)
             total += loss.detach()
+        total = sum_over_ranks(total, self.device)
+        sum_gradients(self.learners[name])
         limit = self.gradient_clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.learners[name], limit)
         if not torch.isfinite(total) or not torch.isfinite(norm):
@@ -291,22 +300,29 @@ class MultiAgentModule(L.LightningModule):
         self.log(f"optim/grad_norm/{name}", norm)
 
     def stop(self, reason: str, trajectories: Sequence[Trajectory]) -> None:
-        """End the run, keeping the episodes that show why."""
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "offending_episodes.jsonl"
-        path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+        """End the run on all ranks, keeping the episodes that show why."""
+        trajectories = list(chain.from_iterable(gather_objects(list(trajectories))))
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "offending_episodes.jsonl"
+        if self.trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
         raise TrainingError(f"training stopped: {reason}. The episodes are in {path}.")
 
     # Lightning hooks
 
+    def on_train_start(self) -> None:
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):  # gradients are summed in `optimize`, once per step
+            wrapped.require_backward_grad_sync = False
+
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
         self._rollout = batch.trajectories
         offending = first_non_finite(batch.trajectories)
-        if offending is not None:
-            self.stop(f"a reward of task {offending.task.task_id!r} is not finite", [offending])
+        anywhere = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
+        if anywhere:
+            self.stop(f"a reward of task {anywhere[0]!r} is not finite", [offending] if offending else [])
         self._update_began = time.perf_counter()
-        self.joint_samples += batch.joint_samples
+        self.joint_samples += int(sum_over_ranks(batch.joint_samples, self.device))
         self.log_rollout(batch)
 
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
@@ -320,26 +336,26 @@ class MultiAgentModule(L.LightningModule):
         """What the agents did, under `rollout/`; the x axis of every curve is the number of joint samples."""
         self.log("step", float(self.joint_samples))
         self.log("rollout/joint_samples", float(self.joint_samples))
-        for name, values in episode_numbers(batch.trajectories).items():
+        for name, values in merged(gather_objects(episode_numbers(batch.trajectories))).items():
             mean = sum(values) / max(1, len(values))
             self.log(f"rollout/{name}", mean, prog_bar=name == "return", batch_size=len(batch.trajectories))
         self.log("time/rollout", batch.seconds)
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        for name, values in episode_numbers(batch.trajectories).items():
-            metric = self._evaluation.setdefault(name, BootstrapMean().to(self.device))
-            metric.update(torch.tensor(values, dtype=torch.float32, device=self.device))
+        self._evaluation = merged([self._evaluation, episode_numbers(batch.trajectories)])
 
     def on_validation_epoch_end(self) -> None:
         """Means over held-out episodes under `eval/`; the return has a 95% bootstrap interval."""
         self.log("step", float(self.joint_samples))
-        for name, metric in self._evaluation.items():
+        numbers, self._evaluation = merged(gather_objects(self._evaluation)), {}
+        for name, values in numbers.items():
+            metric = BootstrapMean(sync_on_compute=False)
+            metric.update(torch.tensor(values))
             result = metric.compute()
             self.log(f"eval/{name}", result["mean"], prog_bar=name == "return")
             if name == "return":
                 self.log("eval/return_low", result["low"])
                 self.log("eval/return_high", result["high"])
-            metric.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
@@ -371,24 +387,3 @@ class MultiAgentModule(L.LightningModule):
     def _trainable_names(self) -> set[str]:
         trainable = {id(parameter) for parameters in self.learners.values() for parameter in parameters}
         return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in trainable}
-
-
-def episode_numbers(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
-    """What is logged of every episode, a list over episodes for each name."""
-    numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
-    for trajectory in trajectories:
-        numbers["return"].append(trajectory.total_reward)
-        numbers["turns"].append(float(len(trajectory.turns)))
-        numbers["failed"].append(float(trajectory.error is not None))
-        for name, value in trajectory.metrics.items():
-            numbers.setdefault(name, []).append(value)
-        for agent_id in trajectory.turns[0].actions if trajectory.turns else ():
-            actions = [turn.actions[agent_id] for turn in trajectory.turns]
-            lengths = [len(action.token_ids) for action in actions]
-            numbers.setdefault(f"action_tokens/{agent_id}", []).append(sum(lengths) / len(lengths))
-            cut = [action.truncated for action in actions]
-            numbers.setdefault(f"truncated/{agent_id}", []).append(sum(cut) / len(cut))
-        for term in trajectory.turns[0].terms if trajectory.turns else ():
-            total = sum(turn.terms.get(term, 0.0) for turn in trajectory.turns)
-            numbers.setdefault(f"reward/{term}", []).append(total)
-    return numbers

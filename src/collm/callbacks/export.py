@@ -15,8 +15,7 @@ class ExportAgents(L.Callback):
     """
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        for agent_id, policy in pl_module.policies.items():
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents" / agent_id
-            policy.save(folder)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"  # the name is broadcast: ask on all ranks
+        if trainer.is_global_zero:
+            for agent_id, policy in pl_module.policies.items():
+                policy.save(folder / agent_id)

@@ -16,7 +16,9 @@ class LogHyperparameters(L.Callback):
         result = trainer.callback_metrics.get("eval/return")
         if result is None:
             return
-        settings = {name: value for name, value in flat(pl_module.hparams) if isinstance(value, (bool, int, float, str))}
+        settings = {
+            name: value for name, value in flat(pl_module.hparams) if isinstance(value, (bool, int, float, str))
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, {"final/eval_return": float(result)})

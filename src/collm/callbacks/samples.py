@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw
 
+from collm.collectives import gather_objects
 from collm.trajectory import RolloutBatch, Trajectory
 
 
@@ -43,12 +45,12 @@ class LogSamples(L.Callback):
         self._trajectories.extend(batch.trajectories)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trajectories, self._trajectories = self._trajectories, []
+        trajectories, folder = self._collected(), _folder(trainer)
         if not trainer.is_global_zero or not trajectories:
             return
         step = pl_module.joint_samples
         write_transcripts(
-            _folder(trainer) / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories
+            folder / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories
         )
         shown = list({trajectory.task.task_id: trajectory for trajectory in reversed(trajectories)}.values())
         shown = shown[::-1][: self.num_shown]
@@ -56,7 +58,7 @@ class LogSamples(L.Callback):
         if picture is not None:
             if self._first is None:
                 self._first = picture
-            _save_comparison(_folder(trainer) / "before_after.png", self._first, picture, step)
+            _save_comparison(folder / "before_after.png", self._first, picture, step)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for index, trajectory in enumerate(shown):
@@ -67,11 +69,15 @@ class LogSamples(L.Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trajectories, self._trajectories = self._trajectories, []
+        trajectories, path = self._collected(), _folder(trainer) / "predictions.jsonl"
         if trainer.is_global_zero:
-            path = _folder(trainer) / "predictions.jsonl"
             write_transcripts(path, trajectories)
             print(f"{len(trajectories)} transcripts in {path}")
+
+    def _collected(self) -> list[Trajectory]:
+        """The trajectories of all ranks since the last time."""
+        own, self._trajectories = self._trajectories, []
+        return list(chain.from_iterable(gather_objects(own)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": None if self._first is None else self._first.tolist()}
@@ -114,6 +120,7 @@ def _quoted(text: str) -> str:
 
 
 def _folder(trainer: L.Trainer) -> Path:
+    """The run's folder; all ranks have to ask together, because the answer is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

@@ -51,7 +51,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_tiny(
-    folder: str | Path, hidden_size: int = 64, num_layers: int = 3, num_heads: int = 4, context: int = 2048, seed: int = 0
+    folder: str | Path,
+    hidden_size: int = 64,
+    num_layers: int = 3,
+    num_heads: int = 4,
+    context: int = 2048,
+    seed: int = 0,
 ) -> None:
     """Write configuration, tokenizer and random weights as a Hugging Face folder."""
     tokenizer = build_tokenizer()
