@@ -317,8 +317,13 @@ def test_epochs_and_minibatches_cover_every_trajectory(make: Make, monkeypatch: 
 
 
 def test_more_minibatches_than_trajectories(make: Make) -> None:
-    module = make(1, num_minibatches=5)
-    assert sorted(map(sorted, module.minibatches(play(module), 1))) == [[0], [1]]
+    module = make(1, num_minibatches=5, rate=1e-3)
+    batch = play(module)
+    assert sorted(map(sorted, filter(None, module.minibatches(batch, 1)))) == [[0], [1]]
+    before = snapshot(module.learners["a1"])
+    module.update_policies(batch, {"a1": ADVANTAGES})
+    assert moved(before, module.learners["a1"])
+    assert all(weight.isfinite().all() for weight in module.learners["a1"])
 
 
 # Entropy and the reference policy
