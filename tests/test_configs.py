@@ -100,14 +100,27 @@ def test_every_environment_is_played_by_actors_with_a_critic(compose: Compose, p
     assert list(model.agent_ids) == data.agent_ids
 
 
+@pytest.mark.parametrize("algorithm", ["collm_cc", "magrpo"])
 @pytest.mark.parametrize("path", map(needs_smollm2, files("models")))
-def test_models_compose_with_an_algorithm_and_an_environment(compose: Compose, path: Path) -> None:
+def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path: Path, algorithm: str) -> None:
     given = yaml.safe_load(path.read_text())["model"]["init_args"]
-    _, model, _ = compose(CONFIGS / "algorithms" / "collm_cc.yaml", CONFIGS / "environments" / "str_build.yaml", path)
+    args = (
+        "--data.num_generations=2",
+        *(["--model.critic.lora_rank=4"] if "lora" in given.values() and algorithm == "collm_cc" else []),
+    )
+    _, model, _ = compose(
+        CONFIGS / "algorithms" / f"{algorithm}.yaml", CONFIGS / "environments" / "str_build.yaml", path, args=args
+    )
     for agent_id, spec in model.specs.items():
         expected = given.get("policies", {}).get(agent_id) or given["policy"]
         assert {name: getattr(spec, name) for name in expected} == expected
-    assert {name: getattr(model.critic_spec, name) for name in given["critic"]} == given["critic"]
+
+
+@pytest.mark.parametrize("path", map(needs_smollm2, files("critics")))
+def test_critics_compose_with_an_algorithm_and_an_environment(compose: Compose, path: Path) -> None:
+    given = yaml.safe_load(path.read_text())["model"]["init_args"]["critic"]
+    _, model, _ = compose(CONFIGS / "algorithms" / "collm_dc.yaml", CONFIGS / "environments" / "str_build.yaml", path)
+    assert {name: getattr(model.critic_spec, name) for name in given} == given
 
 
 def test_later_configurations_and_arguments_win(compose: Compose) -> None:

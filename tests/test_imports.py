@@ -44,6 +44,7 @@ RULES = {
     "collm.trajectory": Rule(rooms(), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
+    "collm.collectives": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
         rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
     ),
@@ -56,11 +57,11 @@ RULES = {
     "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors")),
     "collm.algorithms": Rule(
         rooms(
-            *("models", "returns", "objectives", "trajectory", "metrics", "errors"),
+            *("models", "returns", "objectives", "trajectory", "metrics", "errors", "collectives"),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo"),
         )
     ),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics")),
+    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives")),
     "collm.comparison": Rule(rooms("cli", "errors", "metrics", "plots", "runs", "tables"), cli=True),
     "collm.plots": Rule(rooms("errors", "runs")),
     "collm.runs": Rule(rooms("errors", "metrics")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step
 from collm.samplers.base import Episode, Sampler, SamplingPolicy
-from collm.trajectory import Action, Task, Trajectory
+from collm.trajectory import Action, Task, TokenSequence, Trajectory, pad_sequences
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -122,3 +123,38 @@ def toy_config(tiny_folder: str) -> dict[str, Any]:
         },
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False},
     }
+
+
+class Replayed(Sampler):
+    """What an agent writes follows from the task and its place in the group, whatever is drawn and wherever it runs."""
+
+    def joint_actions(
+        self,
+        episodes: Sequence[Episode],
+        policies: Mapping[str, SamplingPolicy],
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[dict[str, Action]]:
+        joint: list[dict[str, Action]] = []
+        places: dict[int, int] = {}
+        for episode in episodes:
+            group = episode.trajectory.group
+            place = places[group] = places.get(group, -1) + 1
+            number = episode.trajectory.task.data["index"] + place + len(episode.trajectory.turns)
+            joint.append(
+                {
+                    agent_id: self.action(policy, policy.prompt(*episode.history(agent_id)), (number + index) % 3)
+                    for index, (agent_id, policy) in enumerate(policies.items())
+                }
+            )
+        return joint
+
+    @staticmethod
+    def action(policy: SamplingPolicy, prompt: Sequence[int], number: int) -> Action:
+        """A response with the log-probabilities it has under the policy now, as if it had been sampled."""
+        action = policy.encode_action(("7", "no", "x")[number], prompt)
+        ids = [*prompt, *action.token_ids]
+        turns = [-1] * len(prompt) + [0] * len(action.token_ids)
+        with torch.no_grad():
+            log_probs, _ = policy.log_probs(pad_sequences([TokenSequence(0, ids, turns)], 0, "cpu"))
+        return replace(action, log_probs=log_probs[0, len(prompt) :].tolist())

@@ -310,12 +310,11 @@ class MultiAgentModule(L.LightningModule):
 
     # Lightning hooks
 
-    def on_train_start(self) -> None:
-        wrapped = self.trainer.strategy.model
-        if isinstance(wrapped, DistributedDataParallel):  # gradients are summed in `optimize`, once per step
-            wrapped.require_backward_grad_sync = False
-
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            # gradients are summed in `optimize`, once per step; Lightning switches this on again after every step
+            wrapped.require_backward_grad_sync = False
         self._rollout = batch.trajectories
         offending = first_non_finite(batch.trajectories)
         anywhere = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
