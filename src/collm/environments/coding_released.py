@@ -2,8 +2,8 @@
 
 They are kept to the letter, with their oddities: a nested function cuts off the rest of the function around it, own
 imports and constants are lost, a comment counts as using the helper, and a result that is thrown away goes unnoticed
-but in one spelling. Only the running of tests is not theirs: the sandbox does it, so an object equal to everything, or a
-program that exits, no longer gets the better of them.
+but in one spelling. Only the running of tests is not theirs: the sandbox does it, so an object equal to everything, or
+a program that exits, no longer gets the better of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,8 @@
+"""Score recorded cases again, without any model: `python tools/score.py cases.jsonl [--reward paper|released]`."""
+
+import sys
+
+from collm.scoring import main
+
+if __name__ == "__main__":
+    sys.exit(main())
