@@ -1,7 +1,7 @@
 """What the processes of a run tell one another; with one process every function is the identity.
 
-Batches differ in size from rank to rank, and a rank may have none, so these take anything and count on nothing but that all
-ranks call them in the same order.
+Batches differ in size from rank to rank, and a rank may have none, so these take anything and count on nothing but that
+all ranks call them in the same order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every algorithm shares: agents, optimizers, the one `optimize`, the policy loss, evaluation and checkpoints.
 
-An algorithm is a subclass with a `training_step` that reads like its equations. Manual optimization runs over one optimizer
-per agent (one for all of them where parameters are shared) and whatever the subclass adds.
+An algorithm is a subclass with a `training_step` that reads like its equations. Manual optimization runs over one
+optimizer per agent (one for all of them where parameters are shared) and whatever the subclass adds.
 """
 
 from __future__ import annotations

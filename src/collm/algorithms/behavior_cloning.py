@@ -1,7 +1,7 @@
 """Behaviour cloning: agents imitate demonstrations, token by token; the warm start of small models.
 
-Paired with the sampler `Demonstrations`, whose batches hold the demonstrators' joint actions where other samplers put the
-agents' own.
+Paired with the sampler `Demonstrations`, whose batches hold the demonstrators' joint actions where other samplers put
+the agents' own.
 """
 
 from __future__ import annotations

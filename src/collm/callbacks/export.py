@@ -1,4 +1,4 @@
-"""Agents that leave: at the end of `fit` each is written as an ordinary Hugging Face or PEFT folder, without the critic."""
+"""Agents that leave: at the end of `fit` each becomes an ordinary Hugging Face or PEFT folder, without the critic."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import lightning as L
 class ExportAgents(L.Callback):
     """Writes every agent to `agents/<agent id>` in the run's folder, with its tokenizer.
 
-    The folder is loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`; this package is not
-    needed for it. An agent with a LoRA adapter is written as that adapter, which names the weights it belongs on.
+    The folder is loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`; this package
+    is not needed for it. An agent with a LoRA adapter is written as that adapter, which names the weights it belongs on.
     """
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,8 +1,8 @@
 """What an environment is: a Dec-POMDP over text.
 
-It knows tasks, what each agent may see, what a joint action does and the team reward. It knows no tensors, no models and no
-Lightning. An environment object is stateless between calls: everything an episode needs is in the `State` it returns, so
-any number of episodes can be played side by side.
+It knows tasks, what each agent may see, what a joint action does and the team reward. It knows no tensors, no models
+and no Lightning. An environment object is stateless between calls: everything an episode needs is in the state it
+returns, so any number of episodes can be played side by side.
 
 To add one: subclass `Environment` in a new file, fill `tasks`, `reset` and `step`, and name the class in a yaml file.
 """

@@ -1,7 +1,7 @@
 """A key/value cache that reserves room ahead.
 
-The stock cache copies everything it holds for every new token; on small models and many rows that copy is most of the time
-of decoding.
+The stock cache copies everything it holds for every new token; on small models and many rows that copy is most of the
+time of decoding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The embedded language model: a small Llama with a byte-complete tokenizer that knows the words of the building games.
 
-It is what the quickstart and the tests run on. This file makes its configuration, tokenizer and random weights; the weights
-that ship with the package were then trained by behaviour cloning (`configs/experiments/clone_str_build.yaml`).
+It is what the quickstart and the tests run on. This file makes its configuration, tokenizer and random weights; the
+weights that ship with the package were then trained by behaviour cloning (`configs/experiments/clone_str_build.yaml`).
 """
 
 from __future__ import annotations
