@@ -10,12 +10,13 @@ import lightning as L
 class ExportAgents(L.Callback):
     """Writes every agent to `agents/<agent id>` in the run's folder, with its tokenizer.
 
-    The folder is loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`; this package
-    is not needed for it. An agent with a LoRA adapter is written as that adapter, which names the weights it belongs on.
+    The folder is loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, without this
+    package. An agent with a LoRA adapter is written as that adapter, which names the weights it belongs on.
     """
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"  # the name is broadcast: ask on all ranks
+        # the name is broadcast, so all ranks have to ask
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
         if trainer.is_global_zero:
             for agent_id, policy in pl_module.policies.items():
                 policy.save(folder / agent_id)

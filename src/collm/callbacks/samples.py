@@ -49,9 +49,7 @@ class LogSamples(L.Callback):
         if not trainer.is_global_zero or not trajectories:
             return
         step = pl_module.joint_samples
-        write_transcripts(
-            folder / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories
-        )
+        write_transcripts(folder / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories)
         shown = list({trajectory.task.task_id: trajectory for trajectory in reversed(trajectories)}.values())
         shown = shown[::-1][: self.num_shown]
         picture = side_by_side([trainer.datamodule.environment.render(trajectory) for trajectory in shown])
