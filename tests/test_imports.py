@@ -57,7 +57,7 @@ RULES = {
     "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors")),
     "collm.algorithms": Rule(
         rooms(
-            *("models", "returns", "objectives", "trajectory", "metrics", "errors", "collectives"),
+            *("models", "returns", "objectives", "trajectory", "metrics", "errors", "collectives", "schedules"),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo"),
         )
     ),
@@ -65,6 +65,7 @@ RULES = {
     "collm.comparison": Rule(rooms("cli", "errors", "metrics", "plots", "runs", "tables"), cli=True),
     "collm.plots": Rule(rooms("errors", "runs")),
     "collm.runs": Rule(rooms("errors", "metrics")),
+    "collm.schedules": Rule(rooms(), only=frozenset()),
     "collm.tables": Rule(rooms(), only=frozenset()),
     "collm.study": Rule(rooms("comparison", "errors")),
 }

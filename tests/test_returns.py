@@ -182,10 +182,16 @@ def test_leave_one_out_is_scaled_group_mean(lengths: list[int]) -> None:
 
 def test_group_of_one() -> None:
     returns, groups, mask = torch.tensor([[1.0, 2.0]]), torch.tensor([5]), torch.tensor([[True, True]])
-    assert_close(group_mean_baseline(returns, groups, mask), returns)
-    assert_close(group_max_baseline(returns, groups, mask), returns)
-    with pytest.raises(ValueError, match=r"Group 5 has a single trajectory"):
-        leave_one_out_baseline(returns, groups, mask)
+    for baseline in BASELINES:
+        assert_close(baseline(returns, groups, mask), returns)
+
+
+def test_a_member_whose_peers_failed_teaches_nothing() -> None:
+    """Groups are refused below two, but an episode that fails before its first turn leaves its group smaller."""
+    returns = torch.tensor([[2.0], [NAN], [4.0], [6.0]])
+    groups, mask = torch.tensor([0, 0, 1, 1]), torch.tensor([[True], [False], [True], [True]])
+    advantages = torch.where(mask, returns - leave_one_out_baseline(returns, groups, mask), 0.0)
+    assert_close(advantages, torch.tensor([[0.0], [0.0], [-2.0], [2.0]]))
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

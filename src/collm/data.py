@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from collm.environments.base import Environment, check_tasks
+from collm.environments.base import Environment, check_observations, check_tasks
 from collm.errors import ConfigurationError
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
@@ -99,6 +99,7 @@ class RolloutDataModule(L.LightningDataModule):
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
             _, observations = self.environment.reset(task, random.Random(self.seed))
+            check_observations(self.environment, observations)
             for agent_id, observation in observations.items():
                 dialogues[agent_id].check_fits(agent_id, task.task_id, observation)
 

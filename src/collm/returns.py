@@ -114,7 +114,8 @@ def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -
 
     Members whose episode is over count with their reward to go, 0, so the last one still playing has the baseline 0.
     The baseline does not depend on the trajectory's own actions, so it leaves the policy gradient unbiased, and the
-    advantage is K / (K - 1) times that of `group_mean_baseline` for a group of K members.
+    advantage is K / (K - 1) times that of `group_mean_baseline` for a group of K members. A member whose peers all
+    failed before their first turn has no others to compare with: it is its own baseline and teaches nothing.
 
     Args:
         returns: Reward to go, [B, T].
@@ -123,19 +124,11 @@ def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -
 
     Returns:
         Baselines, 0 at masked turns, [B, T].
-
-    Raises:
-        ValueError: If a group has a single member, which has no others to compare with.
     """
     peers = _peers(groups, turn_mask)
-    lonely = turn_mask[:, 0] & (peers.sum(dim=1) == 1)
-    if lonely.any():
-        raise ValueError(
-            f"Group {groups[lonely][0].item()} has a single trajectory, but the leave-one-out baseline is the mean "
-            "return of the others. Sample at least two trajectories per task."
-        )
     others = _sum_over_peers(returns, peers, turn_mask) - _masked(returns, turn_mask)
-    return _masked(others / (_num_peers(peers) - 1).clamp(min=1), turn_mask)
+    num_others = _num_peers(peers) - 1
+    return _masked(torch.where(num_others > 0, others / num_others.clamp(min=1), returns), turn_mask)
 
 
 def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:

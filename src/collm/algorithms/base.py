@@ -28,6 +28,7 @@ from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
 from collm.returns import clip_advantages, normalize_advantages
+from collm.schedules import follow_learning_rates
 from collm.trajectory import (
     RolloutBatch,
     SequenceBatch,
@@ -372,7 +373,12 @@ class MultiAgentModule(L.LightningModule):
         kept = self._trainable_names()
         frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        checkpoint["collm"] = {**self.identity(), "joint_samples": self.joint_samples}
+        rates = self.learning_rates()
+        checkpoint["collm"] = {
+            **self.identity(),
+            "joint_samples": self.joint_samples,
+            "learning_rates": {name: rates[name] for name in self.learners},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         missing = sorted(self._trainable_names() - set(checkpoint["state_dict"]))
@@ -382,6 +388,7 @@ class MultiAgentModule(L.LightningModule):
                 "configuration it was made with."
             )
         self.joint_samples = checkpoint["collm"]["joint_samples"]
+        follow_learning_rates(checkpoint, checkpoint["collm"].get("learning_rates", {}), self.learning_rates())
 
     def _trainable_names(self) -> set[str]:
         trainable = {id(parameter) for parameters in self.learners.values() for parameter in parameters}

@@ -93,6 +93,8 @@ class Coding(Environment):
         self.agent_ids = ("main",) if single_agent else ("helper", "main")
         self.min_reward, self.max_reward = 0.0, SINGLE_MAXIMUM if single_agent else MAXIMUM
         self._tasks = split_problems(dataset, num_train, num_eval, eval_dataset, seed)
+        # A machine that cannot protect itself is to say so now, not after the models were loaded.
+        _ = self.sandbox.protections
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Problems to train on, or held-out problems."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from collm.environments.base import Environment, EpisodeFailure, Step
+from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
 
@@ -41,6 +41,7 @@ class Episode:
         self.rng = random.Random(seed)
         self.state: Any
         self.state, self.observations = environment.reset(task, self.rng)
+        check_observations(environment, self.observations)
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
         self.messages: list[Message] = []  # of the turn that is being played
         self.done = False
@@ -67,12 +68,15 @@ class Episode:
             self.trajectory.error = str(step)
             self.done = True
             return
+        check_reward(self.environment, step.reward)
         self.trajectory.turns.append(
-            Turn(self.observations, dict(joint_action), step.reward, step.terms, step.info, messages=self.messages)
+            Turn(self.observations, dict(joint_action), float(step.reward), step.terms, step.info, None, self.messages)
         )
         self.messages = []
         self.state, self.observations = step.state, step.observations
         self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
+        if not self.done:
+            check_observations(self.environment, self.observations)
 
 
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:

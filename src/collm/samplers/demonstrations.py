@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from collm.environments.base import Environment
+from collm.errors import ConfigurationError
 from collm.samplers.base import Episode, Sampler, SamplingPolicy
 from collm.trajectory import Action
 
 
 class Demonstrations(Sampler):
     """The environment's scripted demonstrators act; the policies only turn the text into tokens."""
+
+    def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
+        """Refuse an environment that has nothing to show."""
+        if type(environment).demonstrate is Environment.demonstrate:
+            raise ConfigurationError(
+                f"{type(environment).__name__} has no scripted demonstrations; choose another sampler."
+            )
 
     def joint_actions(
         self,

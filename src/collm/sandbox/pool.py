@@ -29,8 +29,9 @@ class SandboxFailure(RuntimeError):
 class Sandbox:
     """Judges programs that a model wrote, many side by side, each outside this process and under limits.
 
-    Nothing starts before the first judgement. Then the protections that are on are announced as a warning if any is
-    missing, and it is an error if an essential one is, unless `allow_unsafe` says otherwise.
+    Nothing starts before `protections` are asked for or something is judged. Then a probe tries to get out, what
+    protects the machine is said on standard error, and it is an error if something essential is missing, unless
+    `allow_unsafe` says otherwise.
 
     Args:
         workers: Programs judged at the same time; null for one for each CPU core, at most 8.
@@ -171,6 +172,7 @@ class _Pool:
                     "allow_unsafe of the sandbox to true if you trust every program."
                 )
             warnings.warn(message, stacklevel=4)
+        print(self.protections, file=sys.stderr)
         self.servers += [Connection(limits, first.layers) for _ in range(workers - 1)]
         for server in self.servers:
             self.idle.put(server)
