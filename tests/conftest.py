@@ -42,6 +42,16 @@ def fit(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 @pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For mistakes that have to be found before any weights load."""
+
+    def load(*args: object, **kwargs: object) -> None:
+        pytest.fail("weights were loaded before the mistake was found")
+
+    monkeypatch.setattr("collm.models.backbone.load_model", load)
+
+
+@pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """Where the first run of `fit` leaves its logs."""
     return tmp_path / "logs" / "collm" / "version_0"

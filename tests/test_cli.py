@@ -25,14 +25,6 @@ Fit = Callable[..., int]
 # Mistakes, before any weights load
 
 
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: object, **kwargs: object) -> None:
-        pytest.fail("weights were loaded before the mistake was found")
-
-    monkeypatch.setattr("collm.models.backbone.load_model", load)
-
-
 def the_message(capsys: pytest.CaptureFixture[str]) -> str:
     """What a failed run had to say: one message, no traceback."""
     written = capsys.readouterr().err
@@ -104,6 +96,31 @@ MISTAKES = {
         ["--model.parameters=shared", "--model.policies={a1: {path: tiny}}"],
         ["'shared'", "policies differ"],
     ),
+    "group_of_one": (["--model=MARLOO"], ["data.num_generations is 1", "MARLOO", "set it to 2 or more", "MAREINFORCE"]),
+    "tree": (
+        ["--data.sampler=Tree", "--data.num_generations=4", "--data.environment.horizon=6"],
+        [
+            "4 aligned joint actions per node",
+            "6 turns",
+            "5,460 joint samples",
+            "10,920 in a rollout",
+            "is 4,096",
+            "Lower",
+        ],
+    ),
+    "eval_tree": (
+        ["--data.eval_sampler=Tree", "--data.eval_episodes_per_task=8", "--data.environment.horizon=5"],
+        ["37,448 joint samples", "74,896 in a rollout of 2 tasks"],
+    ),
+    "nobody_to_talk_to": (
+        ["--data.sampler=Discussion", "--data.environment.num_agents=1"],
+        ["Discussion", "Toy has only the agent 'a1'", "Parallel"],
+    ),
+    "order_of_others": (
+        ["--data.eval_sampler=Pipeline", "--data.eval_sampler.order=[a1, b1]"],
+        ["b1", "a1, a2", "once"],
+    ),
+    "no_demonstrations": (["--data.sampler=Demonstrations"], ["Toy has no scripted demonstrations", "another sampler"]),
     "max_steps": (["--trainer.max_steps=10"], ["trainer.max_steps is 10", "trainer.max_epochs"]),
     "clip": (["--trainer.gradient_clip_val=1"], ["trainer.gradient_clip_val", "model.gradient_clip_norm"]),
     "accumulate": (
