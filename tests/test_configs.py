@@ -70,7 +70,7 @@ def test_there_is_something_to_check() -> None:
     assert {"tiny", "smollm2", "qwen3-1.7b"} <= set(map(name_of, files("models")))
 
 
-@pytest.mark.parametrize("path", map(needs_smollm2, files("experiments")))
+@pytest.mark.parametrize("path", list(map(needs_smollm2, files("experiments"))))
 def test_an_experiment_is_complete_and_its_prompts_fit(compose: Compose, path: Path) -> None:
     trainer, model, data = compose(path)
     assert trainer.max_epochs >= 1
@@ -101,7 +101,7 @@ def test_every_environment_is_played_by_actors_with_a_critic(compose: Compose, p
 
 
 @pytest.mark.parametrize("algorithm", ["collm_cc", "magrpo"])
-@pytest.mark.parametrize("path", map(needs_smollm2, files("models")))
+@pytest.mark.parametrize("path", list(map(needs_smollm2, files("models"))))
 def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path: Path, algorithm: str) -> None:
     given = yaml.safe_load(path.read_text())["model"]["init_args"]
     args = (
@@ -116,7 +116,7 @@ def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path
         assert {name: getattr(spec, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("path", map(needs_smollm2, files("critics")))
+@pytest.mark.parametrize("path", list(map(needs_smollm2, files("critics"))))
 def test_critics_compose_with_an_algorithm_and_an_environment(compose: Compose, path: Path) -> None:
     given = yaml.safe_load(path.read_text())["model"]["init_args"]["critic"]
     _, model, _ = compose(CONFIGS / "algorithms" / "collm_dc.yaml", CONFIGS / "environments" / "str_build.yaml", path)

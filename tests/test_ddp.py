@@ -12,9 +12,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import toy_config
+from toy import REPOSITORY, toy_config
 
-REPOSITORY = Path(__file__).parents[1]
 LORA = {"lora_rank": 2, "lora_alpha": 4.0}
 
 
