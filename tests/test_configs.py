@@ -108,8 +108,9 @@ def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path
         "--data.num_generations=2",
         *(["--model.critic.lora_rank=4"] if "lora" in given.values() and algorithm == "collm_cc" else []),
     )
+    environment = "coop_humaneval" if path.stem == "qwen-code" else "str_build"  # whose agents the file names
     _, model, _ = compose(
-        CONFIGS / "algorithms" / f"{algorithm}.yaml", CONFIGS / "environments" / "str_build.yaml", path, args=args
+        CONFIGS / "algorithms" / f"{algorithm}.yaml", CONFIGS / "environments" / f"{environment}.yaml", path, args=args
     )
     for agent_id, spec in model.specs.items():
         expected = given.get("policies", {}).get(agent_id) or given["policy"]
