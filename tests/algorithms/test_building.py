@@ -1,0 +1,49 @@
+"""Every algorithm makes two updates on the building game with the embedded language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from toy import REPOSITORY
+
+ALGORITHMS = sorted((REPOSITORY / "configs" / "algorithms").glob("*.yaml"))
+GAME = {
+    "model": {"init_args": {"policy": {"path": "tiny", "max_new_tokens": 24}}},
+    "data": {
+        "environment": {
+            "class_path": "collm.environments.str_build.StrBuild",
+            "init_args": {
+                "words": ["I", "L"],
+                "eval_words": ["T"],
+                "horizon": 2,
+                "persistent": True,
+                "prompt": "compact",
+            },
+        },
+        "num_generations": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
+def test_every_algorithm_trains_on_the_building_game(
+    fit: Callable[..., int], run_folder: Path, tmp_path: Path, path: Path
+):
+    (tmp_path / "game.yaml").write_text(yaml.safe_dump(GAME))
+    assert fit("--config", str(path), "--config", str(tmp_path / "game.yaml")) == 0
+    events = EventAccumulator(str(run_folder)).Reload()
+    curves = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    # two rollouts of 2 tasks x 2 episodes x 2 turns, both updates made
+    assert curves["rollout/joint_samples"] == [8, 16]
+    losses = {name: values for name, values in curves.items() if name.startswith("loss/")}
+    assert losses
+    assert all(len(values) == 2 and all(map(math.isfinite, values)) for values in losses.values())
+    # the embedded model has learned to write commands that count
+    assert max(curves["rollout/coverage"]) > 0.1
+    assert max(curves["rollout/rejected_rate"]) < 0.5
