@@ -13,6 +13,7 @@ import os
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -124,6 +125,9 @@ def main(default_config: str | Path | None = None, args: ArgsType = None) -> int
         for module in pkgutil.iter_modules(package.__path__):  # so that short names and --help know what there is
             with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
                 importlib.import_module(f"{package.__name__}.{module.name}")
+    # Lightning's own use of torch, and the length of the rollout dataset, which is there on purpose
+    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined"):
+        warnings.filterwarnings("ignore", message)
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
     try:
         CollmCLI(

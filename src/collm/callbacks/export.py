@@ -20,3 +20,4 @@ class ExportAgents(L.Callback):
         if trainer.is_global_zero:
             for agent_id, policy in pl_module.policies.items():
                 policy.save(folder / agent_id)
+            print(f"\nagents, pictures and transcripts are in {folder.parent}")
