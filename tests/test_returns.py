@@ -90,6 +90,17 @@ def test_generalized_advantages() -> None:
     assert_close(generalized_advantages(REWARDS, VALUES, MASK, 0.5, 0.5), expected)
 
 
+def test_values_of_next_turns_from_elsewhere() -> None:
+    # V' of row 0 is 8, 6, -2, of row 1 -4, 2 and never read after the end. Errors, gamma = 0.5:
+    # 1 + 0.5*6 - 0.5 = 3.5, 2 - 0.5*2 - 1 = 0, 4 - 2 = 2; 3 + 0.5*2 - 1 = 3, 5 - 3 = 2.
+    later = torch.tensor([[8.0, 6.0, -2.0], [-4.0, 2.0, NAN]])
+    errors = torch.tensor([[3.5, 0.0, 2.0], [3.0, 2.0, 0.0]])
+    assert_close(generalized_advantages(REWARDS, VALUES, MASK, 0.5, 0.0, next_values=later), errors)
+    # gamma*lambda = 0.25. Row 0: 2; 0 + 0.25*2 = 0.5; 3.5 + 0.25*0.5 = 3.625. Row 1: 2; 3 + 0.25*2 = 3.5.
+    expected = torch.tensor([[3.625, 0.5, 2.0], [3.5, 2.0, 0.0]])
+    assert_close(generalized_advantages(REWARDS, VALUES, MASK, 0.5, 0.5, next_values=later), expected)
+
+
 def test_single_turn_advantage_is_reward_minus_value() -> None:
     one_turn = torch.tensor([[True]])
     # 3 - 1, whatever the discount and lambda: there is no next turn.

@@ -50,7 +50,12 @@ def td_targets(rewards: Tensor, values: Tensor, turn_mask: Tensor, discount: flo
 
 
 def generalized_advantages(
-    rewards: Tensor, values: Tensor, turn_mask: Tensor, discount: float, gae_lambda: float
+    rewards: Tensor,
+    values: Tensor,
+    turn_mask: Tensor,
+    discount: float,
+    gae_lambda: float,
+    next_values: Tensor | None = None,
 ) -> Tensor:
     """Generalized advantage estimates over turns (Schulman et al., arXiv 1506.02438).
 
@@ -64,11 +69,14 @@ def generalized_advantages(
         turn_mask: True at played turns, [B, T].
         discount: gamma.
         gae_lambda: lambda.
+        next_values: V'(h_t) of a target critic for the same turns (not shifted), [B, T]. V'(h_{t+1}) then stands in
+            for V_{t+1} in delta_t = r_t + gamma V'_{t+1} - V_t, and lambda 1 is no longer the return minus the value.
 
     Returns:
         Advantages, 0 at masked turns, [B, T].
     """
-    deltas = _masked(td_targets(rewards, values, turn_mask, discount) - values, turn_mask)
+    targets = td_targets(rewards, values if next_values is None else next_values, turn_mask, discount)
+    deltas = _masked(targets - values, turn_mask)
     return _discounted_sum(deltas, discount * gae_lambda)
 
 

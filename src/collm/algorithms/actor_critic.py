@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ class ActorCritic(MultiAgentModule):
             default any.
         normalize_values: Measure values in units of their targets, by running mean and deviation (PopArt), so that
             learning rates and `value_loss_weight` mean the same for any size of reward.
+        target_critic_rate: How far, in (0, 1], a slow copy of each critic moves towards it after each of its updates
+            (Polyak averaging). The values of next turns, V(h_{t+1}), are then those of the copy; by default the
+            critic's own, as in the paper.
         kwargs: Everything that algorithms share.
     """
 
@@ -45,6 +49,7 @@ class ActorCritic(MultiAgentModule):
         value_loss_weight: float = 1.0,
         value_clip: float | None = None,
         normalize_values: bool = False,
+        target_critic_rate: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -55,6 +60,8 @@ class ActorCritic(MultiAgentModule):
         self.value_loss_weight = value_loss_weight
         self.value_clip = value_clip
         self.normalize_values = normalize_values
+        self.target_critic_rate = target_critic_rate
+        self.target_critics: dict[str, list[Tensor]] = {}  # the slow copies of what trains, by critic
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
@@ -69,6 +76,15 @@ class ActorCritic(MultiAgentModule):
             raise ConfigurationError(f"model.value_loss_weight is {value_loss_weight}; it must be above 0.")
         if value_clip is not None and value_clip <= 0:
             raise ConfigurationError(f"model.value_clip is {value_clip}; use null to turn it off.")
+        if target_critic_rate is not None and not 0 < target_critic_rate <= 1:
+            raise ConfigurationError(
+                f"model.target_critic_rate is {target_critic_rate}; it must be in (0, 1], or null to turn it off."
+            )
+        if target_critic_rate is not None and normalize_values:
+            raise ConfigurationError(
+                "model.target_critic_rate does not work with model.normalize_values, which changes the units of the "
+                "critic but not of its copy; turn one of them off."
+            )
         if self.separate_critics and self.parameters_mode == "lora" and critic.lora_rank == 0:
             raise ConfigurationError("parameters is 'lora' but critic.lora_rank is 0; set it to the adapter's rank.")
         taken = sorted(set(self.critic_readers()) & {*self.agent_ids, "team"})
@@ -100,15 +116,43 @@ class ActorCritic(MultiAgentModule):
     @torch.no_grad()
     def values(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
         """V(h_t) at every played turn, before the update, [B, T] (times the values per turn of the critic)."""
-        critic = self.critics[name]
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
         total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
         if count:
-            critic.center(total / count)
+            self.critics[name].center(total / count)
+        return self.read(name, histories, batch)
+
+    @torch.no_grad()
+    def read(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
+        """The values of a critic as its weights are now, in the shape of `values`."""
+        critic = self.critics[name]
         values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
         for chunk in self.chunks(histories, set(range(len(batch.trajectories))), critic.tokenizer.pad_token_id):
             values += chunk.sum_by_turn(critic(chunk), tuple(values.shape))
         return values
+
+    @torch.no_grad()
+    def bootstrap_values(
+        self, name: str, values: Tensor, histories: Sequence[TokenSequence], batch: RolloutBatch
+    ) -> Tensor:
+        """What values of next turns are taken from: `values`, or V'(h_t) of the critic's slow copy, [B, T]."""
+        if self.target_critic_rate is None or not self.critics[name].centered:
+            return values
+        weights = self.critics[name].trainable_parameters()
+        if name not in self.target_critics:  # in float32, where small moves are not rounded away
+            self.target_critics[name] = [weight.detach().to(torch.float32, copy=True) for weight in weights]
+        copies = [copy.to(self.device) for copy in self.target_critics[name]]  # a checkpoint's may be elsewhere
+        self.target_critics[name] = copies
+        with swapped_in(weights, copies):
+            return self.read(name, histories, batch)
+
+    @torch.no_grad()
+    def move_target_critic(self, name: str) -> None:
+        """Let the slow copy of a critic, if it has one, follow it."""
+        if name in self.target_critics:
+            weights = self.critics[name].trainable_parameters()
+            for copy, weight in zip(self.target_critics[name], weights, strict=True):
+                copy.lerp_(weight.float(), self.target_critic_rate)
 
     def update_critic(
         self, name: str, histories: Sequence[TokenSequence], values: Tensor, targets: Tensor, batch: RolloutBatch
@@ -117,6 +161,7 @@ class ActorCritic(MultiAgentModule):
         self.rescale(name, targets, batch)
         for rows in self.minibatches(batch, self.critic_epochs):
             self.optimize(name, self.value_losses(name, histories, rows, values, targets, batch), f"loss/{name}")
+        self.move_target_critic(name)
 
     def rescale(self, name: str, targets: Tensor, batch: RolloutBatch) -> None:
         """Where values are normalized, let their units follow those of `targets`, over all processes."""
@@ -170,7 +215,24 @@ class ActorCritic(MultiAgentModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["collm"]["num_rollouts"] = self.num_rollouts
+        if self.target_critics:
+            checkpoint["collm"]["target_critics"] = self.target_critics
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
         self.num_rollouts = checkpoint["collm"]["num_rollouts"]
+        if self.target_critic_rate is not None:
+            self.target_critics = checkpoint["collm"].get("target_critics", {})
+
+
+@contextmanager
+def swapped_in(weights: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
+    """For as long as it lasts, `weights` hold what `others` do."""
+    own = [weight.data for weight in weights]
+    try:
+        for weight, other in zip(weights, others, strict=True):
+            weight.data = other.to(weight.dtype)
+        yield
+    finally:
+        for weight, kept in zip(weights, own, strict=True):
+            weight.data = kept

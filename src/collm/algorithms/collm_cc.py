@@ -31,8 +31,11 @@ class CoLLMCC(ActorCritic):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         histories = self.critics["critic"].encode(batch.trajectories)
         values = self.values("critic", histories, batch)  # V(h_t), [B, T]
+        later = self.bootstrap_values("critic", values, histories, batch)  # V(h_{t+1}) is read from these
         # delta_t of (4) at gae_lambda 0; with the value added, the target of (5), held fixed
-        advantages = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda)
+        advantages = generalized_advantages(
+            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later
+        )
         targets = advantages + values
         self.log_critic("critic", values, targets, batch)
 

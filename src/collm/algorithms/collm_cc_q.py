@@ -41,8 +41,11 @@ class CoLLMCCQ(ActorCritic):
         histories = self.critics["critic"].encode(batch.trajectories)
         pairs = self.values("critic", histories, batch)  # [B, 2T]
         values, action_values = pairs[:, 0::2], pairs[:, 1::2]  # V(h_t) and Q(h_t, a_t), [B, T]
+        later = self.bootstrap_values("critic", pairs, histories, batch)[:, 1::2]  # Q(h_{t+1}, a_{t+1}) is among these
         # y_t at gae_lambda 0: the TD error of Q, with Q added
-        errors = generalized_advantages(batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda)
+        errors = generalized_advantages(
+            batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda, later
+        )
         targets = errors + action_values
         self.log_critic("critic", action_values, targets, batch)
         self.log_critic("critic/baseline", values, targets, batch)

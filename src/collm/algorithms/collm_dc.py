@@ -36,8 +36,11 @@ class CoLLMDC(ActorCritic):
             name = f"critic/{agent_id}"
             histories = self.critics[name].encode(batch.trajectories)
             values = self.values(name, histories, batch)  # V_i(h_{i,t}), [B, T]
+            later = self.bootstrap_values(name, values, histories, batch)  # V_i(h_{i,t+1}) is read from these
             # delta_{i,t} of (2) at gae_lambda 0; with the value added, the target of (3), held fixed
-            advantages = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda)
+            advantages = generalized_advantages(
+                batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later
+            )
             targets = advantages + values
             self.log_critic(name, values, targets, batch)
 

@@ -40,6 +40,11 @@ class CoLLMDCShared(ActorCritic):
                 f"model.critic_epochs is {self.critic_epochs}, but value heads learn together with their actors here; "
                 "use model.num_epochs."
             )
+        if self.target_critic_rate is not None:
+            raise ConfigurationError(
+                "model.target_critic_rate is for critics with weights of their own, but value heads stand on their "
+                "actors' here; leave it null."
+            )
 
     def critic_readers(self) -> dict[str, tuple[str, ...]]:
         return {f"critic/{agent_id}": (agent_id,) for agent_id in self.agent_ids}
