@@ -54,21 +54,25 @@ class Enumerated:
 
     def values(self, discount: float, known: list[str]) -> Tensor:
         """Expected reward to go given what the agents in `known` have seen and done, [B, T]."""
-        return self._mean_returns(discount, known, with_actions=False)
+        return self._mean_returns(discount, known, acted=[])
 
     def action_values(self, discount: float) -> Tensor:
         """Expected reward to go given the joint history and the joint action, [B, T]."""
-        return self._mean_returns(discount, list(AGENTS), with_actions=True)
+        return self._mean_returns(discount, list(AGENTS), acted=list(AGENTS))
 
-    def _mean_returns(self, discount: float, known: list[str], with_actions: bool) -> Tensor:
+    def values_without(self, discount: float, agent_id: str) -> Tensor:
+        """Expected reward to go given the joint history and all actions but that of `agent_id`, [B, T]."""
+        return self._mean_returns(discount, list(AGENTS), acted=[name for name in AGENTS if name != agent_id])
+
+    def _mean_returns(self, discount: float, known: list[str], acted: list[str]) -> Tensor:
         returns = discounted_returns(self.batch.rewards, self.batch.turn_mask, discount)
         means = torch.zeros_like(returns)
         for turn in range(returns.shape[1]):
             keys: list[tuple | None] = []
             for path in self.batch.trajectories:
-                actions = [path.turns[turn].actions[name] for name in known] if turn < len(path.turns) else None
-                own = lambda action: (tuple(action.prompt_ids), *(action.token_ids if with_actions else ()))  # noqa: E731
-                keys.append(None if actions is None else tuple(map(own, actions)))
+                actions = path.turns[turn].actions if turn < len(path.turns) else None
+                seen = actions and [tuple(actions[name].prompt_ids) for name in known]
+                keys.append(seen and (*seen, *(tuple(actions[name].token_ids) for name in acted)))
             for key in {key for key in keys if key is not None}:
                 rows = torch.tensor([other == key for other in keys])
                 weight = self.probabilities[rows] / self.probabilities[rows].sum()

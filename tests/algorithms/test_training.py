@@ -17,6 +17,7 @@ OWN_CRITICS = {"critic/player_1", "critic/player_2"}
 LEARNERS = {
     "collm_cc": ACTORS | {"critic"},
     "collm_cc_q": ACTORS | {"critic"},
+    "collm_cc_loo": ACTORS | {"critic"},
     "collm_dc": ACTORS | OWN_CRITICS,
     "collm_dc_shared": ACTORS,
     "magrpo": ACTORS,
@@ -29,6 +30,7 @@ LEARNERS = {
 METRICS = {
     "collm_cc": {"loss/critic", "critic/explained_variance", "loss/policy/player_1"},
     "collm_cc_q": {"loss/critic", "critic/explained_variance", "critic/baseline/explained_variance"},
+    "collm_cc_loo": {"loss/critic", "critic/explained_variance", "critic/without_player_2/explained_variance"},
     "collm_dc": {"loss/critic/player_2", "critic/player_2/explained_variance", "loss/policy/player_1"},
     "collm_dc_shared": {"loss/actor_critic/player_1", "critic/player_2/explained_variance"},
     "magrpo": {"loss/policy/player_1"},
@@ -77,7 +79,7 @@ def test_exactly_what_should_learn_moves(play: Callable[..., int], run_folder: P
     assert found["rollout/joint_samples"] == [64, 128]
 
 
-@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_dc", "magrpo"])
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_cc_loo", "collm_dc", "magrpo"])
 def test_adapters_learn_and_the_backbone_stays(play: Callable[..., int], algorithm: str) -> None:
     lora = ["--model.init_args.parameters=lora", "--model.init_args.policy.lora_rank=2"]
     if algorithm != "magrpo":
@@ -96,7 +98,7 @@ def test_one_set_of_parameters_for_all_agents(play: Callable[..., int], algorith
     assert Capture.moved() == Capture.owned_by(*learners)
 
 
-@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_dc"])
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_cc_loo", "collm_dc"])
 def test_actors_wait_while_critics_warm_up(play: Callable[..., int], algorithm: str) -> None:
     assert play(algorithm, *NO_DECAY, "--model.init_args.critic_warmup=2") == 0
     assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm] - ACTORS)
@@ -141,7 +143,7 @@ def test_a_group_of_one_loads_nothing(
     assert "Loading weights" not in message
 
 
-@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_dc", "magrpo"])
+@pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_loo", "collm_dc", "magrpo"])
 def test_one_agent_is_a_team(play: Callable[..., int], run_folder: Path, algorithm: str) -> None:
     """Single-agent actor-critic and GRPO are the same classes in a game of one agent."""
     one = [f"--data.environment.payoff={[1.0] * 10 + [0.0]}"]

@@ -1,0 +1,59 @@
+"""CoLLM-CC with credit for each agent: a counterfactual baseline that leaves out the agent's own action.
+
+CoLLM-CC gives all agents one advantage, so each is also paid for the luck of the others. Here agent i is compared with
+what was to be expected once the others' actions of the turn are known, a_{-i,t}, and its own is not:
+
+    grad J(theta_i) = E[ sum_t rho_{i,t} grad log pi_i(a_{i,t} | h_{i,t}) ( y_t - B_i(h_t, a_{-i,t}) ) ]
+    L               = E[ sum_t ( y_t - V(h_t) )^2 + sum_i ( y_t - B_i(h_t, a_{-i,t}) )^2 ]
+    y_t             = r_t + gamma V(h_{t+1})           (with traces if gae_lambda is above 0)
+
+The regression marginalizes the action left out, B_i = E[y_t | h_t, a_{-i,t}]: at exact values the counterfactual
+baseline of COMA (arXiv 1705.08926), sum_a pi_i(a | h_{i,t}) Q(h_t, a, a_{-i,t}), but learned, as the actions of
+language models cannot be enumerated. Given the history, agents act independently, so B_i does not depend on a_{i,t}
+and adds no bias however wrong it is. COMA weighs with Q - B_i; y_t in the place of Q needs no value that sees the
+action, and is biased only as far as V(h_{t+1}) is, with `gae_lambda: 1` not at all. With one agent B is a value of
+the history alone, as in CoLLM-CC.
+
+One critic reads all of it in N rows per trajectory, `CounterfactualCritic`, so it costs N times the critic of CoLLM-CC.
+"""
+
+from __future__ import annotations
+
+from collm.algorithms.actor_critic import ActorCritic
+from collm.models.counterfactual_critic import CounterfactualCritic
+from collm.returns import generalized_advantages
+from collm.trajectory import RolloutBatch
+
+
+class CoLLMCCLeaveOneOut(ActorCritic):
+    """Collaborating agents with one centralized critic, and for each agent a baseline that knows the others' actions.
+
+    Args:
+        kwargs: Everything that actor-critic algorithms share; `gae_lambda` shapes the targets.
+    """
+
+    critic_class = CounterfactualCritic
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    def critic_readers(self) -> dict[str, tuple[str, ...]]:
+        return {"critic": self.agent_ids}
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        histories = self.critics["critic"].encode(batch.trajectories)
+        width = 1 + len(self.agent_ids)
+        found = self.values("critic", histories, batch)  # [B, T (N + 1)]
+        values, *baselines = found.view(len(found), -1, width).unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
+        # y_t: the TD error at gae_lambda 0, with the value added
+        errors = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda)
+        targets = errors + values
+        self.log_critic("critic", values, targets, batch)
+        shaped = {}
+        for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
+            self.log_critic(f"critic/without_{agent_id}", baseline, targets, batch)
+            shaped[agent_id] = self.shape_advantages(targets - baseline, batch.turn_mask)
+
+        self.update_critic("critic", histories, found, targets.repeat_interleave(width, dim=1), batch)
+        if self.actors_learn:
+            self.update_policies(batch, shaped)
