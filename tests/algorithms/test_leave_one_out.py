@@ -110,6 +110,11 @@ def test_advantages_by_hand(tiny_folder: str) -> None:
     assert not advantages
     assert len(regressed) == 2
 
+    # a slow copy of the critic that says 2 more: 1 + 0.5 * 6
+    algorithm.bootstrap_values = lambda name, values, histories, batch: values + 2
+    algorithm.training_step(batch, 0)
+    assert_close(regressed[2], torch.tensor([[4.0] * 3 + [8.0] * 3, [2.0] * 3 + [0.0] * 3]))
+
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),

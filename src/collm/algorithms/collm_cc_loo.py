@@ -45,8 +45,9 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         width = 1 + len(self.agent_ids)
         found = self.values("critic", histories, batch)  # [B, T (N + 1)]
         values, *baselines = found.view(len(found), -1, width).unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
+        later = self.bootstrap_values("critic", found, histories, batch)[:, ::width]  # V(h_{t+1}) is among these
         # y_t: the TD error at gae_lambda 0, with the value added
-        errors = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda)
+        errors = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later)
         targets = errors + values
         self.log_critic("critic", values, targets, batch)
         shaped = {}
