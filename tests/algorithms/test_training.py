@@ -158,19 +158,22 @@ def test_no_baseline_needs_no_group(play: Callable[..., int]) -> None:
     assert play("mareinforce", "--data.num_generations=1") == 0
 
 
-# IPPO and MAPPO are configurations of DC and CC. The Q form is left out: a critic of this size does not tell actions
-# apart within 60 rollouts (return 0.06 to 0.15), so its actors have little to learn from.
-NO_LEARNING_TEST = {"ippo", "mappo", "collm_cc_q"}
-MORE_ROLLOUTS = {"maremax": ["--data.rollouts_per_epoch=120"]}  # the best of a group leaves little to learn from
+SLOW_LEARNERS = {
+    # Q has to tell actions apart before it can teach them, which takes the critic many steps
+    "collm_cc_q": ["--model.init_args.num_minibatches=8", "--model.init_args.critic_epochs=2"],
+    "maremax": ["--data.rollouts_per_epoch=120"],  # the best of a group leaves little to learn from
+}
+# 0.25 is one agent that names a digit, where the Q form stops; 0.5 both
+GOALS = {"collm_cc_q": 0.2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", sorted(set(LEARNERS) - NO_LEARNING_TEST))
+@pytest.mark.parametrize("algorithm", sorted(set(LEARNERS) - {"ippo", "mappo"}))
 def test_agents_learn_to_name_digits(play: Callable[..., int], run_folder: Path, algorithm: str) -> None:
     """From random weights, which hardly ever name one."""
     args = ["--model.init_args.policy.learning_rate=3e-3", "--model.init_args.policy.max_new_tokens=2"]
     args += ["--model.init_args.normalize_advantage=true", "--data.rollouts_per_epoch=60", "--trainer.max_epochs=1"]
-    assert play(algorithm, *args, "--data.eval_episodes_per_task=32", *MORE_ROLLOUTS.get(algorithm, ())) == 0
+    assert play(algorithm, *args, "--data.eval_episodes_per_task=32", *SLOW_LEARNERS.get(algorithm, ())) == 0
     returns = scalars(run_folder)["eval/return"]
-    assert returns[0] < 0.15
-    assert returns[-1] > 0.35
+    assert returns[0] < 0.1
+    assert returns[-1] > GOALS.get(algorithm, 0.35)
