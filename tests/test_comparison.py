@@ -21,6 +21,7 @@ from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
 from collm.runs import Curve, band, read_run
 from collm.tables import Row, as_cell, as_text, write_csv
+from collm.trajectory import collate
 
 BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
 
@@ -141,8 +142,8 @@ def test_no_logs(tmp_path: Path) -> None:
 def test_peak_memory_is_logged() -> None:
     logged = {}
     module = SimpleNamespace(device=torch.device("cpu"), log=logged.__setitem__)
-    LogResources().on_train_batch_end(None, module, None, None, 0)
-    assert logged.keys() == {"memory/peak_rss_gb"}
+    LogResources().on_train_batch_end(None, module, None, collate([]), 0)
+    assert {name for name in logged if name.startswith("memory/")} == {"memory/peak_rss_gb"}
     assert 0.05 < logged["memory/peak_rss_gb"] <= peak_memory(torch.device("cpu"))["peak_rss_gb"] < 1000
 
 

@@ -184,5 +184,5 @@ def numbers(folder: Path) -> dict[str, dict[int, float]]:
     return {
         name: {event.step: event.value for event in events.Scalars(name)}
         for name in events.Tags()["scalars"]
-        if not name.startswith(("time/", "memory/", "speed/"))
+        if not name.startswith(("time/", "memory/", "throughput/"))
     }

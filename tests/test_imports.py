@@ -41,6 +41,7 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
+    "collm.meter": Rule(rooms(), only=TORCH),
     "collm.trajectory": Rule(rooms(), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
@@ -50,18 +51,28 @@ RULES = {
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
-    "collm.models": Rule(rooms("trajectory", "errors", "models", "objectives"), never=LIGHTNING),
+    "collm.models": Rule(rooms("trajectory", "errors", "meter", "models", "objectives"), never=LIGHTNING),
     "collm.samplers": Rule(
-        rooms("trajectory", "environments.base", "errors", "samplers"), never=LIGHTNING | {"transformers"}
+        rooms("trajectory", "environments.base", "errors", "meter", "samplers"), never=LIGHTNING | {"transformers"}
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors")),
+    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "meter")),
     "collm.algorithms": Rule(
         rooms(
-            *("models", "returns", "objectives", "trajectory", "metrics", "errors", "collectives", "schedules"),
+            *(
+                "models",
+                "returns",
+                "objectives",
+                "trajectory",
+                "metrics",
+                "errors",
+                "collectives",
+                "schedules",
+                "meter",
+            ),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo"),
         )
     ),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives")),
+    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
     "collm.comparison": Rule(rooms("cli", "errors", "metrics", "plots", "runs", "tables"), cli=True),
     "collm.plots": Rule(rooms("errors", "runs")),
     "collm.runs": Rule(rooms("errors", "metrics")),

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from collm.environments.base import Environment, check_observations, check_tasks
 from collm.errors import ConfigurationError
+from collm.meter import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, collate
@@ -149,9 +150,10 @@ class RolloutDataModule(L.LightningDataModule):
             on_turn=self.on_turn,
         )
         module.train(training)
-        for trajectory in trajectories:
-            if trajectory.turns:
-                trajectory.metrics = self.environment.metrics(trajectory)
+        with meter.phase("environment"):
+            for trajectory in trajectories:
+                if trajectory.turns:
+                    trajectory.metrics = self.environment.metrics(trajectory)
         return collate(trajectories, time.perf_counter() - began)
 
 

@@ -150,3 +150,21 @@ def test_the_reserving_cache_holds_what_the_stock_cache_holds(lm) -> None:
             ours.batch_select_indices(chosen)
             stock.batch_select_indices(chosen)
             rows = 3
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_nothing_ends_a_response_before_its_smallest_length(lm, greedy: bool) -> None:
+    every_other = list(range(0, lm.config.vocab_size, 2))
+    drawn = generate(lm, PROMPTS, Sampling(40, greedy=greedy, min_new_tokens=5), every_other, chance())
+    for tokens, _ in drawn:
+        assert not set(tokens[:5]) & set(every_other)
+    assert all(len(tokens) >= 5 for tokens, _ in drawn)
+    if not greedy:
+        assert min(len(tokens) for tokens, _ in drawn) < 40
+    fixed = generate(lm, PROMPTS, Sampling(7, greedy=greedy, min_new_tokens=7), every_other, chance())
+    assert [len(tokens) for tokens, _ in fixed] == [7] * len(PROMPTS)
+    options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 5, "eos_token_id": every_other}
+    ids = torch.tensor([PROMPTS[0]])
+    expected = lm.generate(ids, attention_mask=ids.ne(-1), pad_token_id=0, **options)[0, 3:].tolist()
+    ((tokens, _),) = generate(lm, PROMPTS[:1], Sampling(12, greedy=True, min_new_tokens=5), every_other, chance())
+    assert tokens == expected

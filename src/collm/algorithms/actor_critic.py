@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from collm.algorithms.base import MultiAgentModule
 from collm.collectives import on_all_rows, sum_over_ranks
 from collm.errors import ConfigurationError
+from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
 from collm.objectives import clipped_value_loss, value_loss
 from collm.returns import discounted_returns, explained_variance
@@ -122,6 +123,7 @@ class ActorCritic(MultiAgentModule):
             self.critics[name].center(total / count)
         return self.read(name, histories, batch)
 
+    @meter.phase("values")
     @torch.no_grad()
     def read(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
         """The values of a critic as its weights are now, in the shape of `values`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from collm.collectives import gather_objects, on_all_rows, sum_gradients, sum_over_ranks
 from collm.errors import ConfigurationError, TrainingError
+from collm.meter import meter
 from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
@@ -120,7 +120,6 @@ class MultiAgentModule(L.LightningModule):
         self.joint_samples = 0
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
-        self._update_began = 0.0
 
     def _specs(self, policy: PolicySpec, policies: Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
         if not self.agent_ids:
@@ -207,7 +206,11 @@ class MultiAgentModule(L.LightningModule):
     def chunks(self, sequences: Iterable[TokenSequence], rows: set[int], pad_id: int) -> Iterator[SequenceBatch]:
         """Micro-batches of the sequences that belong to `rows`."""
         chosen = [sequence for sequence in sequences if sequence.row in rows]
-        return micro_batches(chosen, self.tokens_per_micro_batch, pad_id, self.device)
+        meter.count(sum(len(sequence.ids) for sequence in chosen), 0)
+        batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, self.device)
+        for chunk in meter.each("other", batches):
+            meter.count(0, chunk.ids.numel())
+            yield chunk
 
     def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:
         """Advantages as the policy loss uses them: normalized and clipped where asked for, [B, T]."""
@@ -285,18 +288,19 @@ class MultiAgentModule(L.LightningModule):
         names = list(self.learners)
         optimizers = self.optimizers()
         optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[names.index(name)]
-        optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        for loss in losses:
-            self.manual_backward(loss)
-            total += loss.detach()
-        total = sum_over_ranks(total, self.device)
-        sum_gradients(self.learners[name])
-        limit = self.gradient_clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.learners[name], limit)
-        if not torch.isfinite(total) or not torch.isfinite(norm):
-            self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
-        optimizer.step()
+        with meter.phase("update/policy" if name in self.team else "update/critic"):
+            optimizer.zero_grad()
+            total = torch.zeros((), device=self.device)
+            for loss in losses:
+                self.manual_backward(loss)
+                total += loss.detach()
+            total = sum_over_ranks(total, self.device)
+            sum_gradients(self.learners[name])
+            limit = self.gradient_clip_norm or float("inf")
+            norm = nn.utils.clip_grad_norm_(self.learners[name], limit)
+            if not torch.isfinite(total) or not torch.isfinite(norm):
+                self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
+            optimizer.step()
         self.log(metric, total)
         self.log(f"optim/grad_norm/{name}", norm)
 
@@ -321,7 +325,6 @@ class MultiAgentModule(L.LightningModule):
         anywhere = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
         if anywhere:
             self.stop(f"a reward of task {anywhere[0]!r} is not finite", [offending] if offending else [])
-        self._update_began = time.perf_counter()
         self.joint_samples += int(sum_over_ranks(batch.joint_samples, self.device))
         self.log_rollout(batch)
 
@@ -329,7 +332,6 @@ class MultiAgentModule(L.LightningModule):
         schedules = self.lr_schedulers() or []
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             schedule.step()
-        self.log("time/update", time.perf_counter() - self._update_began)
         self._rollout = ()
 
     def log_rollout(self, batch: RolloutBatch) -> None:

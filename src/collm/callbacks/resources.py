@@ -1,25 +1,85 @@
-"""How much memory a run takes."""
+"""What a run takes: time by phase, speed, padding and memory."""
 
 from __future__ import annotations
 
 import resource
 import sys
+import time
 from typing import Any
 
 import lightning as L
 import torch
 
+from collm.collectives import sum_over_ranks
+from collm.meter import Reading, meter
+from collm.trajectory import Action, RolloutBatch
+
 
 class LogResources(L.Callback):
-    """Logs the most memory the process has held so far, after every update.
+    """Logs after every update what it and its rollout took.
 
-    `memory/peak_rss_gb` is main memory, weights and libraries included; `memory/peak_cuda_gb` is what PyTorch has
-    allocated on the run's CUDA device. Both in units of 10^9 bytes.
+    `time/...` are seconds of this process: `generate`, `environment`, `values` (of critics, before the update),
+    `update/policy`, `update/critic` and `other` add up to the time since the update before, evaluations apart;
+    `rollout` and `update` are the same time in two parts. `throughput/tokens_per_second` counts sampled tokens and
+    `throughput/joint_samples_per_hour` joint actions with a reward, of all processes, in that time. `padding_share`,
+    of `rollout` and `update`, is the share of computed tokens that belong to no sequence. `memory/peak_rss_gb` is the
+    most main memory held so far, weights and libraries included, `memory/peak_cuda_gb` what PyTorch has
+    allocated on the run's CUDA device; both in units of 10^9 bytes.
+
+    Args:
+        synchronize: Wait for the GPU at the borders of phases, so that its time counts where it is spent; the run
+            gets slower by it.
     """
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def __init__(self, synchronize: bool = False):
+        self.synchronize = synchronize
+        self.reading = Reading({}, {}, {})  # of the last update
+        self._update_began = 0.0
+        self._interrupted = Reading({}, {}, {})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        meter.synchronize = self.synchronize
+        meter.take()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._interrupted = meter.take()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        meter.take()
+        meter.put(self._interrupted)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._update_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+    ) -> None:
+        self.reading = reading = meter.take()
+        num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch))
+        totals = sum_over_ranks(torch.tensor([num_tokens, batch.joint_samples]), pl_module.device).tolist()
+        scalars = {f"time/{name}": seconds for name, seconds in reading.seconds.items()} | {
+            "time/update": time.perf_counter() - self._update_began,
+            "throughput/tokens_per_second": totals[0] / reading.wall_time,
+            "throughput/joint_samples_per_hour": 3600 * totals[1] / reading.wall_time,
+            "rollout/padding_share": reading.padding_share("generate"),
+            "update/padding_share": reading.padding_share("values", "update"),
+        }
+        for name, value in scalars.items():
+            pl_module.log(name, value)
         for name, gigabytes in peak_memory(pl_module.device).items():
             pl_module.log(f"memory/{name}", gigabytes)
+
+
+def distinct_actions(batch: RolloutBatch) -> list[Action]:
+    """All that agents wrote in `batch`, messages to each other included; what trajectories share counts once."""
+    written = (
+        message.action
+        for trajectory in batch.trajectories
+        for turn in trajectory.turns
+        for agent_id in turn.actions
+        for message in turn.written_by(agent_id)
+    )
+    return list({id(action): action for action in written}.values())
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

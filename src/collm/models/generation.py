@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from collm.errors import TrainingError
+from collm.meter import meter
 from collm.models.cache import make_cache
 
 
@@ -28,6 +29,7 @@ class Sampling:
         top_p: Draw from the smallest set of tokens with this much probability; 1 is all of them.
         top_k: Draw from this many most likely tokens; 0 is all of them.
         greedy: Take the most likely token instead of drawing.
+        min_new_tokens: Smallest number of tokens of one response; until then nothing ends it.
     """
 
     max_new_tokens: int
@@ -35,8 +37,10 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     greedy: bool = False
+    min_new_tokens: int = 0
 
 
+@meter.phase("generate")
 @torch.no_grad()
 def generate(
     lm: PreTrainedModel,
@@ -75,14 +79,16 @@ def generate(
     mask = torch.cat([mask, mask.new_ones(len(mask), sampling.max_new_tokens)], dim=1)
     position = mask[:, : ids.shape[1]].sum(1, keepdim=True)
 
-    ends = torch.tensor(list(eos_ids), device=device)
+    ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     rows = torch.arange(len(prompts), device=device)  # the prompt behind each row that is still computed
     tokens = torch.zeros(len(prompts), sampling.max_new_tokens, dtype=torch.long, device=device)
     log_probs = torch.zeros(len(prompts), sampling.max_new_tokens, device=device)
     lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    computed = ids.numel()
     for step in range(sampling.max_new_tokens):
-        token, log_prob = draw(logits, sampling, generator)
+        forbidden = ends if step < sampling.min_new_tokens else None
+        token, log_prob = draw(logits, sampling, generator, forbidden)
         tokens[rows, step], log_probs[rows, step] = token, log_prob
         ended = torch.isin(token, ends) & alive
         lengths[rows[ended]] = step + 1
@@ -93,21 +99,33 @@ def generate(
             keep = alive.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
             rows, mask, position, token, alive = (x[keep] for x in (rows, mask, position, token, alive))
+        computed += len(token)
         logits = _forward(lm, token[:, None], mask[:, : ids.shape[1] + step + 1], position, cache)
         position = position + 1
-    return [
-        (tokens[row, :length].tolist(), log_probs[row, :length].tolist()) for row, length in enumerate(lengths.tolist())
-    ]
+    sizes = lengths.tolist()
+    # the last token of a response is drawn and never read
+    meter.count(sum(map(len, distinct)) + sum(sizes) - len(sizes), computed)
+    return [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability at the sampling temperature, [R] each; logits are [R, V]."""
-    logits = logits.float()
+def draw(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator, forbidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability at the sampling temperature, [R] each.
+
+    Args:
+        logits: Of the next token, [R, V].
+        sampling: How it is drawn.
+        generator: Source of chance.
+        forbidden: Tokens that are not drawn; like the cuts of top-p and top-k they leave log-probabilities alone.
+    """
+    logits = logits.float() / sampling.temperature
+    log_probs = logits.log_softmax(-1)
+    if forbidden is not None:
+        logits = logits.index_fill(-1, forbidden, -torch.inf)
     if sampling.greedy:
         token = logits.argmax(-1)
-        return token, (logits / sampling.temperature).log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
-    logits = logits / sampling.temperature
-    log_probs = logits.log_softmax(-1)
+        return token, log_probs.gather(-1, token[:, None]).squeeze(-1)
     if sampling.top_k:
         logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
     if sampling.top_p < 1.0:

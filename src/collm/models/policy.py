@@ -36,6 +36,8 @@ class PolicySpec:
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         max_new_tokens: Longest response, in tokens.
+        min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
+            responses have the same length, for measuring speed.
         temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
@@ -54,6 +56,7 @@ class PolicySpec:
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
     max_new_tokens: int = 256
+    min_new_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -72,6 +75,11 @@ class PolicySpec:
         for setting in ("max_new_tokens", "temperature", "top_p", "lora_alpha"):
             if getattr(self, setting) <= 0:
                 raise ConfigurationError(f"{name}.{setting} is {getattr(self, setting)}; it must be above 0.")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ConfigurationError(
+                f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
+                f"{self.max_new_tokens}."
+            )
         if self.top_p > 1:
             raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
         if self.top_k < 0:
@@ -146,7 +154,12 @@ class Policy:
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         """One response to each prompt, all prompts in one decode loop."""
         sampling = Sampling(
-            self.spec.max_new_tokens, self.spec.temperature, self.spec.top_p, self.spec.top_k, greedy=greedy
+            self.spec.max_new_tokens,
+            self.spec.temperature,
+            self.spec.top_p,
+            self.spec.top_k,
+            greedy,
+            self.spec.min_new_tokens,
         )
         with self.backbone.using(self.adapter):
             drawn = generate(self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator)

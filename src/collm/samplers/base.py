@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
+from collm.meter import meter
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
 
@@ -40,7 +41,8 @@ class Episode:
         self.environment = environment
         self.rng = random.Random(seed)
         self.state: Any
-        self.state, self.observations = environment.reset(task, self.rng)
+        with meter.phase("environment"):
+            self.state, self.observations = environment.reset(task, self.rng)
         check_observations(environment, self.observations)
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
         self.messages: list[Message] = []  # of the turn that is being played
@@ -82,7 +84,8 @@ class Episode:
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:
     """Apply one joint action to each of several episodes of one environment, all at once."""
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
-    outcomes = episodes[0].environment.step_batch([episode.state for episode in episodes], texts)
+    with meter.phase("environment"):
+        outcomes = episodes[0].environment.step_batch([episode.state for episode in episodes], texts)
     for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
         episode.receive(joint_action, outcome)
 
