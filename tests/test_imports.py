@@ -73,6 +73,7 @@ RULES = {
         )
     ),
     "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
+    "collm.benchmark": Rule(cli=True),
     "collm.comparison": Rule(rooms("cli", "errors", "metrics", "plots", "runs", "tables"), cli=True),
     "collm.plots": Rule(rooms("errors", "runs")),
     "collm.runs": Rule(rooms("errors", "metrics")),

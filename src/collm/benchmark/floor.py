@@ -1,0 +1,162 @@
+"""The floor: what a rollout and its update cost when they are written down plainly with transformers alone.
+
+For every agent and turn ONE `generate` for all episodes, for every network ONE batched forward and backward pass per
+turn and one AdamW step. Nothing is shared, kept or packed: each turn reads the whole history again. It is no algorithm
+(no old log-probabilities, no values before the update, no environment, no logging), but it does the same work on
+networks of its own, all of whose weights train: the prompts, the lengths of the responses and what the critics read
+are those of a rollout that was played.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from collm.algorithms.base import MultiAgentModule
+from collm.models.loading import load_model
+from collm.trajectory import Action, RolloutBatch, Trajectory
+
+Rows = list[list[int]]
+
+
+class Floor:
+    """Networks like those of an algorithm, each a model of its own that trains in full.
+
+    Args:
+        module: The algorithm; its weights are not touched.
+    """
+
+    def __init__(self, module: MultiAgentModule):
+        self.module = module
+        self.actors = {
+            agent_id: load_model(spec.path, spec.dtype).to(module.device) for agent_id, spec in module.specs.items()
+        }
+        spec = getattr(module, "critic_spec", None)
+        self.critics: dict[str, nn.ModuleList] = {}
+        for name, critic in getattr(module, "critics", {}).items():
+            backbone = load_model(spec.path, spec.dtype).base_model
+            head = nn.Linear(critic.backbone.hidden_size, 1, dtype=backbone.dtype)
+            self.critics[name] = nn.ModuleList([backbone, head]).to(module.device)
+        self.optimizers = {
+            name: torch.optim.AdamW(network.parameters(), lr=1e-6)
+            for name, network in {**self.actors, **self.critics}.items()
+        }
+
+    def round(self, batch: RolloutBatch) -> dict[str, float]:
+        """Do the work of `batch` and of one update on it; seconds of `generate`, `update/policy`, `update/critic`."""
+        seconds = dict.fromkeys(("generate", "update/policy", "update/critic"), 0.0)
+        for agent_id, actor in self.actors.items():
+            turns = actions_by_turn(batch.trajectories, agent_id)
+            began = self._now()
+            actor.eval()
+            for actions in turns:
+                self.generate(agent_id, actions)
+            actor.train()
+            seconds["generate"] += self._now() - began
+
+            began = self._now()
+            self.optimizers[agent_id].zero_grad()
+            for actions in turns:
+                advantages = torch.linspace(-1, 1, len(actions), device=actor.device)
+                loss = policy_loss(actor, actions, advantages, self.module.specs[agent_id].temperature)
+                (loss / len(batch.trajectories)).backward()
+            self.optimizers[agent_id].step()
+            seconds["update/policy"] += self._now() - began
+        for name, (backbone, head) in self.critics.items():
+            turns = histories_by_turn(self.module.critics[name].encode(batch.trajectories))
+            began = self._now()
+            self.optimizers[name].zero_grad()
+            for histories in turns.values():
+                targets = torch.linspace(-1, 1, len(histories), device=backbone.device)
+                (value_loss(backbone, head, histories, targets) / batch.joint_samples).backward()
+            self.optimizers[name].step()
+            seconds["update/critic"] += self._now() - began
+        return seconds
+
+    @torch.no_grad()
+    def generate(self, agent_id: str, actions: Sequence[Action]) -> list[str]:
+        """Responses to the prompts of `actions`, all as long as the longest of these."""
+        actor, spec = self.actors[agent_id], self.module.specs[agent_id]
+        tokenizer = self.module.policies[agent_id].tokenizer
+        ids, mask = pad([list(action.prompt_ids) for action in actions], "left", actor.device)
+        length = max(len(action.token_ids) for action in actions)
+        drawn = actor.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=length,
+            min_new_tokens=length,
+            do_sample=True,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            top_k=spec.top_k,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return tokenizer.batch_decode(drawn[:, ids.shape[1] :], skip_special_tokens=True)
+
+    def _now(self) -> float:
+        if self.module.device.type == "cuda":
+            torch.cuda.synchronize(self.module.device)
+        return time.perf_counter()
+
+
+def actions_by_turn(trajectories: Sequence[Trajectory], agent_id: str) -> list[list[Action]]:
+    """What one agent wrote at each turn; an action that several trajectories share is there once."""
+    turns: list[dict[int, Action]] = []
+    for trajectory in trajectories:
+        for index, turn in enumerate(trajectory.turns):
+            if index == len(turns):
+                turns.append({})
+            for message in turn.written_by(agent_id):
+                turns[index][id(message.action)] = message.action
+    return [list(actions.values()) for actions in turns]
+
+
+def histories_by_turn(sequences: Sequence) -> Mapping[int, Rows]:
+    """The text up to each value that a critic reads, in rows of its own, by turn."""
+    turns: dict[int, Rows] = {}
+    for sequence in sequences:
+        for position, turn in enumerate(sequence.turns):
+            if turn >= 0:
+                turns.setdefault(turn, []).append(sequence.ids[: position + 1])
+    return turns
+
+
+def policy_loss(actor: PreTrainedModel, actions: Sequence[Action], advantages: Tensor, temperature: float) -> Tensor:
+    """Sum of -A log pi(a | h) over actions; logits only from where the first token of a response is predicted."""
+    ids, mask = pad([[*action.prompt_ids, *action.token_ids] for action in actions], "left", actor.device)
+    length = max(len(action.token_ids) for action in actions)
+    logits = actor(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=length + 1,
+        use_cache=False,
+    ).logits[:, :-1]
+    log_probs = (logits / temperature).log_softmax(-1).gather(-1, ids[:, -length:, None]).squeeze(-1)
+    sizes = torch.tensor([len(action.token_ids) for action in actions], device=ids.device)
+    written = torch.arange(length, device=ids.device) >= length - sizes[:, None]
+    return -(torch.where(written, log_probs, 0.0).sum(1) * advantages).sum()
+
+
+def value_loss(backbone: PreTrainedModel, head: nn.Module, histories: Rows, targets: Tensor) -> Tensor:
+    """Sum of (V(h) - y)^2 over histories, V read at their last token."""
+    ids, mask = pad(histories, "right", backbone.device)
+    hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    last = mask.sum(1) - 1
+    values = head(hidden[torch.arange(len(hidden), device=hidden.device), last]).squeeze(-1)
+    return (values - targets).square().sum()
+
+
+def pad(rows: Rows, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, [R, L] each; padding is token 0."""
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[index, place] = torch.tensor(row)
+        mask[index, place] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,135 @@
+"""Measured rounds of a run that is otherwise the one `fit` makes: one rollout and one update each."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from collm.benchmark.floor import Floor
+from collm.callbacks.resources import LogResources, distinct_actions, peak_memory
+from collm.meter import meter
+from collm.trajectory import RolloutBatch
+
+MARK = "@round "
+
+
+class Rounds(L.Callback):
+    """Writes what every rollout and update took to a JSON file; stands after `LogResources` among the callbacks.
+
+    Args:
+        path: File to write.
+        warmup: First rounds that are left out.
+        floor: Do the same work after every round in the plainest way, for comparison.
+        in_turn: Print every round on standard output and begin the next one when a line comes in, so that several
+            processes can be measured in turn.
+    """
+
+    def __init__(self, path: str, warmup: int = 1, floor: bool = True, in_turn: bool = False):
+        self.path = path
+        self.warmup = warmup
+        self.with_floor = floor
+        self.in_turn = in_turn
+        self.rounds: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.floor = Floor(pl_module) if self.with_floor else None
+        self._wait()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._update_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+    ) -> None:
+        reading = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources)).reading
+        actions = distinct_actions(batch)
+        record = {
+            "seconds": reading.wall_time,
+            "update_seconds": time.perf_counter() - self._update_began,
+            "phases": reading.seconds,
+            "joint_samples": batch.joint_samples,
+            "prompt_tokens": sum(len(action.prompt_ids) for action in actions),
+            "sampled_tokens": sum(len(action.token_ids) for action in actions),
+            "padding_share": {
+                "rollout": reading.padding_share("generate"),
+                "update": reading.padding_share("values", "update"),
+            },
+        }
+        if self.floor:
+            phases = self.floor.round(batch)
+            record["floor"] = {"seconds": sum(phases.values()), "phases": phases}
+        self.rounds.append(record)
+        if self.in_turn:
+            print(MARK + json.dumps(record), flush=True)
+        self._wait()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        result = {
+            "num_threads": torch.get_num_threads(),
+            "device": str(pl_module.device),
+            "warmup": self.warmup,
+            "memory": peak_memory(pl_module.device),
+            "rounds": self.rounds,
+            "summary": summarize(self.rounds[self.warmup :]),
+        }
+        Path(self.path).write_text(json.dumps(result, indent=1))
+
+    def _wait(self) -> None:
+        """Until it is this process's turn; the time is nobody's."""
+        if self.in_turn:
+            sys.stdin.readline()
+        meter.take()
+
+
+def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds, and where there is a floor the ratio of the medians, with the smallest and largest ratio
+    of a round to the floor beside it.
+
+    Raises:
+        statistics.StatisticsError: There are no rounds.
+    """
+
+    def median(read: Callable[[Mapping[str, Any]], float]) -> float:
+        return statistics.median(map(read, rounds))
+
+    def medians(
+        of: str, within: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda one: one
+    ) -> dict[str, float]:
+        return {name: statistics.median(within(one)[of][name] for one in rounds) for name in within(rounds[0])[of]}
+
+    seconds = median(lambda one: one["seconds"])
+    summary = {
+        "num_rounds": len(rounds),
+        "seconds": seconds,
+        "seconds_range": [min(one["seconds"] for one in rounds), max(one["seconds"] for one in rounds)],
+        "phases": medians(lambda one: one["phases"]),
+        "update_seconds": median(lambda one: one["update_seconds"]),
+        "joint_samples_per_hour": 3600 * median(lambda one: one["joint_samples"] / one["seconds"]),
+        "tokens_per_second": median(lambda one: one["sampled_tokens"] / one["seconds"]),
+        "generated_tokens_per_second": median(lambda one: one["sampled_tokens"] / one["phases"]["generate"]),
+        "padding_share": medians(lambda one: one["padding_share"]),
+        "overhead_share": median(overhead_share),
+    }
+    if "floor" in rounds[0]:
+        floor = median(lambda one: one["floor"]["seconds"])
+        ratios = [one["seconds"] / one["floor"]["seconds"] for one in rounds]
+        summary["floor"] = {
+            "seconds": floor,
+            "phases": medians(lambda one: one["floor"]["phases"]),
+            "ratio": seconds / floor,
+            "ratio_range": [min(ratios), max(ratios)],
+        }
+    return summary
+
+
+def overhead_share(one: Mapping[str, Any]) -> float:
+    """Share of a round's time that is no model call: environment, collation, logging, Lightning."""
+    return (one["phases"]["other"] + one["phases"]["environment"]) / one["seconds"]

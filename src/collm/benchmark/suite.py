@@ -1,0 +1,270 @@
+"""How fast this is: any configuration against the floor, and the table of the README.
+
+    python tools/bench.py run --config configs/experiments/str_build_tiny.yaml
+    python tools/bench.py table --out bench [--comlrl PYTHON] [--trl PYTHON] [--only floor/tiny growth]
+
+`run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures everything in
+processes of their own and leaves a JSON file for each ratio; what is there already is not measured again. Peers are
+compared with where the interpreter of an environment that holds them is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from collm import cli
+from collm.benchmark.cells import PROMPT_WORDS, Cell, Work, cells, chosen
+from collm.benchmark.rounds import overhead_share
+from collm.benchmark.sides import Side, alternate, ratio
+from collm.benchmark.tiny_model import build_benchmark_model
+from collm.data import RolloutDataModule
+from collm.environments.workload import LATER, Workload
+from collm.errors import ConfigurationError, TrainingError
+from collm.models.loading import resolve_path
+from collm.models.policy import PolicySpec, make_dialogue
+from collm.trajectory import Action
+
+PEERS = {"comlrl": "peer_comlrl.py", "trl": "peer_trl.py"}
+
+
+def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
+    """The command line; the exit status is 0, 1 for a run that had to stop, 2 for a mistake in the settings.
+
+    Args:
+        script: The script that calls this, which is started again for each process.
+        configs: Folder of configurations.
+        args: Arguments in place of those of the process.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure one configuration; all other arguments are those of fit")
+    run.add_argument("--no-floor", action="store_true", help="do not measure the floor beside it")
+    run.add_argument("--in-turn", action="store_true", help="wait for a line on standard input before every round")
+    table = commands.add_parser("table", help="measure all ratios of the README")
+    table.add_argument("--only", nargs="*", default=[], help="beginnings of the names of the ratios to measure")
+    for peer in PEERS:
+        table.add_argument(f"--{peer}", metavar="PYTHON", help=f"interpreter of an environment with {peer}")
+    for command, out in ((run, "bench.json"), (table, "bench")):
+        command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
+        command.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
+        command.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
+        command.add_argument("--threads", type=int, default=1, help="threads of the computation (1)")
+    known, rest = parser.parse_known_args(args)
+    if known.rounds < 1 or known.warmup < 0:
+        parser.error("--rounds must be at least 1 and --warmup at least 0")
+    if known.command == "run":
+        return measure(known, rest, configs)
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        Suite(script, configs, known).measure()
+    except (ConfigurationError, TrainingError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:
+    """Rounds of one configuration, by `fit` itself; without checkpoints, evaluations and exports."""
+    torch.set_num_threads(known.threads)
+    known.out.parent.mkdir(parents=True, exist_ok=True)
+    rounds = {
+        "path": str(known.out),
+        "warmup": known.warmup,
+        "floor": not known.no_floor,
+        "in_turn": known.in_turn,
+    }
+    callbacks = [
+        {"class_path": "collm.callbacks.resources.LogResources"},
+        {"class_path": "collm.benchmark.rounds.Rounds", "init_args": rounds},
+    ]
+    with tempfile.TemporaryDirectory() as logs:
+        overrides = {
+            "trainer.callbacks": json.dumps(callbacks),
+            "trainer.max_epochs": 1,
+            "data.rollouts_per_epoch": known.warmup + known.rounds,
+            "trainer.limit_val_batches": 0,
+            "trainer.enable_checkpointing": "false",
+            "trainer.enable_progress_bar": "false",
+            "trainer.enable_model_summary": "false",
+            "trainer.logger.init_args.save_dir": logs,
+        }
+        arguments = ["fit", *fit_arguments, *(f"--{name}={value}" for name, value in overrides.items())]
+        status = cli.main(configs / "base.yaml", arguments)
+    if status == 0 and not known.in_turn:
+        print(as_text(json.loads(known.out.read_text())))
+    return status
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """The summary of `run` for a terminal."""
+    summary = result["summary"]
+    floor = summary.get("floor", {"phases": {}})
+    lines = [f"{'seconds per round':24}{'here':>10}" + (f"{'floor':>10}" if "seconds" in floor else "")]
+    for name, seconds in [*summary["phases"].items(), ("all", summary["seconds"])]:
+        under = floor.get("seconds") if name == "all" else floor["phases"].get(name)
+        lines.append(f"{name:24}{seconds:10.3f}" + (f"{under:10.3f}" if under is not None else ""))
+    if "ratio" in floor:
+        low, high = floor["ratio_range"]
+        lines.append(f"ratio to the floor {floor['ratio']:.2f} [{low:.2f}, {high:.2f}]")
+    lines.append(
+        f"{summary['joint_samples_per_hour']:,.0f} joint samples per hour, {summary['tokens_per_second']:,.0f} tokens "
+        f"per second ({summary['generated_tokens_per_second']:,.0f} while generating)"
+    )
+    lines.append(
+        "padding " + ", ".join(f"{share:.1%} of {name}" for name, share in summary["padding_share"].items()) + "; "
+        f"overhead {summary['overhead_share']:.1%}; peak "
+        + ", ".join(f"{value:.2f} ({name})" for name, value in result["memory"].items())
+    )
+    lines.append(
+        f"medians of {summary['num_rounds']} rounds after {result['warmup']} on {result['device']} with "
+        f"{result['num_threads']} thread(s)"
+    )
+    return "\n".join(lines)
+
+
+class Suite:
+    """The ratios of the table, each measured in processes of their own."""
+
+    def __init__(self, script: Path, configs: Path, known: argparse.Namespace):
+        self.script = script
+        self.configs = configs
+        self.known = known
+        self.out: Path = known.out
+
+    def measure(self) -> None:
+        """Measure what is chosen and not there yet, and write and print the table of all that is there."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        tiny = self.out / "tiny_model"
+        if not (tiny / "config.json").is_file():
+            build_benchmark_model(tiny)
+        pin()
+        everything = cells()
+        for cell in chosen(everything, self.known.only):
+            path = self.path(cell)
+            peer = cell.against.partition(":")[0]
+            if path.is_file() or (cell.of_peer and not getattr(self.known, peer)):
+                continue
+            result = {"name": cell.name, "target": cell.target, **self.result(cell)}
+            path.write_text(json.dumps(result, indent=1))
+            print(row(cell, result), flush=True)
+        measured = {cell: json.loads(self.path(cell).read_text()) for cell in everything if self.path(cell).is_file()}
+        text = table_of(measured)
+        (self.out / "table.md").write_text(text)
+        print("\n" + text)
+
+    def path(self, cell: Cell) -> Path:
+        """Where the result of a cell is."""
+        return self.out / (cell.name.replace("/", "_").replace(", ", "_").replace(" ", "-") + ".json")
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        """Measure one cell."""
+        if cell.against in ("floor", "alone") or cell.quantity == "memory":
+            works = [cell.work] if cell.other is None else [cell.work, cell.other]
+            runs = [self.run(work, floor=cell.against == "floor") for work in works]
+            if cell.against == "floor":
+                floor = runs[0]["summary"]["floor"]
+                numbers = {"ratio": floor["ratio"], "range": floor["ratio_range"], "num_rounds": self.known.rounds}
+            elif cell.quantity == "memory":
+                peaks = [run["memory"]["peak_rss_gb"] for run in runs]
+                numbers = {"ratio": peaks[0] / peaks[1], "range": [peaks[0] / peaks[1]] * 2, "num_rounds": 1}
+            else:
+                shares = [overhead_share(one) for one in runs[0]["rounds"][self.known.warmup :]]
+                share = runs[0]["summary"]["overhead_share"]
+                numbers = {"ratio": share, "range": [min(shares), max(shares)], "num_rounds": len(shares)}
+            return {**numbers, "command": shlex.join(self.command(cell.work, cell.against == "floor")), "runs": runs}
+        with tempfile.TemporaryDirectory() as folder:
+            sides = {"here": Side("this project", self.command(cell.work, False, Path(folder) / "here.json", True))}
+            if cell.other is None:
+                sides["other"] = self.peer(cell)
+            else:
+                command = self.command(cell.other, False, Path(folder) / "other.json", True)
+                sides["other"] = Side("this project", command)
+            rounds = alternate(sides, self.known.rounds, self.known.warmup)
+        here, other = ([one[cell.quantity] for one in rounds[name]] for name in ("here", "other"))
+        numbers = ratio(other, here) if cell.of_peer else ratio(here, other)
+        return {**numbers, "command": shlex.join(self.command(cell.work, False)), "rounds": rounds}
+
+    def model(self, work: Work) -> str:
+        """Folder of the model of `work`."""
+        return str((self.out / "tiny_model").absolute()) if work.model == "tiny" else resolve_path(work.model)
+
+    def command(self, work: Work, floor: bool, out: Path | None = None, in_turn: bool = False) -> list[str]:
+        """How one process of this project is started."""
+        options = [f"--rounds={self.known.rounds}", f"--warmup={self.known.warmup}"]
+        options += [f"--out={out}"] if out else []
+        options += ([] if floor else ["--no-floor"]) + (["--in-turn"] if in_turn else [])
+        arguments = work.arguments(self.configs, self.model(work))
+        return [sys.executable, str(self.script), "run", *options, *arguments, "--trainer.accelerator=cpu"]
+
+    def run(self, work: Work, floor: bool) -> dict[str, Any]:
+        """Measure one workload in a process of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "result.json"
+            command = self.command(work, floor, path)
+            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                raise TrainingError(f"{shlex.join(command)} ended with status {done.returncode}: {done.stderr[-3000:]}")
+            return json.loads(path.read_text())
+
+    def peer(self, cell: Cell) -> Side:
+        """A process of the peer with the same model, prompts and numbers of tokens."""
+        peer, _, algorithm = cell.against.partition(":")
+        work, path = cell.work, self.model(cell.work)
+        dialogue = make_dialogue(PolicySpec(path=path, max_new_tokens=work.new_tokens))
+        environment = Workload(work.agents, work.turns, PROMPT_WORDS[work.model])
+        data = RolloutDataModule(environment, tasks_per_rollout=work.tasks)
+        num_rounds = self.known.rounds + self.known.warmup
+        end = "" if dialogue.use_template else "\n"  # which words of whole vocabularies do not show
+
+        def texts(task: Any) -> list[str]:
+            _, observations = environment.reset(task, None)
+            return [dialogue.tokenizer.decode(dialogue.opening(text)) + end for text in observations.values()]
+
+        said = {
+            "model": path,
+            "algorithm": algorithm,
+            "agents": work.agents,
+            "turns": work.turns,
+            "generations": work.generations,
+            "new_tokens": work.new_tokens,
+            "pad_token": "<|endoftext|>" if work.model == "smollm2" else None,  # its own is the end of a turn
+            "prompts": [[texts(task) for task in data.tasks_of(index)] for index in range(num_rounds)],
+            "bridge": dialogue.tokenizer.decode(dialogue.bridge(LATER, Action("", truncated=True))) + end,
+        }
+        script = Path(__file__).with_name(PEERS[peer])
+        return Side(peer, [getattr(self.known, peer), str(script)], json.dumps(said))
+
+
+def pin() -> None:
+    """Keep this process and those it starts on one core, where the system knows how."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def row(cell: Cell, result: Mapping[str, Any]) -> str:
+    """One line of the table."""
+    low, high = result["range"]
+    sign, reached = ("≥", result["ratio"] >= cell.target) if cell.of_peer else ("≤", result["ratio"] <= cell.target)
+    group, _, name = cell.name.partition("/")
+    return (
+        f"| {group} | {name} | {result['ratio']:.2f} [{low:.2f}, {high:.2f}] | {result['num_rounds']} | "
+        f"{sign} {cell.target:g} | {'yes' if reached else 'no'} |"
+    )
+
+
+def table_of(measured: Mapping[Cell, Mapping[str, Any]]) -> str:
+    """The table in Markdown."""
+    head = ["| against | what | ratio | rounds | target | reached |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *(row(cell, result) for cell, result in measured.items())]) + "\n"

@@ -1,0 +1,59 @@
+"""Episodes of a known size, for measuring speed: nothing is to be learned here.
+
+Observations are common English words, each of them one token of most tokenizers, so that the number of words is about
+the number of tokens. With `policy.min_new_tokens` equal to `policy.max_new_tokens` every episode is the same work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from collm.environments.base import Environment, Step
+from collm.errors import ConfigurationError
+from collm.trajectory import Task
+
+WORDS = (
+    "the of and to in is that for it as was on are with they be at one have this from or had by but some what there we "
+    "can out other were all your when up use word how said an each she which do their time if will way about many then "
+    "them would write like so these her long make thing see him two has look more day could go come did my no most "
+    "who over know water than call first people may down side been now find"
+)
+LATER = "and then"
+
+
+class Workload(Environment):
+    """Every agent is shown a number of words; the reward is how close their responses are in length.
+
+    Args:
+        num_agents: Agents of the team, named agent_1, agent_2, ...
+        horizon: Turns of an episode; later observations are two words.
+        prompt_words: Words of the first observation of every agent.
+        num_tasks: Tasks to train on.
+    """
+
+    min_reward, max_reward = 0.0, 1.0
+
+    def __init__(self, num_agents: int = 2, horizon: int = 1, prompt_words: int = 64, num_tasks: int = 64):
+        for name, value in (("num_agents", num_agents), ("horizon", horizon), ("prompt_words", prompt_words)):
+            if value < 1:
+                raise ConfigurationError(f"Workload: {name} is {value}; it must be at least 1.")
+        self.agent_ids = tuple(f"agent_{number + 1}" for number in range(num_agents))
+        self.horizon = horizon
+        self.prompt_words = prompt_words
+        self.num_tasks = num_tasks
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        number = self.num_tasks if split == "train" else 1
+        return [Task(f"{split}_{index}", {}) for index in range(number)]
+
+    def reset(self, task: Task, rng: random.Random) -> tuple[int, dict[str, str]]:
+        words = {agent_id: random.Random(f"{task.task_id} {agent_id}") for agent_id in self.agent_ids}
+        return 0, {
+            agent_id: " ".join(own.choices(WORDS.split(), k=self.prompt_words)) for agent_id, own in words.items()
+        }
+
+    def step(self, state: int, joint_action: Mapping[str, str]) -> Step:
+        sizes = [len(text) + 1 for text in joint_action.values()]
+        observations = dict.fromkeys(self.agent_ids, LATER) if state + 1 < self.horizon else {}
+        return Step(state + 1, observations, min(sizes) / max(sizes))

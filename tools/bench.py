@@ -1,0 +1,10 @@
+"""How fast a configuration trains, beside the plainest way to do the same: `python tools/bench.py run --config ...`."""
+
+import sys
+from pathlib import Path
+
+from collm.benchmark.suite import main
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve()
+    sys.exit(main(script=here, configs=here.parents[1] / "configs"))
