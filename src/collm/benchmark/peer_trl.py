@@ -33,7 +33,7 @@ class InTurn(TrainerCallback):
         self.tokens.clear()
         if not sys.stdin.readline():
             os._exit(0)
-        self.began = time.perf_counter()
+        self.began, self.cpu_began = time.perf_counter(), time.process_time()
 
     def on_train_begin(self, *args, **kwargs):
         self.wait()
@@ -41,6 +41,7 @@ class InTurn(TrainerCallback):
     def on_step_end(self, *args, **kwargs):
         record = {
             "seconds": time.perf_counter() - self.began,
+            "cpu_seconds": time.process_time() - self.cpu_began,
             "prompt_tokens": sum(prompt for prompt, _ in self.tokens),
             "sampled_tokens": sum(sampled for _, sampled in self.tokens),
         }

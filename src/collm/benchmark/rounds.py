@@ -53,6 +53,7 @@ class Rounds(L.Callback):
         actions = distinct_actions(batch)
         record = {
             "seconds": reading.wall_time,
+            "cpu_seconds": time.process_time() - self._cpu_seconds,
             "update_seconds": time.perf_counter() - self._update_began,
             "phases": reading.seconds,
             "joint_samples": batch.joint_samples,
@@ -64,8 +65,10 @@ class Rounds(L.Callback):
             },
         }
         if self.floor:
+            began = time.process_time()
             phases = self.floor.round(batch)
-            record["floor"] = {"seconds": sum(phases.values()), "phases": phases}
+            cpu_seconds = time.process_time() - began
+            record["floor"] = {"seconds": sum(phases.values()), "cpu_seconds": cpu_seconds, "phases": phases}
         self.rounds.append(record)
         if self.in_turn:
             print(MARK + json.dumps(record), flush=True)
@@ -87,6 +90,7 @@ class Rounds(L.Callback):
         if self.in_turn:
             sys.stdin.readline()
         meter.take()
+        self._cpu_seconds = time.process_time()
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -100,10 +104,8 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def median(read: Callable[[Mapping[str, Any]], float]) -> float:
         return statistics.median(map(read, rounds))
 
-    def medians(
-        of: str, within: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda one: one
-    ) -> dict[str, float]:
-        return {name: statistics.median(within(one)[of][name] for one in rounds) for name in within(rounds[0])[of]}
+    def medians(part: Callable[[Mapping[str, Any]], Mapping[str, float]]) -> dict[str, float]:
+        return {name: median(lambda one: part(one)[name]) for name in part(rounds[0])}
 
     seconds = median(lambda one: one["seconds"])
     summary = {
