@@ -105,7 +105,7 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return statistics.median(map(read, rounds))
 
     def medians(part: Callable[[Mapping[str, Any]], Mapping[str, float]]) -> dict[str, float]:
-        return {name: median(lambda one: part(one)[name]) for name in part(rounds[0])}
+        return {name: statistics.median(part(one)[name] for one in rounds) for name in part(rounds[0])}
 
     seconds = median(lambda one: one["seconds"])
     summary = {
