@@ -46,6 +46,7 @@ RULES = {
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
     "collm.collectives": Rule(rooms(), only=TORCH),
+    "collm.replay": Rule(rooms("trajectory"), only=TORCH),
     "collm.environments": Rule(
         rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
     ),
@@ -68,6 +69,7 @@ RULES = {
                 "collectives",
                 "schedules",
                 "meter",
+                "replay",
             ),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo"),
         )

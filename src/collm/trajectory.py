@@ -96,7 +96,8 @@ class Turn:
 
     `messages` is empty where every agent answered its observation at once, as `observations` and `actions` say it all.
     Where agents talk before they act, it holds all that they were shown and wrote, in order; the last message of each
-    agent is its action.
+    agent is its action. `values` is what the history before the turn is worth under the current policies, `team` the
+    joint history and an agent's id its own; empty where nobody knows.
     """
 
     observations: dict[str, str]
@@ -106,6 +107,7 @@ class Turn:
     info: dict[str, Any] = field(default_factory=dict)
     branch: Branch | None = None
     messages: list[Message] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
 
     def written_by(self, agent_id: str) -> list[Message]:
         """What one agent was shown and wrote, in order; the last one is its action."""

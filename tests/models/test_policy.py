@@ -105,7 +105,7 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(
     calls = []
     score = policies._score
     monkeypatch.setattr(policies, "_score", lambda *args: calls.append(1) or score(*args))
-    monkeypatch.setattr(policies, "_LOGITS_PER_CHUNK", 4 * policy.tokenizer.vocab_size)
+    monkeypatch.setattr(policies, "LOGITS_PER_CHUNK", 4 * policy.tokenizer.vocab_size)
     chunked = values_and_gradients()
     assert len(calls) == 2 * 5  # 18 tokens in chunks of 4, each once more in the backward pass
     assert_close(chunked, whole, atol=1e-5, rtol=1e-4)

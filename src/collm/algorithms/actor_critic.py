@@ -14,7 +14,8 @@ from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
 from collm.objectives import clipped_value_loss, value_loss
-from collm.returns import discounted_returns, explained_variance
+from collm.replay import Lesson, Replay
+from collm.returns import discounted_returns, explained_variance, generalized_advantages
 from collm.trajectory import RolloutBatch, TokenSequence
 
 
@@ -25,9 +26,17 @@ class ActorCritic(MultiAgentModule):
         critic: The model every critic starts from and how it reads.
         gae_lambda: Trace decay of advantages and value targets: 0 is the paper's one-step TD error, 1 the
             Monte-Carlo return (less the value, for the advantage).
+        critic_lambda: Trace decay of value targets where it is another than that of advantages: 1 for critics that
+            regress on Monte-Carlo returns.
         critic_epochs: Passes of each critic over each rollout.
+        critic_replay: Rollouts, the newest one included, that critics read again after those passes, with the targets
+            they had; 0 for none.
+        critic_replay_steps: Steps of each critic on them, per rollout.
+        critic_replay_batch: Trajectories of one such step, drawn at random; by default as many as a rollout has.
         critic_warmup: Rollouts at the beginning in which only critics learn.
         value_loss_weight: Scale of the value loss; it matters together with gradient clipping.
+        lm_loss_weight: Weight of the language-model loss of what critics read, per token: an auxiliary task that
+            teaches their backbones what follows from what.
         value_clip: Largest move of a value that lowers its loss (PPO's value clipping), in the critic's units; by
             default any.
         normalize_values: Measure values in units of their targets, by running mean and deviation (PopArt), so that
@@ -45,9 +54,14 @@ class ActorCritic(MultiAgentModule):
         self,
         critic: CriticSpec = CriticSpec(),
         gae_lambda: float = 0.0,
+        critic_lambda: float | None = None,
         critic_epochs: int = 1,
+        critic_replay: int = 0,
+        critic_replay_steps: int = 1,
+        critic_replay_batch: int | None = None,
         critic_warmup: int = 0,
         value_loss_weight: float = 1.0,
+        lm_loss_weight: float = 0.0,
         value_clip: float | None = None,
         normalize_values: bool = False,
         target_critic_rate: float | None = None,
@@ -56,18 +70,36 @@ class ActorCritic(MultiAgentModule):
         super().__init__(**kwargs)
         self.critic_spec = critic
         self.gae_lambda = gae_lambda
+        self.critic_lambda = gae_lambda if critic_lambda is None else critic_lambda
         self.critic_epochs = critic_epochs
+        self.critic_replay = critic_replay
+        self.critic_replay_steps = critic_replay_steps
+        self.critic_replay_batch = critic_replay_batch
         self.critic_warmup = critic_warmup
         self.value_loss_weight = value_loss_weight
+        self.lm_loss_weight = lm_loss_weight
         self.value_clip = value_clip
         self.normalize_values = normalize_values
         self.target_critic_rate = target_critic_rate
         self.target_critics: dict[str, list[Tensor]] = {}  # the slow copies of what trains, by critic
+        self.replays: dict[str, Replay] = {}
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
-        if not 0 <= gae_lambda <= 1:
-            raise ConfigurationError(f"model.gae_lambda is {gae_lambda}; it must be in [0, 1].")
+        for setting in ("gae_lambda", "critic_lambda"):
+            if not 0 <= getattr(self, setting) <= 1:
+                raise ConfigurationError(f"model.{setting} is {getattr(self, setting)}; it must be in [0, 1].")
+        if (
+            critic_replay < 0
+            or critic_replay_steps < 1
+            or (critic_replay_batch is not None and critic_replay_batch < 1)
+        ):
+            raise ConfigurationError(
+                f"model.critic_replay is {critic_replay}, model.critic_replay_steps {critic_replay_steps} and "
+                f"model.critic_replay_batch {critic_replay_batch}; they must be at least 0, 1 and 1."
+            )
+        if lm_loss_weight < 0:
+            raise ConfigurationError(f"model.lm_loss_weight is {lm_loss_weight}; use 0 to turn it off.")
         if critic_epochs < 1 or critic_warmup < 0:
             raise ConfigurationError(
                 f"model.critic_epochs is {critic_epochs} and model.critic_warmup is {critic_warmup}; they must be at "
@@ -156,13 +188,29 @@ class ActorCritic(MultiAgentModule):
             for copy, weight in zip(self.target_critics[name], weights, strict=True):
                 copy.lerp_(weight.float(), self.target_critic_rate)
 
+    def value_targets(self, values: Tensor, advantages: Tensor, later: Tensor, batch: RolloutBatch) -> Tensor:
+        """What `values` are regressed on, [B, T]: the advantages with them added, or those at `critic_lambda`."""
+        if self.critic_lambda != self.gae_lambda:
+            advantages = generalized_advantages(
+                batch.rewards, values, batch.turn_mask, self.discount, self.critic_lambda, later
+            )
+        return advantages + values
+
     def update_critic(
         self, name: str, histories: Sequence[TokenSequence], values: Tensor, targets: Tensor, batch: RolloutBatch
     ) -> None:
         """Regress the critic on fixed `targets` [B, T]; the loss is the mean over played turns."""
         self.rescale(name, targets, batch)
+        lesson = Lesson(histories, values, targets, batch.turn_mask)
         for rows in self.minibatches(batch, self.critic_epochs):
-            self.optimize(name, self.value_losses(name, histories, rows, values, targets, batch), f"loss/{name}")
+            self.optimize(name, self.value_losses(name, lesson, rows), f"loss/{name}")
+        if self.critic_replay:
+            replay = self.replays.setdefault(name, Replay(self.critic_replay))
+            replay.add(lesson)
+            for _ in range(self.critic_replay_steps):
+                drawn = replay.draw(self.critic_replay_batch or len(targets))
+                rows = set(range(len(drawn.targets)))
+                self.optimize(name, self.value_losses(name, drawn, rows), f"loss/{name}/replay")
         self.move_target_critic(name)
 
     def rescale(self, name: str, targets: Tensor, batch: RolloutBatch) -> None:
@@ -175,26 +223,25 @@ class ActorCritic(MultiAgentModule):
         if count:
             self.critics[name].rescale(total / count, squares / count)
 
-    def value_losses(
-        self,
-        name: str,
-        histories: Sequence[TokenSequence],
-        rows: set[int],
-        values: Tensor,
-        targets: Tensor,
-        batch: RolloutBatch,
-    ) -> Iterator[Tensor]:
-        """Losses of one critic, one per micro-batch; `values` [B, T] are those from before the update."""
-        critic, shape = self.critics[name], tuple(targets.shape)
-        num_turns = sum_over_ranks(batch.turn_mask[sorted(rows)].sum(), self.device).clamp(min=1)
-        for chunk in self.chunks(histories, rows, critic.tokenizer.pad_token_id):
+    def value_losses(self, name: str, lesson: Lesson, rows: set[int]) -> Iterator[Tensor]:
+        """Losses of one critic on some rows of a lesson, one per micro-batch."""
+        critic, shape = self.critics[name], tuple(lesson.targets.shape)
+        own_tokens = sum(len(sequence.ids) - 1 for sequence in lesson.histories if sequence.row in rows)
+        sizes = torch.stack([lesson.turn_mask[sorted(rows)].sum().cpu(), torch.tensor(own_tokens)])
+        num_turns, num_tokens = sum_over_ranks(sizes, self.device).clamp(min=1)
+        for chunk in self.chunks(lesson.histories, rows, critic.tokenizer.pad_token_id):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
-            now = chunk.sum_by_turn(critic(chunk), shape)
+            states = critic.hidden_states(chunk)
+            now = chunk.sum_by_turn(critic.values(states, chunk), shape)
             if self.value_clip is None:
-                loss = value_loss(now, targets, scored)
+                loss = value_loss(now, lesson.targets, scored)
             else:
-                loss = clipped_value_loss(now, values, targets, scored, self.value_clip * float(critic.scale))
-            yield self.value_loss_weight * loss / critic.scale.square() / num_turns
+                bound = self.value_clip * float(critic.scale)
+                loss = clipped_value_loss(now, lesson.values, lesson.targets, scored, bound)
+            loss = self.value_loss_weight * loss / critic.scale.square() / num_turns
+            if self.lm_loss_weight:
+                loss = loss + self.lm_loss_weight * critic.lm_loss(states, chunk) / num_tokens
+            yield loss
 
     def log_critic(self, name: str, values: Tensor, targets: Tensor, batch: RolloutBatch) -> None:
         """How good the values were that this update's advantages come from."""
@@ -219,12 +266,17 @@ class ActorCritic(MultiAgentModule):
         checkpoint["collm"]["num_rollouts"] = self.num_rollouts
         if self.target_critics:
             checkpoint["collm"]["target_critics"] = self.target_critics
+        if self.replays:
+            checkpoint["collm"]["replays"] = {name: replay.state_dict() for name, replay in self.replays.items()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
         self.num_rollouts = checkpoint["collm"]["num_rollouts"]
         if self.target_critic_rate is not None:
             self.target_critics = checkpoint["collm"].get("target_critics", {})
+        for name, lessons in checkpoint["collm"].get("replays", {}).items():
+            self.replays[name] = Replay(self.critic_replay)
+            self.replays[name].load_state_dict(lessons)
 
 
 @contextmanager

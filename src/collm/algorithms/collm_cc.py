@@ -36,7 +36,7 @@ class CoLLMCC(ActorCritic):
         advantages = generalized_advantages(
             batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later
         )
-        targets = advantages + values
+        targets = self.value_targets(values, advantages, later, batch)
         self.log_critic("critic", values, targets, batch)
 
         self.update_critic("critic", histories, values, targets, batch)  # (5)

@@ -48,12 +48,13 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         later = self.bootstrap_values("critic", found, histories, batch)[:, ::width]  # V(h_{t+1}) is among these
         # y_t: the TD error at gae_lambda 0, with the value added
         errors = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later)
-        targets = errors + values
+        estimates = errors + values
+        targets = self.value_targets(values, errors, later, batch)
         self.log_critic("critic", values, targets, batch)
         shaped = {}
         for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
             self.log_critic(f"critic/without_{agent_id}", baseline, targets, batch)
-            shaped[agent_id] = self.shape_advantages(targets - baseline, batch.turn_mask)
+            shaped[agent_id] = self.shape_advantages(estimates - baseline, batch.turn_mask)
 
         self.update_critic("critic", histories, found, targets.repeat_interleave(width, dim=1), batch)
         if self.actors_learn:

@@ -46,7 +46,7 @@ class CoLLMCCQ(ActorCritic):
         errors = generalized_advantages(
             batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda, later
         )
-        targets = errors + action_values
+        targets = self.value_targets(action_values, errors, later, batch)
         self.log_critic("critic", action_values, targets, batch)
         self.log_critic("critic/baseline", values, targets, batch)
 

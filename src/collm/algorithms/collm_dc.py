@@ -41,7 +41,7 @@ class CoLLMDC(ActorCritic):
             advantages = generalized_advantages(
                 batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later
             )
-            targets = advantages + values
+            targets = self.value_targets(values, advantages, later, batch)
             self.log_critic(name, values, targets, batch)
 
             self.update_critic(name, histories, values, targets, batch)  # (3)

@@ -17,6 +17,7 @@ from itertools import chain
 from collm.algorithms.actor_critic import ActorCritic
 from collm.errors import ConfigurationError
 from collm.models.critic import Critic
+from collm.replay import Lesson
 from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch, action_sequences, pool_shared_actions
 
@@ -39,6 +40,11 @@ class CoLLMDCShared(ActorCritic):
             raise ConfigurationError(
                 f"model.critic_epochs is {self.critic_epochs}, but value heads learn together with their actors here; "
                 "use model.num_epochs."
+            )
+        if self.critic_replay or self.lm_loss_weight:
+            raise ConfigurationError(
+                f"model.critic_replay is {self.critic_replay} and model.lm_loss_weight is {self.lm_loss_weight}, which "
+                "are for critics with weights of their own, but value heads stand on their actors' here; leave them 0."
             )
         if self.target_critic_rate is not None:
             raise ConfigurationError(
@@ -65,7 +71,7 @@ class CoLLMDCShared(ActorCritic):
             values[agent_id] = old = self.values(name, histories[agent_id], batch)  # V_i(h_{i,t}), [B, T]
             # delta_{i,t} of (2) at gae_lambda 0; with the value added, the target of (3), held fixed
             advantages = generalized_advantages(batch.rewards, old, batch.turn_mask, self.discount, self.gae_lambda)
-            targets[agent_id] = advantages + old
+            targets[agent_id] = self.value_targets(old, advantages, old, batch)
             advantages = self.shape_advantages(advantages, batch.turn_mask)
             shaped[agent_id] = pool_shared_actions(advantages, batch, agent_id)
             self.log_critic(name, old, targets[agent_id], batch)
@@ -74,9 +80,8 @@ class CoLLMDCShared(ActorCritic):
         def losses(agent_id: str, rows: set[int]):
             if self.actors_learn:
                 yield from self.policy_losses(agent_id, actions[agent_id], rows, shaped[agent_id])  # (2)
-            yield from self.value_losses(  # (3)
-                f"critic/{agent_id}", histories[agent_id], rows, values[agent_id], targets[agent_id], batch
-            )
+            lesson = Lesson(histories[agent_id], values[agent_id], targets[agent_id], batch.turn_mask)
+            yield from self.value_losses(f"critic/{agent_id}", lesson, rows)  # (3)
 
         for rows in self.minibatches(batch, self.num_epochs):
             for name, members in self.team.items():

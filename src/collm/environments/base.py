@@ -105,6 +105,21 @@ class Environment(ABC):
         """A picture of how the episode ended, [height, width, 3] uint8, or None."""
         return None
 
+    def right_answers(self, trajectory: Trajectory) -> list[dict[str, str]]:
+        """For each turn the response of each agent whose probability `values` needs; for oracle critics."""
+        raise ConfigurationError(f"{type(self).__name__} does not know what histories are worth; learn a critic.")
+
+    def values(
+        self, trajectories: Sequence[Trajectory], probabilities: Sequence[Sequence[Mapping[str, float]]]
+    ) -> list[list[dict[str, float]]]:
+        """Expected reward to go before each turn of each trajectory, of the joint history (`team`) and each local one.
+
+        Args:
+            trajectories: Finished episodes.
+            probabilities: For each of them, turn and agent, that of the right answer given the agent's own history.
+        """
+        raise ConfigurationError(f"{type(self).__name__} does not know what histories are worth; learn a critic.")
+
     def demonstrate(self, state: Any, rng: random.Random) -> dict[str, str]:
         """A scripted joint action for `state`, for behaviour cloning."""
         raise ConfigurationError(f"{type(self).__name__} has no scripted demonstrations; choose another sampler.")

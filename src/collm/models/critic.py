@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
-from collm.models.policy import check_model_numbers, context_length
+from collm.models.policy import LOGITS_PER_CHUNK, check_model_numbers, context_length
 from collm.trajectory import SequenceBatch, TokenSequence, Trajectory
 
 _FORGETTING = 0.05  # how fast the scale of values follows that of the targets, per rollout
@@ -30,7 +31,7 @@ class CriticSpec:
     """The model a critic starts from.
 
     Args:
-        path: Weights to start from: `tiny`, `smollm2`, a local folder or a hub name.
+        path: Weights to start from: `tiny`, `smollm2`, a local folder or a hub name; `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
         dtype: Number format of the weights: float32, bfloat16 or float16.
         learning_rate: Step size of the critic's optimizer.
@@ -133,13 +134,32 @@ class Critic(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Values at the scored positions, 0 elsewhere, [R, L]."""
-        mask = batch.action_mask
+        return self.values(self.hidden_states(batch), batch)
+
+    def hidden_states(self, batch: SequenceBatch) -> Tensor:
+        """What the backbone makes of every position, [R, L, hidden size]."""
         with self.backbone.using(self.adapter):
-            hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
-        values = torch.zeros(batch.ids.shape, device=hidden.device)
-        outputs = self.head(hidden[mask].to(self.head.weight.dtype)).float()
+            return self.backbone.hidden_states(batch.ids, batch.attention_mask)
+
+    def values(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """Values at the scored positions, 0 elsewhere, from hidden states [R, L, hidden size]; [R, L]."""
+        mask = batch.action_mask
+        values = torch.zeros(batch.ids.shape, device=states.device)
+        outputs = self.head(states[mask].to(self.head.weight.dtype)).float()
         values[mask] = self.scale * self.choose(outputs, batch.turns[mask]) + self.shift
         return values
+
+    def lm_loss(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """Negative log-probability of every token but the first, summed, from hidden states [R, L, hidden size]; []."""
+        mask = batch.attention_mask[:, 1:]
+        states, tokens = states[:, :-1][mask], batch.ids[:, 1:][mask]
+        head = self.backbone.lm.get_output_embeddings()
+        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])  # recomputed in the backward pass, chunk by chunk
+        pieces = [
+            checkpoint(_cross_entropy, head, chunk, target, use_reentrant=False)
+            for chunk, target in zip(states.split(size), tokens.split(size), strict=True)
+        ]
+        return torch.stack(pieces).sum()
 
     def choose(self, outputs: Tensor, turns: Tensor) -> Tensor:
         """The output that counts at each scored position: [M, values per turn] and its place [M] -> [M]."""
@@ -177,6 +197,10 @@ class Critic(nn.Module):
     def tokens(self, text: str) -> list[int]:
         """`text` in the critic's own tokens."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _cross_entropy(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(head(states).float(), tokens, reduction="sum")
 
 
 def chain(row: int, before: list[list[int]], written: list[list[int]], limit: int) -> list[TokenSequence]:

@@ -30,6 +30,7 @@ class Sampling:
         top_k: Draw from this many most likely tokens; 0 is all of them.
         greedy: Take the most likely token instead of drawing.
         min_new_tokens: Smallest number of tokens of one response; until then nothing ends it.
+        allowed_ids: The only tokens that are drawn; None is all of them.
     """
 
     max_new_tokens: int
@@ -38,6 +39,7 @@ class Sampling:
     top_k: int = 0
     greedy: bool = False
     min_new_tokens: int = 0
+    allowed_ids: Sequence[int] | None = None
 
 
 @meter.phase("generate")
@@ -108,6 +110,16 @@ def generate(
     return [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
 
 
+def restrict(logits: Tensor, allowed_ids: Sequence[int] | None) -> Tensor:
+    """Logits under which only `allowed_ids` have any probability, [..., V]; all of them where it is None."""
+    if allowed_ids is None:
+        return logits
+    # the smallest number instead of -inf, whose product with a probability of 0 would be NaN in the entropy
+    restricted = torch.full_like(logits, torch.finfo(logits.dtype).min)
+    restricted[..., allowed_ids] = logits[..., allowed_ids]
+    return restricted
+
+
 def draw(
     logits: Tensor, sampling: Sampling, generator: torch.Generator, forbidden: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -119,7 +131,7 @@ def draw(
         generator: Source of chance.
         forbidden: Tokens that are not drawn; like the cuts of top-p and top-k they leave log-probabilities alone.
     """
-    logits = logits.float() / sampling.temperature
+    logits = restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
     log_probs = logits.log_softmax(-1)
     if forbidden is not None:
         logits = logits.index_fill(-1, forbidden, -torch.inf)

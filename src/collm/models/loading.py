@@ -17,15 +17,16 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from collm.errors import ConfigurationError
+from collm.models.scratch import initialize
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_path(path: str) -> str:
-    """The folder or hub name behind `path`; built-in names are `tiny` and `smollm2`."""
-    if path == "tiny":
-        return str(ASSETS / "tiny")
+    """The folder or hub name behind `path`; built-in names are `tiny`, `relay` and `smollm2`."""
+    if path in ("tiny", "relay"):
+        return str(ASSETS / path)
     if path == "smollm2":
         return smollm2_folder()
     return path
@@ -69,7 +70,7 @@ def load_config(path: str) -> PretrainedConfig:
     if looks_local and not Path(resolved).is_dir():
         raise ConfigurationError(
             f"model folder {path!r} does not exist; give an existing folder, a hub name such as 'Qwen/Qwen3-1.7B', "
-            "or one of the built-in names 'tiny', 'smollm2'."
+            "or one of the built-in names 'tiny', 'relay', 'smollm2'."
         )
     try:
         config = AutoConfig.from_pretrained(resolved)
@@ -115,6 +116,8 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:
     """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned."""
+    if path == "relay":  # which never learned anything
+        return initialize(AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype]))
     if random_weights:
         return AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
     return AutoModelForCausalLM.from_pretrained(resolve_path(path), dtype=DTYPES[dtype])

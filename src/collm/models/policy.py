@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.generation import Sampling, generate
+from collm.models.generation import Sampling, generate, restrict
 from collm.models.loading import DTYPES, load_config, load_tokenizer
 from collm.trajectory import Action, SequenceBatch
 
-_LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
+LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
 _HEAD_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -27,7 +27,7 @@ class PolicySpec:
     """The model an agent starts from and how it writes.
 
     Args:
-        path: Weights to start from: `tiny`, `smollm2`, a local folder or a hub name.
+        path: Weights to start from: `tiny`, `smollm2`, a local folder or a hub name; `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
         dtype: Number format of the weights: float32, bfloat16 or float16.
         learning_rate: Step size of the agent's optimizer.
@@ -45,6 +45,8 @@ class PolicySpec:
         chat_template: Use the tokenizer's chat template at every turn, if it has one.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
         system_prompt: First message of every dialogue, if any.
+        allowed_words: All it may write, each word one token of its tokenizer; by default anything. Log-probabilities
+            are those of the policy that is restricted so.
     """
 
     path: str = "tiny"
@@ -64,6 +66,7 @@ class PolicySpec:
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
+    allowed_words: list[str] | None = None
 
     def check(self, name: str) -> None:
         """Refuse what cannot work, reading configuration files only.
@@ -94,11 +97,30 @@ class PolicySpec:
                 "log-probabilities here do not follow; choose a model without it."
             )
         load_tokenizer(self.path)
+        self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
                 f"{name}: max_new_tokens is {self.max_new_tokens}, which leaves no room for a prompt in a context of "
                 f"{self.max_new_tokens + self.prompt_room()} tokens; lower it."
             )
+
+    def allowed_ids(self, name: str = "policy") -> list[int] | None:
+        """Tokens of `allowed_words`, None where anything may be written."""
+        if self.allowed_words is None:
+            return None
+        pieces = [load_tokenizer(self.path)(word, add_special_tokens=False).input_ids for word in self.allowed_words]
+        for word, ids in zip(self.allowed_words, pieces, strict=True):
+            if len(ids) != 1:
+                raise ConfigurationError(
+                    f"{name}.allowed_words: {word!r} is {len(ids)} tokens of the tokenizer of {self.path!r}; each word "
+                    "must be one."
+                )
+        ids = [ids[0] for ids in pieces]
+        if len(set(ids)) < len(ids) or not ids:
+            raise ConfigurationError(
+                f"{name}.allowed_words is {self.allowed_words}; list different words, at least one."
+            )
+        return ids
 
     def prompt_room(self) -> int:
         """Tokens a prompt may have."""
@@ -142,6 +164,7 @@ class Policy:
         self.dialogue = make_dialogue(spec)
         eos = backbone.lm.generation_config.eos_token_id if backbone.lm.generation_config else None
         self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
+        self.allowed_ids = spec.allowed_ids()
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains when this agent learns."""
@@ -160,6 +183,7 @@ class Policy:
             self.spec.top_k,
             greedy,
             self.spec.min_new_tokens,
+            self.allowed_ids,
         )
         with self.backbone.using(self.adapter):
             drawn = generate(self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator)
@@ -170,9 +194,12 @@ class Policy:
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
-        """`text` as if this policy had written it, ended by the end-of-sequence token; for demonstrations."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids[: self.spec.max_new_tokens - 1]
-        ids = [*ids, self.tokenizer.eos_token_id]
+        """`text` as if this policy had written it, ended by the end-of-sequence token if it may write that."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if self.allowed_ids is None:
+            ids = [*ids[: self.spec.max_new_tokens - 1], self.tokenizer.eos_token_id]
+        else:
+            ids = ids[: self.spec.max_new_tokens]
         return Action(text, prompt, ids, [0.0] * len(ids))
 
     def log_probs(self, batch: SequenceBatch, adapter: str | None = "own") -> tuple[Tensor, Tensor]:
@@ -194,13 +221,14 @@ class Policy:
             # the token at position l is predicted from position l - 1; a prompt has at least one token
             states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
             head = self.backbone.lm.get_output_embeddings()
-            size = max(1, _LOGITS_PER_CHUNK // head.weight.shape[0])
+            size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
+            how = (self.spec.temperature, self.allowed_ids)
             pieces = []
             for chunk, target in zip(states.split(size), targets.split(size), strict=True):
                 if len(states) > size and torch.is_grad_enabled():
-                    pieces.append(checkpoint(_score, head, chunk, target, self.spec.temperature, use_reentrant=False))
+                    pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
                 else:
-                    pieces.append(_score(head, chunk, target, self.spec.temperature))
+                    pieces.append(_score(head, chunk, target, *how))
         log_probs = hidden.new_zeros(mask.shape, dtype=torch.float32)
         entropies = torch.zeros_like(log_probs)
         log_probs[mask] = torch.cat([piece[0] for piece in pieces])
@@ -221,8 +249,10 @@ def make_dialogue(spec: PolicySpec) -> Dialogue:
     )
 
 
-def _score(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, allowed_ids: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
     """Log-probability of `targets` [M] and entropy, [M] each, from hidden states [M, hidden size]."""
-    log_probs = (head(hidden).float() / temperature).log_softmax(-1)
+    log_probs = restrict(head(hidden).float() / temperature, allowed_ids).log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
 from collm.meter import meter
-from collm.trajectory import Action, Message, Task, Trajectory, Turn
+from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
 
 
 class SamplingPolicy(Protocol):
@@ -31,6 +32,10 @@ class SamplingPolicy(Protocol):
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
         """A response that somebody else wrote, as tokens of this policy."""
+        ...
+
+    def log_probs(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability of every scored token and the entropy where it was drawn, [R, L] each."""
         ...
 
 

@@ -1,0 +1,69 @@
+"""The model `relay`: a language model of 30 thousand weights, with a tokenizer, for studies that learn from scratch.
+
+Its words are those of the relay. What stands in square brackets, as critics mark who speaks, is left out, so that a
+history is two tokens per agent and turn and one for feedback. The model ships as a configuration without weights:
+every run draws its own, so that words count for more than places, and all words are equally likely at first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import nn
+from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|unknown|>"]
+LARGEST_ALPHABET = 16
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word of the relay."""
+    numbers = range(LARGEST_ALPHABET)
+    words = [*SPECIAL_TOKENS, *(f"x{n}" for n in numbers), *(f"a{n}" for n in numbers), "bad", "ok"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"\[[^\]]*\]"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<|unknown|>"
+    )
+
+
+def build_scratch(folder: str | Path) -> None:
+    """Write configuration and tokenizer as a Hugging Face folder."""
+    tokenizer = build_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_inner=96,
+        n_positions=192,
+        activation_function="gelu_new",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def initialize(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights: inputs of every layer keep their size, and the head is 0."""
+    embeddings = model.transformer
+    nn.init.normal_(embeddings.wte.weight, std=0.5)
+    nn.init.normal_(embeddings.wpe.weight, std=0.1)
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D):  # weights [in, out]
+            residual = (2 * model.config.n_layer) ** -0.5 if name.endswith("c_proj") else 1.0
+            nn.init.normal_(module.weight, std=residual * module.weight.shape[0] ** -0.5)
+    nn.init.zeros_(model.lm_head.weight)
+    return model

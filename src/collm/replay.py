@@ -1,0 +1,87 @@
+"""What a critic may read again: the histories of the last rollouts, with the targets they had.
+
+Only critics learn from it. A policy gradient needs episodes of the policy as it is; a value that is regressed on
+somewhat older returns is only somewhat old.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from collm.trajectory import TokenSequence
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Histories and what a critic regresses on; rows of tokens refer to rows of the tensors.
+
+    Args:
+        histories: Rows of tokens.
+        values: Values from before the critic learned from them, [B, T] (times the values per turn of the critic).
+        targets: Targets, of the same shape.
+        turn_mask: True at played turns, [B, T].
+    """
+
+    histories: Sequence[TokenSequence]
+    values: Tensor
+    targets: Tensor
+    turn_mask: Tensor
+
+
+class Replay:
+    """The last `size` lessons of one critic."""
+
+    def __init__(self, size: int):
+        self.lessons: deque[Lesson] = deque(maxlen=size)
+
+    def add(self, lesson: Lesson) -> None:
+        """Keep a lesson; the oldest one is forgotten where there are too many."""
+        self.lessons.append(lesson)
+
+    def draw(self, num_rows: int) -> Lesson:
+        """A lesson of `num_rows` trajectories at random out of all that are kept, or of all where there are fewer."""
+        offsets = [0]
+        for lesson in self.lessons:
+            offsets.append(offsets[-1] + len(lesson.targets))
+        chosen = torch.randperm(offsets[-1])[:num_rows].sort().values.tolist()
+        place = {row: index for index, row in enumerate(chosen)}
+        histories = [
+            replace(sequence, row=place[start + sequence.row])
+            for start, lesson in zip(offsets, self.lessons, strict=False)
+            for sequence in lesson.histories
+            if start + sequence.row in place
+        ]
+        tensors = (
+            _stacked([getattr(lesson, name) for lesson in self.lessons])[chosen]
+            for name in ("values", "targets", "turn_mask")
+        )
+        return Lesson(histories, *tensors)
+
+    def state_dict(self) -> list[dict]:
+        """The lessons as plain data and tensors."""
+        return [
+            {
+                "histories": [(sequence.row, sequence.ids, sequence.turns) for sequence in lesson.histories],
+                "tensors": [lesson.values, lesson.targets, lesson.turn_mask],
+            }
+            for lesson in self.lessons
+        ]
+
+    def load_state_dict(self, state: Sequence[dict]) -> None:
+        """Keep the lessons of a checkpoint in place of the own ones."""
+        self.lessons.clear()
+        for lesson in state:
+            self.add(Lesson([TokenSequence(*parts) for parts in lesson["histories"]], *lesson["tensors"]))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of all parts, those of fewer turns padded with 0, on the device of the newest one."""
+    width = max(part.shape[1] for part in parts)
+    device = parts[-1].device
+    return torch.cat([pad(part.to(device), (0, width - part.shape[1])) for part in parts])
