@@ -1,0 +1,179 @@
+"""The gradient test: at policies that are held still, the noise and the bias of every method's gradient.
+
+Where learning curves mix what a method estimates with all that happens afterwards, this asks one question and answers
+it in a minute: how many episodes does an update need before its gradient points the right way? Policies are trained, a
+reference gradient is measured on many episodes, then every method is run as it would train but for the last step
+(`collm.callbacks.gradients`); all of these are ordinary training runs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from collm import cli  # noqa: F401 (once, for all runs that are forked from here)
+from collm.errors import ConfigurationError, TrainingError
+from collm.gradients import NAMES, load, statistics
+from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
+from collm.plots import draw_table, pyplot
+from collm.tables import Row, as_text, write_csv
+
+FILE = "gradients.pt"
+FIRST_SEED = 2**33  # no run has a seed as large
+
+
+def gradient_test(
+    configs: list[str],
+    methods: dict[str, Method],
+    out: str,
+    reference: Method | None = None,
+    policies: dict[str, Method] | None = None,
+    cells: dict[str, Method] | None = None,
+    seeds: tuple[int, ...] = (0,),
+    seeded: list[str] | None = None,
+    fit_rollouts: int = 32,
+    measured_rollouts: int = 32,
+    reference_rollouts: int = 128,
+    jobs: int = 1,
+    figures: bool = True,
+    script: str = "tools/fit.py",
+    default_config: str | None = None,
+) -> None:
+    """Measure noise and bias of policy gradients at policies that are held still.
+
+    What is finished is skipped, so that the same command can be given again at any time. In `out`: table.csv,
+    table.json and, for every cell, a figure.
+
+    Args:
+        configs: Configurations that all runs share.
+        methods: Whose gradients are measured, by label. They learn their critics, if they have any, on `fit_rollouts`
+            rollouts and are measured on the next `measured_rollouts`.
+        out: Folder to write to.
+        reference: A method whose gradient is unbiased, for cosine and length of all others: known values with
+            gae_lambda 1, or MARLOO; without it only the noise is measured.
+        policies: Runs whose last policies are held still, by label; by default the weights that runs begin with.
+        cells: Settings of the game in which all of this is done, by label; by default those of `configs`.
+        seeds: Every policy is trained, and every method measured, with each of these.
+        seeded: Settings that take the seed as their value, such as `data.environment.init_args.mapping`.
+        fit_rollouts: Rollouts on which critics learn at each policy.
+        measured_rollouts: Rollouts that are measured then.
+        reference_rollouts: Rollouts of the reference; its error is not part of the intervals, so take many.
+        jobs: Runs side by side; they share the processor's cores.
+        figures: Draw figures, which needs matplotlib.
+        script: The training command.
+        default_config: Configuration that is read before all others.
+    """
+    for name, value, least in (
+        ("fit_rollouts", fit_rollouts, 0),
+        ("measured_rollouts", measured_rollouts, 1),
+        ("reference_rollouts", reference_rollouts, 1),
+        ("jobs", jobs, 1),
+    ):
+        if value < least:
+            raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+    if not methods or not seeds:
+        raise ConfigurationError("a gradient test needs at least one method and one seed.")
+    if figures:
+        pyplot()
+    folder, policies, cells = Path(out), policies or {"initial": Method()}, cells or {"all": Method()}
+    cell_homes, policy_homes = homes_of(cells), homes_of(policies)
+    method_homes = homes_of([*methods, *(["reference"] if reference else [])])
+
+    def run(cell: str, place: str, label: str, method: Method, seed: int, settings: Mapping[str, Any]) -> Run:
+        home = folder / cell_homes[cell] / place
+        stack = stacked(cell, list(configs), cells[cell], folder / cell_homes[cell] / "overrides.yaml")
+        stack = stacked(label, stack, method, home / "overrides.yaml")
+        own = [write(home / f"seeded_{seed}_{n}.yaml", nested(name, seed)) for n, name in enumerate(seeded or [])]
+        own.append(write(home / f"settings_{seed}.yaml", dict(settings)))
+        return Run(f"{cell}, {label}", seed, home / f"seed_{seed}", [*stack, *own])
+
+    quick: dict[str, Any] = {"limit_val_batches": 0, "enable_checkpointing": True}
+    checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "last"}}
+    trained, references, measured = {}, {}, {}
+    for cell, policy, seed in product(cells, policies, seeds):
+        key, at, source = (cell, policy, seed), policy_homes[policy], None
+        if policies[policy] != Method():
+            callbacks = [*policies[policy].overrides.get("trainer", {}).get("callbacks", []), checkpoint]
+            settings = {"trainer": {**quick, "callbacks": callbacks}}
+            trained[key] = run(cell, f"{at}/policy", policy, policies[policy], seed, settings)
+            source = str(trained[key].folder / "checkpoints" / "last.ckpt")
+        truth = None
+        if reference is not None:
+            settings = measuring(
+                folder / cell_homes[cell] / at / "reference", seed, source, 0, reference_rollouts, None
+            )
+            references[key] = run(cell, f"{at}/reference", f"reference at {policy}", reference, seed, settings)
+            truth = str(references[key].folder / FILE)
+        for label, method in methods.items():
+            home = f"{at}/{method_homes[label]}"
+            settings = measuring(folder / cell_homes[cell] / home, seed, source, fit_rollouts, measured_rollouts, truth)
+            measured[(*key, label)] = run(cell, home, f"{label} at {policy}", method, seed, settings)
+    everything = [*trained.values(), *references.values(), *measured.values()]
+    refuse_other_settings(everything)
+    for stage in (trained, references, measured):
+        train(list(stage.values()), jobs, script)
+
+    tables: dict[str, list[Row]] = {}
+    for cell, policy, label in product(cells, policies, methods):
+        files = [load(measured[cell, policy, seed, label].folder / FILE) for seed in seeds]
+        truths = [load(references[cell, policy, seed].folder / FILE) for seed in seeds] if reference else []
+        title = cell if len(policies) == 1 else f"{cell}, {policy}"
+        tables.setdefault(title, []).append(Row(label, len(seeds), statistics(files, truths)))
+    for title, rows in tables.items():
+        print(f"\n{title}\n{as_text(rows)}")
+        home = homes_of(tables)[title]
+        write_csv(folder / f"{home}.csv", rows)
+        if figures:
+            columns = {name: [row.cells[name] for row in rows] for name in NAMES if name in rows[0].cells}
+            draw_table(folder / f"{home}.png", [row.label for row in rows], columns)
+    document = {title: [vars(row) for row in rows] for title, rows in tables.items()}
+    (folder / "table.json").write_text(json.dumps(document, indent=2))
+    print(f"written to {folder}")
+
+
+def measuring(
+    home: Path, seed: int, source: str | None, fit_rollouts: int, measured_rollouts: int, reference: str | None
+) -> dict[str, Any]:
+    """Settings of a run that measures instead of training."""
+    arguments = {
+        "path": str(home / f"seed_{seed}" / FILE),
+        "policies": source,
+        "fit_rollouts": fit_rollouts,
+        "measured_rollouts": measured_rollouts,
+        "reference": reference,
+        # other rollouts than the policy was trained on, and others for the reference than for those compared with it
+        "data_seed": FIRST_SEED + 2 * seed + (home.name == "reference"),
+    }
+    callback = {"class_path": "collm.callbacks.gradients.MeasureGradients", "init_args": arguments}
+    return {
+        "data": {"rollouts_per_epoch": fit_rollouts + measured_rollouts},
+        "trainer": {
+            "max_epochs": 1,
+            "limit_val_batches": 0,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "callbacks": [callback],
+        },
+    }
+
+
+def main(script: str | Path, default_config: str | Path) -> int:
+    """Read the command line and do the test; the exit status is 0, 1 if runs failed, 2 for mistaken settings."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        defaults = {"script": str(script), "default_config": str(default_config)}
+        auto_cli(gradient_test, as_positional=False, set_defaults=defaults)
+    except (ConfigurationError, TrainingError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,214 @@
+"""Training runs side by side, each an ordinary one of the training command, resumed where it stopped.
+
+Every run is a process forked from one that has imported the package already, in which the training command's file is
+run as it would be from a shell: the imports take longer than many a run of a tiny model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from collm.errors import ConfigurationError, TrainingError
+
+REPORT_SECONDS = 60.0
+
+
+@dataclass
+class Method:
+    """One method of a study.
+
+    Args:
+        configs: Configurations that are stacked on those of the study.
+        overrides: Settings on top of them, nested as in a configuration file.
+    """
+
+    configs: list[str] = field(default_factory=list)
+    overrides: dict = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One training run of a study.
+
+    Args:
+        label: Its method.
+        seed: Its seed.
+        folder: Where it leaves everything; it is finished when `finished.json` is there.
+        configs: Configurations in the order in which they are stacked.
+    """
+
+    label: str
+    seed: int
+    folder: Path
+    configs: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has reached its end."""
+        return (self.folder / "finished.json").is_file()
+
+    def has_other_settings(self) -> bool:
+        """Whether the folder holds a run that was begun with other settings."""
+        path = self.folder / "settings.sha256"
+        return path.is_file() and path.read_text() != self.fingerprint()
+
+    def fingerprint(self) -> str:
+        """A hash of all settings of the run."""
+        contents = [Path(config).read_text() for config in self.configs]
+        return hashlib.sha256(json.dumps([self.seed, *contents]).encode()).hexdigest()
+
+    def start(self, script: str, num_threads: int) -> BaseProcess:
+        """Begin the run, or go on where its last checkpoint is."""
+        logger = {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {
+                "save_dir": str(self.folder.parent.parent),
+                "name": self.folder.parent.name,
+                "version": self.folder.name,
+                "default_hp_metric": False,
+            },
+        }
+        args = ["fit"]
+        for config in self.configs:
+            args += ["--config", config]
+        args += ["--seed_everything", str(self.seed), "--trainer.logger", json.dumps(logger)]
+        args += ["--trainer.callbacks+", "collm.callbacks.finished.MarkFinished"]
+        checkpoint = self.folder / "checkpoints" / "last.ckpt"
+        if checkpoint.is_file():
+            args += ["--ckpt_path", str(checkpoint)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.sha256").write_text(self.fingerprint())
+        process = multiprocessing.get_context("fork").Process(
+            target=execute, args=(script, args, self.folder / "log.txt", num_threads)
+        )
+        process.start()
+        return process
+
+    def last_line(self) -> str:
+        """Where the run stands, in its own words."""
+        path = self.folder / "log.txt"
+        lines = re.split(r"[\r\n]+", path.read_text(errors="replace")[-2000:]) if path.is_file() else []
+        told = [line for line in lines if line.strip()]
+        return told[-1].strip() if told else ""
+
+
+def stacked(label: str, shared: Sequence[str], method: Method, path: Path | None) -> list[str]:
+    """Configurations of a method; its overrides are written to `path`."""
+    stack = [*shared, *method.configs]
+    if method.overrides and path is not None:
+        stack.append(write(path, method.overrides))
+    missing = [config for config in stack if not Path(config).is_file()]
+    if missing:
+        raise ConfigurationError(f"method {label!r}: there is no configuration {missing[0]!r}.")
+    return stack
+
+
+def write(path: Path, settings: dict) -> str:
+    """Write `settings` as a configuration file; its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def refuse_other_settings(runs: Sequence[Run]) -> None:
+    """Refuse to go on with runs that were begun with other settings."""
+    for run in runs:
+        if run.has_other_settings():
+            raise ConfigurationError(
+                f"{run.folder} holds a run with other settings than those of {run.label!r} now; remove it, or give the "
+                "study another `out`."
+            )
+
+
+def home_of(label: str) -> str:
+    """The name of a folder for what is called `label`."""
+    return re.sub(r"\W+", "_", label).strip("_")
+
+
+def homes_of(labels: Iterable[str]) -> dict[str, str]:
+    """Names of folders by label, all different."""
+    homes = {label: home_of(label) for label in labels}
+    if len(set(homes.values())) < len(homes) or not all(homes.values()):
+        raise ConfigurationError(f"the labels {', '.join(homes)} must differ in their letters and digits.")
+    return homes
+
+
+def nested(setting: str, value: Any) -> dict:
+    """`a.b.c` and a value as nested settings."""
+    for name in reversed(setting.split(".")):
+        value = {name: value}
+    return value
+
+
+def train(runs: Sequence[Run], jobs: int, script: str) -> None:
+    """Do all runs that are not finished, `jobs` at a time; one that fails stops none of the others.
+
+    Raises:
+        TrainingError: Some failed; names their logs.
+    """
+    waiting = [run for run in runs if not run.finished]
+    total, failed = len(runs), []
+    print(f"{total - len(waiting)} of {total} runs are finished, {jobs} at a time", flush=True)
+    running: dict[int, tuple[Run, BaseProcess]] = {}
+    reported = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                running[id(run)] = (run, run.start(script, max(1, (os.cpu_count() or 1) // jobs)))
+                print(f"{run.name}: started, log in {run.folder / 'log.txt'}", flush=True)
+            time.sleep(0.2)
+            for key, (run, process) in list(running.items()):
+                if process.is_alive():
+                    continue
+                del running[key]
+                if not run.finished:  # whatever the status: a run that is asked to stop exits without an error
+                    failed.append(run)
+                told = "finished" if run.finished else f"stopped with status {process.exitcode}"
+                print(f"{run.name}: {told}, {len(waiting) + len(running)} left", flush=True)
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                for run, _ in running.values():
+                    print(f"{run.name}: {run.last_line()}", flush=True)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
+    if failed:
+        logs = ", ".join(str(run.folder / "log.txt") for run in failed)
+        raise TrainingError(
+            f"{len(failed)} of {total} runs did not finish; see {logs}. The same command tries only them again."
+        )
+
+
+def execute(script: str, args: Sequence[str], log: Path, num_threads: int) -> None:
+    """Run the file `script` with `args` in this process, which is to end with it; all it prints goes to `log`."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.stdout = sys.stderr = log.open("a", buffering=1)
+    for descriptor in (1, 2):  # what is printed below Python
+        os.dup2(sys.stdout.fileno(), descriptor)
+    import torch
+
+    torch.set_num_threads(num_threads)
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    sys.argv = [script, *args]
+    runpy.run_path(script, run_name="__main__")
