@@ -35,10 +35,12 @@ class Method:
     Args:
         configs: Configurations that are stacked on those of the study.
         overrides: Settings on top of them, nested as in a configuration file.
+        candidates: Settings on top of those, from which tuning chooses one.
     """
 
     configs: list[str] = field(default_factory=list)
     overrides: dict = field(default_factory=dict)
+    candidates: list[dict] = field(default_factory=list)
 
 
 @dataclass

@@ -53,11 +53,13 @@ def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence
     plt.close(figure)
 
 
-def draw_curves(path: Path, curves: Mapping[str, Sequence[Curve]], name: str) -> None:
+def draw_curves(
+    path: Path, curves: Mapping[str, Sequence[Curve]], name: str, threshold: float | None = None, title: str = ""
+) -> None:
     """`name` against joint samples and against time, mean and interval over the runs of every label."""
     plt = pyplot()
     figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4), sharey=True, layout="constrained")
-    for panel, (axis, title) in zip(panels, AXES.items(), strict=True):
+    for panel, (axis, place) in zip(panels, AXES.items(), strict=True):
         for index, (label, runs) in enumerate(curves.items()):
             course = band(runs, axis)
             color = f"C{index % 10}"
@@ -65,8 +67,11 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[Curve]], name: str) ->
             panel.plot(course.axis, course.mean, color=color, label=text)
             if len(runs) > 1:
                 panel.fill_between(course.axis, course.low, course.high, color=color, alpha=0.2, linewidth=0)
-        panel.set_xlabel(title)
+        panel.set_xlabel(place)
         panel.grid(alpha=0.3)
+        if threshold is not None:
+            panel.axhline(threshold, color="0.4", linestyle=":", linewidth=1)
+    figure.suptitle(title)
     panels[0].set_ylabel(name)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=150)

@@ -1,20 +1,45 @@
-"""Many runs that belong together: methods by seeds, side by side, resumed where they stopped, compared at the end."""
+"""Many runs that belong together: methods by seeds, side by side, resumed where they stopped, compared at the end.
+
+A study of claims has more: cells, the settings of the game in which every method is trained; candidates, settings that
+each method may choose from on tuning seeds; and a rule, which is written down before the evaluation begins and alone
+decides what the evaluation says (`collm.claims`, and `collm.report` for the page).
+"""
 
 from __future__ import annotations
 
 import inspect
-import re
+import json
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any, Literal
 
+import yaml
 from jsonargparse import auto_cli
 
+from collm.claims import Rule
 from collm.comparison import Entry, compare
 from collm.errors import ConfigurationError, TrainingError
-from collm.launch import Method, Run, refuse_other_settings, stacked, train, write
+from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
+from collm.outcomes import measured, read_outcome
 
 _OF_COMPARE = set(inspect.signature(compare).parameters) - {"entries", "out", "default_config"}
+
+
+@dataclass
+class Tuning:
+    """How methods choose among their candidates: by the mean area under the curve of the rule's metric.
+
+    Args:
+        seeds: Seeds of tuning, none of which is used again.
+        cells: Cells in which candidates are tried; by default all.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    cells: list[str] = field(default_factory=list)
 
 
 def study(
@@ -24,6 +49,12 @@ def study(
     seeds: tuple[int, ...] = (0, 1, 2),
     untrained: dict[str, Method] | None = None,
     overrides: dict | None = None,
+    cells: dict[str, Method] | None = None,
+    seeded: list[str] | None = None,
+    rule: Rule | None = None,
+    tuning: Tuning | None = None,
+    stage: Literal["tune", "evaluate"] = "evaluate",
+    part: str | None = None,
     jobs: int = 1,
     comparison: dict | None = None,
     script: str = "tools/fit.py",
@@ -32,7 +63,8 @@ def study(
     """Train every method with every seed, then compare them with each other and with untrained protocols.
 
     What is finished is skipped and what was interrupted goes on from its last checkpoint, so that the same command can
-    be given again at any time. The runs lie in <out>/<method>/seed_<seed>, the comparison in <out>/comparison.
+    be given again at any time. The runs lie in <out>/<method>/seed_<seed>, the comparison in <out>/comparison. With
+    cells, the runs lie in <out>/<cell>/<method>/seed_<seed>, and tools/report.py makes the page of the study.
 
     Args:
         configs: Configurations that all methods share.
@@ -41,12 +73,21 @@ def study(
         seeds: Seeds of every method.
         untrained: What is compared besides, with the weights as they are before training; by label.
         overrides: Settings of all methods on top of `configs`, nested as in a configuration file.
+        cells: Settings in which every method is trained, by label; each has the configurations and overrides of a
+            method.
+        seeded: Settings that take the seed of a run as their value, such as `data.environment.init_args.mapping`.
+        rule: How the runs are read and claims decided. It must not change once an evaluation has begun.
+        tuning: How methods choose among their candidates.
+        stage: `tune`: try the candidates of all methods and write the choice to <out>/tuned.yaml. `evaluate`: train
+            every method as it was tuned.
+        part: Only the runs of one part of several, such as 2/8, counted from 0: for the array jobs of a cluster. What
+            follows the runs is done by the command without it.
         jobs: Runs side by side; they share the processor's cores.
         comparison: Arguments of the comparison, such as `episodes_per_task`.
         script: The training command.
         default_config: Configuration that is read before all others.
     """
-    untrained, comparison = untrained or {}, comparison or {}
+    untrained, comparison, rule = untrained or {}, comparison or {}, rule or Rule()
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}; it must be at least 1.")
     if not methods or not seeds:
@@ -55,25 +96,162 @@ def study(
         raise ConfigurationError(
             f"comparison has no setting {unknown[0]!r}; there are {', '.join(sorted(_OF_COMPARE))}."
         )
-    homes = {label: re.sub(r"\W+", "_", label).strip("_") for label in methods}
-    if len(set(homes.values())) < len(homes) or not all(homes.values()):
-        raise ConfigurationError(f"the labels {', '.join(methods)} must differ in their letters and digits.")
+    if cells and untrained:
+        raise ConfigurationError("untrained protocols are compared in studies without cells; remove one of them.")
+    rule.check(list(cells or {}), list(methods))
+    homes, cell_homes = homes_of(methods), homes_of(cells or {})
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     shared = [*configs, write(folder / "overrides.yaml", overrides)] if overrides else list(configs)
-    runs, entries = [], []
-    for label, method in methods.items():
-        home = folder / homes[label]
-        stack = stacked(label, shared, method, home / "overrides.yaml")
-        for seed in seeds:
-            runs.append(Run(label, seed, home / f"seed_{seed}", stack))
-            entries.append(Entry(label, str(runs[-1].folder / "config.yaml"), "last"))
+
+    def runs_of(cell: str | None, label: str, method: Method, home: Path, its_seeds: Sequence[int]) -> list[Run]:
+        stack = shared
+        if cell is not None:
+            stack = stacked(cell, shared, cells[cell], folder / f"{cell_homes[cell]}.yaml")
+        stack = stacked(label, stack, method, home / "overrides.yaml")
+        name = label if cell is None else f"{cell}, {label}"
+        runs = []
+        for seed in its_seeds:
+            places = enumerate(seeded or [])
+            own = [write(home / f"seeded_{seed}_{n}.yaml", nested(setting, seed)) for n, setting in places]
+            runs.append(Run(name, seed, home / f"seed_{seed}", [*stack, *own]))
+        return runs
+
+    if stage == "tune":
+        tuned = tuning_of(methods, cells, tuning)
+        tried: dict[tuple[str, str, int], list[Run]] = {}
+        for cell in tuned.cells or list(cells or {}):
+            for label, method in methods.items():
+                for number, candidate in enumerate(method.candidates):
+                    home = folder / "tuning" / cell_homes[cell] / f"{homes[label]}_{number}"
+                    candidate = [write(home / "candidate.yaml", candidate)]
+                    runs = runs_of(cell, label, method, home, tuned.seeds)
+                    tried[cell, label, number] = [replace(run, configs=[*run.configs, *candidate]) for run in runs]
+        everything = [run for runs in tried.values() for run in runs]
+        refuse_other_settings(everything)
+        if train_part(everything, jobs, script, part):
+            choose(methods, tried, rule, folder / "tuned.yaml")
+        return
+
+    methods = as_tuned(methods, tuning, seeds, folder / "tuned.yaml")
+    runs: list[Run] = []
+    entries: list[Entry] = []
+    for cell in cells or {None: None}:
+        for label, method in methods.items():
+            home = folder / (homes[label] if cell is None else f"{cell_homes[cell]}/{homes[label]}")
+            runs += runs_of(cell, label, method, home, seeds)
+            if cell is None:
+                entries += [Entry(label, str(run.folder / "config.yaml"), "last") for run in runs[-len(seeds) :]]
     for label, method in untrained.items():
         stack = stacked(label, shared, Method(method.configs), None)
         entries.append(Entry(label, stack, None, method.overrides))
     refuse_other_settings(runs)
-    train(runs, jobs, script)
-    compare(entries, str(folder / "comparison"), default_config=default_config, **comparison)
+    runs.sort(key=lambda run: seeds.index(run.seed))  # a study that is stopped early has as many runs of every method
+    if cells:
+        freeze(folder / "study.json", rule, cell_homes, homes, methods)
+    if train_part(runs, jobs, script, part) and not cells:
+        compare(entries, str(folder / "comparison"), default_config=default_config, **comparison)
+
+
+def train_part(runs: Sequence[Run], jobs: int, script: str, part: str | None) -> bool:
+    """Do the runs, or one part of several; whether all of them are done now, as far as is this command's business."""
+    if part is None:
+        train(runs, jobs, script)
+        return True
+    index, _, total = part.partition("/")
+    if not index.isdigit() or not total.isdigit() or not int(index) < int(total):
+        raise ConfigurationError(f"part is {part!r}; give one such as 0/8, 1/8, ..., 7/8.")
+    train(runs[int(index) :: int(total)], jobs, script)
+    return False
+
+
+def tuning_of(methods: Mapping[str, Method], cells: Mapping[str, Method] | None, tuning: Tuning | None) -> Tuning:
+    """How the methods are tuned, checked to be fair: all of them have equally many candidates."""
+    if tuning is None or not cells:
+        raise ConfigurationError("there is nothing to tune; a study that is tuned has `tuning`, cells and candidates.")
+    counts = {label: len(method.candidates) for label, method in methods.items()}
+    if len(set(counts.values())) > 1 or not all(counts.values()):
+        raise ConfigurationError(f"the methods have {counts} candidates; give all of them equally many, at least one.")
+    unknown = [cell for cell in tuning.cells if cell not in cells]
+    if unknown:
+        raise ConfigurationError(f"tuning.cells names {unknown[0]!r}, but there are {', '.join(cells)}.")
+    return tuning
+
+
+def choose(
+    methods: Mapping[str, Method], tried: Mapping[tuple[str, str, int], Sequence[Run]], rule: Rule, path: Path
+) -> None:
+    """Write the best candidate of each method, and what all of them scored."""
+    outcomes = [
+        read_outcome(run.folder, cell, f"{label} {number}", run.seed, rule.metric)
+        for (cell, label, number), runs in tried.items()
+        for run in runs
+    ]
+    numbers = measured(outcomes, rule)
+    choices = {}
+    for label, method in methods.items():
+        scores = []
+        for number in range(len(method.candidates)):
+            areas = [area for cell in numbers.values() for area in cell[f"{label} {number}"]["auc"]]
+            scores.append(sum(areas) / len(areas))
+        best = scores.index(max(scores))
+        choices[label] = {"chosen": best, "scores": scores, "candidates": method.candidates}
+        print(f"{label}: candidate {best}, {scores[best]:.3f} of {', '.join(f'{score:.3f}' for score in scores)}")
+    path.write_text(yaml.safe_dump(choices, sort_keys=False))
+    print(f"written to {path}")
+
+
+def as_tuned(
+    methods: Mapping[str, Method], tuning: Tuning | None, seeds: Sequence[int], path: Path
+) -> dict[str, Method]:
+    """The methods with the candidates that were chosen."""
+    if not any(method.candidates for method in methods.values()):
+        return dict(methods)
+    if tuning and (again := sorted(set(tuning.seeds) & set(seeds))):
+        raise ConfigurationError(f"the seeds {again} were for tuning; evaluate with others.")
+    if not path.is_file():
+        raise ConfigurationError(f"there is no {path}; tune first, with --stage tune.")
+    choices = yaml.safe_load(path.read_text())
+    tuned = {}
+    for label, method in methods.items():
+        if choices.get(label, {}).get("candidates") != method.candidates:
+            raise ConfigurationError(f"{path} holds other candidates of {label!r} than the study now; tune again.")
+        chosen = method.candidates[choices[label]["chosen"]]
+        tuned[label] = replace(method, overrides=deep_merged(method.overrides, chosen))
+    return tuned
+
+
+def deep_merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings of both, the second one's where they disagree."""
+    merged = dict(first)
+    for name, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = deep_merged(merged[name], value) if both else value
+    return merged
+
+
+def freeze(
+    path: Path, rule: Rule, cells: Mapping[str, str], homes: Mapping[str, str], methods: Mapping[str, Method]
+) -> None:
+    """Write down what is evaluated and how it will be read; refuse to read it otherwise once that has begun."""
+    record = {
+        "rule": asdict(rule),
+        "cells": dict(cells),
+        "homes": dict(homes),
+        "methods": {label: asdict(method) for label, method in methods.items()},
+    }
+    if path.is_file():
+        begun = json.loads(path.read_text())
+        for name in ("rule", "methods"):
+            if json.loads(json.dumps(record[name])) != begun[name]:
+                raise ConfigurationError(
+                    f"the {name} of the study changed after its evaluation began ({begun['began']}); give it back, or "
+                    "evaluate into another `out` with fresh seeds."
+                )
+        record["began"] = begun["began"]
+    else:
+        record["began"] = datetime.now().astimezone().isoformat(timespec="seconds")
+    path.write_text(json.dumps(record, indent=2))
 
 
 def main(script: str | Path, default_config: str | Path) -> int:

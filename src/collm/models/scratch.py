@@ -42,7 +42,7 @@ def build_scratch(folder: str | Path) -> None:
         n_head=2,
         n_inner=96,
         n_positions=192,
-        activation_function="gelu_new",
+        activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -1,0 +1,97 @@
+"""What the runs of a study came to: their curves, kept as plain data, and the measures that a rule reads from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collm.claims import Rule
+from collm.errors import ConfigurationError
+from collm.runs import Curve, read_run
+from collm.statistics import area_under, first_reaching, smoothed
+
+MEASURES = ("auc", "final", "samples", "seconds")
+
+
+@dataclass
+class Outcome:
+    """One finished run.
+
+    Args:
+        cell: In which setting.
+        method: Of which method.
+        seed: With which seed.
+        samples: Joint samples at every point of the curve.
+        seconds: Seconds of playing and updating at every point.
+        values: The metric at every point, as it was logged.
+        explained_variance: Median over the run of every critic's, by name.
+    """
+
+    cell: str
+    method: str
+    seed: int
+    samples: list[float]
+    seconds: list[float]
+    values: list[float]
+    explained_variance: dict[str, float] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The outcome as plain data, its numbers rounded to what they are good for."""
+        rounded = {"seconds": [round(s, 2) for s in self.seconds], "values": [round(v, 5) for v in self.values]}
+        return asdict(self) | rounded
+
+    def curve(self, window: int) -> Curve:
+        """The course of the metric, as a moving average."""
+        values = smoothed(np.array(self.values), window)
+        return Curve(np.array(self.samples), np.array(self.seconds), values)
+
+    def measures(self, rule: Rule, horizon: float) -> dict[str, float]:
+        """What the rule reads: every measure up to `horizon` joint samples, and whether the threshold was reached."""
+        curve = self.curve(rule.window)
+        within = curve.samples <= horizon
+        samples, seconds, values = curve.samples[within], curve.seconds[within], curve.values[within]
+        needed, reached = first_reaching(samples, values, rule.threshold)
+        return {
+            "auc": area_under(samples, values, horizon),
+            "final": float(values[-1]),
+            "samples": needed,
+            "seconds": first_reaching(seconds, values, rule.threshold)[0],
+            "reached": float(reached),
+        }
+
+
+def read_outcome(folder: Path, cell: str, method: str, seed: int, metric: str) -> Outcome:
+    """Read the logs of a run."""
+    run = read_run(folder)
+    curve = run.curve(metric)
+    if curve is None:
+        raise ConfigurationError(f"{folder} has no {metric!r} in its logs; it has {', '.join(sorted(run.scalars))}.")
+    explained = {}
+    for name, points in run.scalars.items():
+        known = [value for value in points.values() if np.isfinite(value)]  # not there where returns do not vary
+        if name.endswith("/explained_variance") and known:
+            explained[name.removesuffix("/explained_variance")] = float(np.median(known))
+    return Outcome(cell, method, seed, *(x.tolist() for x in (curve.samples, curve.seconds, curve.values)), explained)
+
+
+def horizons(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Joint samples that all runs of a cell have, by cell."""
+    ends: dict[str, float] = {}
+    for outcome in outcomes:
+        ends[outcome.cell] = min(ends.get(outcome.cell, float("inf")), outcome.samples[-1])
+    return ends
+
+
+def measured(outcomes: Sequence[Outcome], rule: Rule) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Every measure of every run, by cell, method and measure."""
+    ends = horizons(outcomes)
+    numbers: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for outcome in outcomes:
+        place = numbers.setdefault(outcome.cell, {}).setdefault(outcome.method, {})
+        for name, value in outcome.measures(rule, ends[outcome.cell]).items():
+            place.setdefault(name, []).append(value)
+    return numbers

@@ -1,0 +1,171 @@
+"""The page of a study: what its rule makes of its claims, tables, figures, and the raw numbers they are made of.
+
+Everything on the page follows from `outcomes.json`, which lies beside it: with `raw`, the page and any figure are made
+again from that file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import auto_cli
+
+from collm.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
+from collm.errors import ConfigurationError
+from collm.launch import homes_of
+from collm.outcomes import Outcome, horizons, measured, read_outcome
+from collm.plots import draw_curves, draw_table, pyplot
+from collm.statistics import censored_median, interquartile_mean, interval, scipy_stats
+from collm.tables import as_cell
+
+
+def report(study: str | None = None, out: str = "results/claims", raw: str | None = None, note: str = "") -> None:
+    """Write the page of a study of claims.
+
+    In `out`: README.md with a verdict for each claim, a table for each cell, figures, and outcomes.json.
+
+    Args:
+        study: Folder of a study with cells, the `out` of tools/study.py. Runs that are not finished are left out, and
+            the page says how many there are.
+        out: Folder to write to.
+        raw: An outcomes.json, in place of a study.
+        note: A remark for the top of the page, such as what is missing.
+    """
+    scipy_stats(), pyplot()
+    if (study is None) == (raw is None):
+        raise ConfigurationError("give either the folder of a study or raw, an outcomes.json.")
+    document = collect(Path(study)) if raw is None else json.loads(Path(raw).read_text())
+    rule = Rule(**{**document["rule"], "claims": [Claim(**claim) for claim in document["rule"]["claims"]]})
+    outcomes = [Outcome(**record) for record in document["outcomes"]]
+    if not outcomes:
+        raise ConfigurationError("no run of the study is finished yet.")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if raw is None:
+        (folder / "outcomes.json").write_text(json.dumps(document))
+    numbers = measured(outcomes, rule)
+    verdicts = judge(rule, numbers)
+    cells = list(numbers)
+    homes = homes_of(cells)
+    for cell in cells:
+        curves: dict[str, list[Any]] = {}
+        for outcome in outcomes:
+            if outcome.cell == cell:
+                curves.setdefault(outcome.method, []).append(outcome.curve(rule.window))
+        draw_curves(folder / f"{homes[cell]}.png", curves, rule.metric, rule.threshold, cell)
+    if any(np.isfinite(verdict.advantage[1]) for verdict in verdicts):
+        for name in ("better", "equal"):
+            chosen = [verdict for verdict in verdicts if verdict.claim.expect == name]
+            if chosen:
+                columns = {"advantage": [verdict.advantage for verdict in chosen]}
+                labels = [f"{v.claim.text} ({v.decision})" for v in chosen]
+                draw_table(folder / f"claims_{name}.png", labels, columns)
+    text = page(document, rule, outcomes, numbers, verdicts, homes, note)
+    (folder / "README.md").write_text(text)
+    print(text)
+    print(f"written to {folder}")
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """The outcomes of all finished runs of a study, with the rule that was written down for it."""
+    path = folder / "study.json"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"there is no {path}; give the folder of a study with cells whose evaluation has begun."
+        )
+    frozen = json.loads(path.read_text())
+    metric = frozen["rule"]["metric"]
+    outcomes, missing = [], 0
+    for cell, cell_home in frozen["cells"].items():
+        for method, home in frozen["homes"].items():
+            for run in sorted((folder / cell_home / home).glob("seed_*")):
+                if (run / "finished.json").is_file():
+                    outcomes.append(read_outcome(run, cell, method, int(run.name.removeprefix("seed_")), metric))
+                else:
+                    missing += 1
+    return {**frozen, "unfinished": missing, "outcomes": [outcome.record() for outcome in outcomes]}
+
+
+def page(
+    document: Mapping[str, Any],
+    rule: Rule,
+    outcomes: Sequence[Outcome],
+    numbers: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    verdicts: Sequence[Verdict],
+    homes: Mapping[str, str],
+    note: str,
+) -> str:
+    """The page in Markdown."""
+    spent = sum(outcome.seconds[-1] for outcome in outcomes)
+    level = 1 - (1 - rule.confidence) / max(1, len(rule.claims))
+    lines = ["# Claims and verdicts", ""]
+    lines += [note, ""] if note else []
+    lines += [
+        f"{len(outcomes)} runs, {spent / 60:.0f} minutes of playing and updating in all; {document['unfinished']} that "
+        f"were begun are not finished. The rule was written down on {document['began'][:10]}, before the first of "
+        f"them: curves are moving averages of `{rule.metric}` over {rule.window} rollouts, the threshold is "
+        f"{rule.threshold}, and each claim is decided by a {100 * level:.2f} % bootstrap interval over seeds, so that "
+        f"all hold together at {100 * rule.confidence:.0f} %; with fewer than {rule.min_runs} runs of a method nothing "
+        "is decided. Advantages are differences of interquartile means; for samples and seconds, the share saved on "
+        "the way to the threshold, where runs that never reach it count with all they had.",
+        "",
+        "| claim | where | verdict | advantage | margin | probability of improvement | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for verdict in verdicts:
+        claim = verdict.claim
+        lines.append(
+            f"| {claim.text} | {claim.cell}, {claim.measure} | **{verdict.decision}** | {as_cell(verdict.advantage)} | "
+            f"{'within ±' if claim.expect == 'equal' else 'above '}{claim.margin:g} | {as_cell(verdict.improvement)} | "
+            f"{verdict.runs[0]}, {verdict.runs[1]} |"
+        )
+    ends = horizons(outcomes)
+    for cell, methods in numbers.items():
+        lines += [
+            "",
+            f"## {cell}",
+            "",
+            f"Up to {ends[cell]:,.0f} joint samples. Interquartile mean over seeds with its 95 % bootstrap interval; "
+            "for samples and seconds to the threshold the median over seeds, with runs that never reach it counted as "
+            "censored.",
+            "",
+            "| method | seeds | area under curve | final | samples to threshold | seconds | reach it | EV of critics |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for method, measures in methods.items():
+            area, final = (as_cell(interval([measures[name]], interquartile_mean)) for name in ("auc", "final"))
+            reached = [bool(value) for value in measures["reached"]]
+            needed = [censored_median(measures[name], reached) for name in LESS_IS_BETTER]
+            medians = [f"{value:,.0f}" if np.isfinite(value) else "never" for value in needed]
+            lines.append(
+                f"| {method} | {len(reached)} | {area} | {final} | {medians[0]} | {medians[1]} | {sum(reached)} of "
+                f"{len(reached)} | {explained(outcomes, cell, method)} |"
+            )
+        lines += ["", f"![{cell}]({homes[cell]}.png)"]
+    lines += [
+        "",
+        "Made again from `outcomes.json`, figures and all, by `python tools/report.py --raw <it> --out <folder>`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def explained(outcomes: Sequence[Outcome], cell: str, method: str) -> str:
+    """Median over training and seeds of the critics' explained variance."""
+    runs = [outcome for outcome in outcomes if (outcome.cell, outcome.method) == (cell, method)]
+    values = [value for outcome in runs for value in outcome.explained_variance.values() if np.isfinite(value)]
+    return f"{np.nanmedian(values):.2f}" if values else "-"
+
+
+def main() -> int:
+    """Read the command line and write the page; the exit status is 0, or 2 for a mistake in the settings."""
+    try:
+        auto_cli(report, as_positional=False)
+    except ConfigurationError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,8 @@
+"""The page of a study of claims: `python tools/report.py --study logs/studies/relay --out results/claims/relay`."""
+
+import sys
+
+from collm.report import main
+
+if __name__ == "__main__":
+    sys.exit(main())
