@@ -81,7 +81,14 @@ RULES = {
     "collm.runs": Rule(rooms("errors", "metrics")),
     "collm.schedules": Rule(rooms(), only=frozenset()),
     "collm.tables": Rule(rooms(), only=frozenset()),
-    "collm.study": Rule(rooms("comparison", "errors")),
+    "collm.launch": Rule(rooms("errors")),
+    "collm.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
+    "collm.claims": Rule(rooms("errors", "statistics"), only=frozenset({"numpy"})),
+    "collm.outcomes": Rule(rooms("claims", "errors", "runs", "statistics")),
+    "collm.gradients": Rule(rooms(), only=TORCH),
+    "collm.gradient_test": Rule(rooms("cli", "errors", "gradients", "launch", "plots", "tables"), cli=True),
+    "collm.report": Rule(rooms("claims", "errors", "launch", "outcomes", "plots", "statistics", "tables")),
+    "collm.study": Rule(rooms("claims", "comparison", "errors", "launch", "outcomes")),
 }
 
 
