@@ -27,7 +27,8 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "nowhere", "a/b/c"])
 def test_a_folder_that_does_not_exist(path: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"model folder '{path}' does not exist.*hub name.*'tiny', 'relay', 'smollm2'"):
+    named = f"model folder '{path}' does not exist.*hub name.*'tiny', 'relay', 'smollm2'"
+    with pytest.raises(ConfigurationError, match=named):
         load_config(path)
 
 
