@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from collm.benchmark.suite import Suite, row, table_of
 from collm.benchmark.tiny_model import build_benchmark_model
 from collm.environments.workload import Workload
 from collm.errors import TrainingError
+from collm.meter import meter
 from collm.models.loading import load_config, load_tokenizer
 from toy import REPOSITORY, toy_config
 
@@ -112,7 +114,7 @@ def test_any_configuration_beside_the_floor(tmp_path: Path, tiny_folder: str, mo
     args = ["run", "--rounds=2", "--warmup=1", "--out=result.json", "--config=toy.yaml", "--data.num_generations=2"]
     assert suite.main(REPOSITORY / "tools" / "bench.py", CONFIGS, args) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result.keys() == {"num_threads", "device", "warmup", "memory", "rounds", "summary"}
+    assert result.keys() == {"num_threads", "clock", "device", "warmup", "memory", "rounds", "summary"}
     assert (result["num_threads"], result["device"], result["warmup"]) == (1, "cpu", 1)
     assert len(result["rounds"]) == 3
     for one in result["rounds"]:
@@ -156,7 +158,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def known(tmp_path: Path) -> Namespace:
-    return Namespace(out=tmp_path / "out", rounds=2, warmup=1, only=[], comlrl=None, trl=sys.executable)
+    return Namespace(out=tmp_path / "out", rounds=2, warmup=1, clock="wall", only=[], comlrl=None, trl=sys.executable)
 
 
 def test_a_peer_gets_the_prompts_of_the_rollouts(tmp_path: Path, model: Path, known: Namespace, monkeypatch) -> None:
@@ -200,7 +202,7 @@ def test_workloads_become_arguments_that_the_command_line_takes(tmp_path, model:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
     work = Work(algorithm="magrpo", agents=3, turns=2, samples=2, generations=2, tree=True)
-    options = ["--rounds=1", "--warmup=0", "--no-floor", "--in-turn", "--out=here.json"]
+    options = ["--clock=cpu", "--rounds=1", "--warmup=0", "--no-floor", "--in-turn", "--out=here.json"]
     args = ["run", *options, *work.arguments(CONFIGS, str(model)), "--trainer.accelerator=cpu"]
     args += ["--model.policy.min_new_tokens=4", "--model.policy.max_new_tokens=4"]
     assert suite.main(Path("bench.py"), CONFIGS, args) == 0
@@ -210,6 +212,8 @@ def test_workloads_become_arguments_that_the_command_line_takes(tmp_path, model:
     assert one["sampled_tokens"] == 3 * 6 * 4
     assert one["prompt_tokens"] == 3 * (2 * 64 + 4 * (64 + 4 + 2))
     assert "floor" not in one
+    assert json.loads(Path("here.json").read_text())["clock"] == "process_time"
+    assert meter.clock is time.perf_counter
 
 
 def test_a_row_says_whether_the_target_is_reached() -> None:

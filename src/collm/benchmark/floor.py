@@ -9,7 +9,6 @@ are those of a rollout that was played.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from collm.algorithms.base import MultiAgentModule
+from collm.meter import meter
 from collm.models.loading import load_model
 from collm.trajectory import Action, RolloutBatch, Trajectory
 
@@ -100,7 +100,7 @@ class Floor:
     def _now(self) -> float:
         if self.module.device.type == "cuda":
             torch.cuda.synchronize(self.module.device)
-        return time.perf_counter()
+        return meter.clock()
 
 
 def actions_by_turn(trajectories: Sequence[Trajectory], agent_id: str) -> list[list[Action]]:

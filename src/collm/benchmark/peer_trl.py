@@ -26,22 +26,22 @@ def length(completions, **kwargs):
 class InTurn(TrainerCallback):
     """Prints every round and waits for the next one."""
 
-    def __init__(self, tokens):
+    def __init__(self, tokens, clock):
         self.tokens = tokens
+        self.clock = clock
 
     def wait(self):
         self.tokens.clear()
         if not sys.stdin.readline():
             os._exit(0)
-        self.began, self.cpu_began = time.perf_counter(), time.process_time()
+        self.began = self.clock()
 
     def on_train_begin(self, *args, **kwargs):
         self.wait()
 
     def on_step_end(self, *args, **kwargs):
         record = {
-            "seconds": time.perf_counter() - self.began,
-            "cpu_seconds": time.process_time() - self.cpu_began,
+            "seconds": self.clock() - self.began,
             "prompt_tokens": sum(prompt for prompt, _ in self.tokens),
             "sampled_tokens": sum(sampled for _, sampled in self.tokens),
         }
@@ -97,7 +97,7 @@ def main():
         return sequences
 
     trainer.model.generate = counted
-    trainer.add_callback(InTurn(tokens))
+    trainer.add_callback(InTurn(tokens, getattr(time, work["clock"])))
     trainer.train()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ class Rounds(L.Callback):
         self._wait()
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._update_began = time.perf_counter()
+        self._update_began = meter.clock()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
@@ -53,8 +52,7 @@ class Rounds(L.Callback):
         actions = distinct_actions(batch)
         record = {
             "seconds": reading.wall_time,
-            "cpu_seconds": time.process_time() - self._cpu_seconds,
-            "update_seconds": time.perf_counter() - self._update_began,
+            "update_seconds": meter.clock() - self._update_began,
             "phases": reading.seconds,
             "joint_samples": batch.joint_samples,
             "prompt_tokens": sum(len(action.prompt_ids) for action in actions),
@@ -65,10 +63,8 @@ class Rounds(L.Callback):
             },
         }
         if self.floor:
-            began = time.process_time()
             phases = self.floor.round(batch)
-            cpu_seconds = time.process_time() - began
-            record["floor"] = {"seconds": sum(phases.values()), "cpu_seconds": cpu_seconds, "phases": phases}
+            record["floor"] = {"seconds": sum(phases.values()), "phases": phases}
         self.rounds.append(record)
         if self.in_turn:
             print(MARK + json.dumps(record), flush=True)
@@ -77,6 +73,7 @@ class Rounds(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         result = {
             "num_threads": torch.get_num_threads(),
+            "clock": meter.clock.__name__,
             "device": str(pl_module.device),
             "warmup": self.warmup,
             "memory": peak_memory(pl_module.device),
@@ -90,7 +87,6 @@ class Rounds(L.Callback):
         if self.in_turn:
             sys.stdin.readline()
         meter.take()
-        self._cpu_seconds = time.process_time()
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

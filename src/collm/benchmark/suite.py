@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ from collm.benchmark.tiny_model import build_benchmark_model
 from collm.data import RolloutDataModule
 from collm.environments.workload import LATER, Workload
 from collm.errors import ConfigurationError, TrainingError
+from collm.meter import meter
 from collm.models.loading import resolve_path
 from collm.models.policy import PolicySpec, make_dialogue
 from collm.trajectory import Action
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PEERS = {"comlrl": "peer_comlrl.py", "trl": "peer_trl.py"}
 
 
@@ -51,7 +54,8 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="measure one configuration; all other arguments are those of fit")
     run.add_argument("--no-floor", action="store_true", help="do not measure the floor beside it")
     run.add_argument("--in-turn", action="store_true", help="wait for a line on standard input before every round")
-    table = commands.add_parser("table", help="measure all ratios of the README")
+    run.add_argument("--threads", type=int, default=1, help="threads of the computation (1)")
+    table = commands.add_parser("table", help="measure all ratios of the README, with one thread on one core")
     table.add_argument("--only", nargs="*", default=[], help="beginnings of the names of the ratios to measure")
     for peer in PEERS:
         table.add_argument(f"--{peer}", metavar="PYTHON", help=f"interpreter of an environment with {peer}")
@@ -59,7 +63,12 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
         command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
         command.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
         command.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
-        command.add_argument("--threads", type=int, default=1, help="threads of the computation (1)")
+        command.add_argument(
+            "--clock",
+            choices=list(CLOCKS),
+            default="wall",
+            help="what a second is (wall); the processor's own time means more on a machine that others use too",
+        )
     known, rest = parser.parse_known_args(args)
     if known.rounds < 1 or known.warmup < 0:
         parser.error("--rounds must be at least 1 and --warmup at least 0")
@@ -78,6 +87,7 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
 def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:
     """Rounds of one configuration, by `fit` itself; without checkpoints, evaluations and exports."""
     torch.set_num_threads(known.threads)
+    meter.clock = CLOCKS[known.clock]
     known.out.parent.mkdir(parents=True, exist_ok=True)
     rounds = {
         "path": str(known.out),
@@ -101,7 +111,10 @@ def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Pa
             "trainer.logger.init_args.save_dir": logs,
         }
         arguments = ["fit", *fit_arguments, *(f"--{name}={value}" for name, value in overrides.items())]
-        status = cli.main(configs / "base.yaml", arguments)
+        try:
+            status = cli.main(configs / "base.yaml", arguments)
+        finally:
+            meter.clock = CLOCKS["wall"]
     if status == 0 and not known.in_turn:
         print(as_text(json.loads(known.out.read_text())))
     return status
@@ -129,7 +142,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     )
     lines.append(
         f"medians of {summary['num_rounds']} rounds after {result['warmup']} on {result['device']} with "
-        f"{result['num_threads']} thread(s)"
+        f"{result['num_threads']} thread(s), {result['clock']}"
     )
     return "\n".join(lines)
 
@@ -202,7 +215,7 @@ class Suite:
 
     def command(self, work: Work, floor: bool, out: Path | None = None, in_turn: bool = False) -> list[str]:
         """How one process of this project is started."""
-        options = [f"--rounds={self.known.rounds}", f"--warmup={self.known.warmup}"]
+        options = [f"--rounds={self.known.rounds}", f"--warmup={self.known.warmup}", f"--clock={self.known.clock}"]
         options += [f"--out={out}"] if out else []
         options += ([] if floor else ["--no-floor"]) + (["--in-turn"] if in_turn else [])
         arguments = work.arguments(self.configs, self.model(work))
@@ -239,6 +252,7 @@ class Suite:
             "turns": work.turns,
             "generations": work.generations,
             "new_tokens": work.new_tokens,
+            "clock": CLOCKS[self.known.clock].__name__,
             "pad_token": "<|endoftext|>" if work.model == "smollm2" else None,  # its own is the end of a turn
             "prompts": [[texts(task) for task in data.tasks_of(index)] for index in range(num_rounds)],
             "bridge": dialogue.tokenizer.decode(dialogue.bridge(LATER, Action("", truncated=True))) + end,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from typing import Any
 
 import lightning as L
@@ -49,7 +48,7 @@ class LogResources(L.Callback):
         meter.put(self._interrupted)
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._update_began = time.perf_counter()
+        self._update_began = meter.clock()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
@@ -58,7 +57,7 @@ class LogResources(L.Callback):
         num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch))
         totals = sum_over_ranks(torch.tensor([num_tokens, batch.joint_samples]), pl_module.device).tolist()
         scalars = {f"time/{name}": seconds for name, seconds in reading.seconds.items()} | {
-            "time/update": time.perf_counter() - self._update_began,
+            "time/update": meter.clock() - self._update_began,
             "throughput/tokens_per_second": totals[0] / reading.wall_time,
             "throughput/joint_samples_per_hour": 3600 * totals[1] / reading.wall_time,
             "rollout/padding_share": reading.padding_share("generate"),
