@@ -197,6 +197,20 @@ def test_the_table_keeps_what_is_measured(known: Namespace, monkeypatch: pytest.
     assert table in capsys.readouterr().out
 
 
+def test_a_ratio_that_cannot_be_measured_does_not_stop_the_others(known: Namespace, monkeypatch, capsys) -> None:
+    def result(self: Suite, cell: Cell) -> dict:
+        if cell.name == "growth/update, 2 to 4 turns":
+            raise TrainingError("out of memory")
+        return {"ratio": 0.5, "range": [0.4, 0.6], "num_rounds": 2}
+
+    monkeypatch.setattr(Suite, "result", result)
+    monkeypatch.setattr(suite, "pin", lambda: None)
+    known.only = ["growth/update"]
+    assert not Suite(Path("bench.py"), CONFIGS, known).measure()
+    assert "error: growth/update, 2 to 4 turns: out of memory" in capsys.readouterr().err
+    assert "4 to 8 turns" in (known.out / "table.md").read_text()
+
+
 def test_workloads_become_arguments_that_the_command_line_takes(tmp_path, model: Path, monkeypatch, capsys) -> None:
     """One round in turn with others: a line comes in before it and another one with the numbers goes out."""
     monkeypatch.chdir(tmp_path)

@@ -133,11 +133,11 @@ def count_tokens(language_model, tokens):
     generate = language_model.generate
 
     def counted(*args, **kwargs):
-        sequences = generate(*args, **kwargs)
-        rows, length = sequences.shape
+        output = generate(*args, **kwargs)
+        rows, length = getattr(output, "sequences", output).shape
         prompt = kwargs["input_ids"].shape[1]
         tokens.append((rows * prompt, rows * (length - prompt)))
-        return sequences
+        return output
 
     language_model.generate = counted
 

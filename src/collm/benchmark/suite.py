@@ -77,11 +77,10 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        Suite(script, configs, known).measure()
-    except (ConfigurationError, TrainingError) as error:
+        return 0 if Suite(script, configs, known).measure() else 1
+    except ConfigurationError as error:
         print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 2
 
 
 def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:
@@ -156,26 +155,36 @@ class Suite:
         self.known = known
         self.out: Path = known.out
 
-    def measure(self) -> None:
-        """Measure what is chosen and not there yet, and write and print the table of all that is there."""
+    def measure(self) -> bool:
+        """Measure what is chosen and not there yet, and write and print the table of all that is there.
+
+        Returns:
+            Whether all of it could be measured.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         tiny = self.out / "tiny_model"
         if not (tiny / "config.json").is_file():
             build_benchmark_model(tiny)
         pin()
-        everything = cells()
+        everything, complete = cells(), True
         for cell in chosen(everything, self.known.only):
             path = self.path(cell)
             peer = cell.against.partition(":")[0]
             if path.is_file() or (cell.of_peer and not getattr(self.known, peer)):
                 continue
-            result = {"name": cell.name, "target": cell.target, **self.result(cell)}
+            try:
+                result = {"name": cell.name, "target": cell.target, "clock": self.known.clock, **self.result(cell)}
+            except TrainingError as error:  # the others can still be measured
+                print(f"\nerror: {cell.name}: {error}", file=sys.stderr, flush=True)
+                complete = False
+                continue
             path.write_text(json.dumps(result, indent=1))
             print(row(cell, result), flush=True)
         measured = {cell: json.loads(self.path(cell).read_text()) for cell in everything if self.path(cell).is_file()}
         text = table_of(measured)
         (self.out / "table.md").write_text(text)
         print("\n" + text)
+        return complete
 
     def path(self, cell: Cell) -> Path:
         """Where the result of a cell is."""
