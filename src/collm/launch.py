@@ -171,12 +171,13 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
     total, failed = len(runs), []
     print(f"{total - len(waiting)} of {total} runs are finished, {jobs} at a time", flush=True)
     running: dict[int, tuple[Run, BaseProcess]] = {}
-    reported = time.monotonic()
+    began = reported = time.monotonic()
+    to_do = len(waiting)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                running[id(run)] = (run, run.start(script, max(1, (os.cpu_count() or 1) // jobs)))
+                running[id(run)] = (run, run.start(script, threads_of_each(jobs)))
                 print(f"{run.name}: started, log in {run.folder / 'log.txt'}", flush=True)
             time.sleep(0.2)
             for key, (run, process) in list(running.items()):
@@ -186,7 +187,10 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
                 if not run.finished:  # whatever the status: a run that is asked to stop exits without an error
                     failed.append(run)
                 told = "finished" if run.finished else f"stopped with status {process.exitcode}"
-                print(f"{run.name}: {told}, {len(waiting) + len(running)} left", flush=True)
+                left = len(waiting) + len(running)
+                spent = (time.monotonic() - began) / 60
+                rest = spent / (to_do - left) * left
+                print(f"{run.name}: {told}, {left} left, about {rest:.0f} minutes", flush=True)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 for run, _ in running.values():
@@ -200,6 +204,13 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
         raise TrainingError(
             f"{len(failed)} of {total} runs did not finish; see {logs}. The same command tries only them again."
         )
+
+
+def threads_of_each(jobs: int) -> int:
+    """Threads of each of `jobs` runs: what OMP_NUM_THREADS says, or an equal share of the cores."""
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(given))
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def execute(script: str, args: Sequence[str], log: Path, num_threads: int) -> None:
