@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collm import cli
-from toy import REPOSITORY, toy_config
+from collm.environments.base import Step
+from toy import REPOSITORY, Toy, toy_config
 
 Fit = Callable[..., int]
 
@@ -366,6 +367,32 @@ def test_evaluating_a_checkpoint(finished: Path, fit: Fit, run_folder: Path, com
     again, before = scalars(run_folder)["eval/return"], scalars(finished)["eval/return"]
     # the same tasks and seeds as at the end of the run
     assert [(event.step, event.value) for event in again] == [(before[-1].step, before[-1].value)]
+
+
+@pytest.mark.parametrize(
+    ("command", "file"), [("validate", "transcripts/validate-00000000.jsonl"), ("predict", "predictions.jsonl")]
+)
+def test_an_evaluation_that_breaks_off_leaves_what_was_played(
+    fit: Fit,
+    run_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    file: str,
+) -> None:
+    step = Toy.step
+
+    def break_off(self: Toy, state: tuple, joint_action: Mapping[str, str]) -> Step:
+        if state[0].data["index"] == 2:
+            raise RuntimeError("the machine broke")
+        return step(self, state, joint_action)
+
+    monkeypatch.setattr(Toy, "step", break_off)
+    with pytest.raises(RuntimeError, match="the machine broke"):
+        fit("--data.environment.num_eval=4", "--data.eval_batch_size=1", command=command)
+    lines = (run_folder / file).read_text().splitlines()
+    assert [json.loads(line)["task_id"] for line in lines] == ["eval_0", "eval_1"]
+    assert "[turn 2, 1 episodes]" in "".join(capsys.readouterr())
 
 
 def test_predict_writes_transcripts(finished: Path, fit: Fit, run_folder: Path) -> None:

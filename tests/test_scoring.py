@@ -146,6 +146,41 @@ def test_the_paper_is_the_default(tmp_path: Path) -> None:
     assert code["reward"] == pytest.approx(0.4 + 0.6 + 0.5 + 0.5)
 
 
+# Where "paper" differs by design: what the main function does, and its reward by either form. One of two asserts holds.
+BY_DESIGN = {
+    # 0.4 + 0.6 + 0.5 + 0.5; a mention of the helper earns 0.5 + 1.0 by the released rules
+    "comment": (CODE["inputs"]["main_completion"], 2.0, 3.5),
+    # + 0.5 + 1.0 for a helper that is called, - 0.5 because nothing is made of it
+    "thrown_away": ("def total(xs):\n    aux(xs)\n    return sum(x for x in xs if x > 0)\n", 3.0, 3.5),
+    # by the released rules the function ends behind the nested one: 0.4 + 0.6 + 0.5 and no test
+    "nested": (
+        "def total(xs):\n    def good(x):\n        return x > 0\n    return sum(x for x in aux(xs) if good(x))\n",
+        3.5,
+        1.5,
+    ),
+    # an import of its own is lost, so that nothing runs: 0.4 + 0.6 + 0.5
+    "import": ("import math\n\ndef total(xs):\n    return math.fsum(aux(xs)) * 1.0\n", 3.5, 1.5),
+}
+
+
+@pytest.mark.parametrize("case", BY_DESIGN)
+def test_where_coding_differs_from_the_released_rules(case: str) -> None:
+    main, paper, released = BY_DESIGN[case]
+    line = json.dumps({**CODE, "inputs": {**CODE["inputs"], "main_completion": main}})
+    for form, reward in (("paper", paper), ("released", released)):
+        scorer = scoring.Scorer(form)
+        (result,) = scoring.score_lines([line], scorer)
+        scorer.sandbox.close()
+        assert result["reward"] == pytest.approx(reward), (form, result)
+
+
+def test_help_says_where_scores_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    # that writing differs in transitions alone, and games not at all, is tested with their environments
+    with pytest.raises(SystemExit):
+        scoring.main(["--help"])
+    assert scoring.DIFFERENCES in capsys.readouterr().out
+
+
 def test_transcripts_are_played_again(tmp_path: Path) -> None:
     options = {"words": ["I", "L"], "eval_words": ["T"], "horizon": 2}
     environment = StrBuild(**options)

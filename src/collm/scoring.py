@@ -3,11 +3,7 @@
 A case is one JSON object per line, of one of two kinds. With `env` and `inputs` (writing, coding) or `env`, `task` and
 `completions` (the building games) it holds everything its reward depends on. A transcript, as `predict` and
 evaluations write them, names a task of an environment; its actions are played again in the environment of the run.
-
-By "released" the building games and the coding tasks follow the authors' released code, and agree with it on recorded
-cases, with one exception: in coding, values are compared outside the program as plain data, so an object equal to
-everything passes no test, and a program that ends its process fails its tests instead of ending the trainer. In writing
-the list of transition phrases is this project's own, which moves the term `style_transitions`.
+`DIFFERENCES`, which `--help` shows, says where scores are not those of the authors' released code.
 """
 
 from __future__ import annotations
@@ -37,6 +33,24 @@ from collm.errors import ConfigurationError
 from collm.sandbox.pool import Sandbox, SandboxFailure
 
 FORMS = ("paper", "released")
+DIFFERENCES = """\
+Where scores differ from those of the authors' released code:
+
+  --reward released, which agrees with it on recorded cases but for
+    writing     style_transitions: the list of phrases is this project's own
+    coding      values are compared outside the program, as plain data: an object equal to everything passes no test,
+                and a program that ends its process fails its tests instead of ending the run
+
+  --reward paper, the default, by design
+    coding      a call of the helper is one in the syntax tree; a comment or a string that mentions it is none
+                a result of the helper that is thrown away costs 0.5 in every spelling
+                a function goes to its end: a nested function does not cut it off; own imports and constants stay
+                every assert of a test counts, those of several lines and in loops too
+    writing     length is counted without blanks, transitions are whole words and earn by the logarithm, two texts
+                without content words have nothing in common; arXiv has the ranges that the paper prints
+    StrBuild    blocks beside the target are divided by the target, and no kind of block has to be used
+    HouseBuild  covered and extra cells over those of the house, whatever their kind; spiders cost up to 0.2
+"""
 WRITING = {"tldr": TLDR, "arxiv": ArXiv}
 
 
@@ -216,7 +230,11 @@ def find_config(cases: Path) -> Path | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 if every line could be scored, 1 if some could not, 2 if there was nothing to read."""
-    parser = argparse.ArgumentParser(description="Score recorded cases again: one JSON object per line in and out.")
+    parser = argparse.ArgumentParser(
+        description="Score recorded cases again: one JSON object per line in and out.",
+        epilog=DIFFERENCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("cases", type=Path, help="file with one case or transcript per line")
     parser.add_argument("--reward", choices=FORMS, help="form of the reward (default: paper, or as configured)")
     parser.add_argument("--config", type=Path, help="config.yaml of the run that transcripts are from")

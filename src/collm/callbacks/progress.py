@@ -6,17 +6,18 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import RunningStage
 
 
 class RolloutProgress(TQDMProgressBar):
     """Shows whether a rollout is being played (turn, episodes) or an update made, and the last return."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         trainer.datamodule.on_turn = self._on_turn
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         trainer.datamodule.on_turn = None
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -27,5 +28,14 @@ class RolloutProgress(TQDMProgressBar):
         self._describe(f"turn {turn + 1}, {num_episodes} episodes")
 
     def _describe(self, phase: str) -> None:
-        if self.is_enabled and not self.trainer.validating:
+        if not self.is_enabled:
+            return
+        stage = self.trainer.state.stage
+        if stage == RunningStage.TRAINING:
             self.train_progress_bar.set_description(f"Epoch {self.trainer.current_epoch} [{phase}]")
+        elif stage == RunningStage.VALIDATING:
+            self.val_progress_bar.set_description(f"{self.validation_description} [{phase}]")
+        elif stage == RunningStage.TESTING:
+            self.test_progress_bar.set_description(f"{self.test_description} [{phase}]")
+        elif stage == RunningStage.PREDICTING:
+            self.predict_progress_bar.set_description(f"{self.predict_description} [{phase}]")

@@ -21,7 +21,7 @@ class LogSamples(L.Callback):
 
     Every evaluation writes all its transcripts to `transcripts/`, shows a few as text and pictures in TensorBoard, and
     at the end of `fit` the first and the last pictures stand side by side in `before_after.png`. `predict` writes
-    `predictions.jsonl`.
+    `predictions.jsonl`. Both files grow batch by batch, so that a run that breaks off leaves what was played.
 
     Args:
         num_shown: Episodes of different tasks shown per evaluation.
@@ -29,29 +29,41 @@ class LogSamples(L.Callback):
 
     def __init__(self, num_shown: int = 4):
         self.num_shown = num_shown
-        self._trajectories: list[Trajectory] = []
+        self._shown: dict[str, Trajectory] = {}
         self._first: np.ndarray | None = None
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: RolloutBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._trajectories.extend(batch.trajectories)
+        name = f"transcripts/{trainer.state.stage.value}-{pl_module.joint_samples:08d}.jsonl"
+        for trajectory in _keep(trainer, name, batch, batch_idx):
+            if len(self._shown) < self.num_shown:
+                self._shown.setdefault(trajectory.task.task_id, trajectory)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: RolloutBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._trajectories.extend(batch.trajectories)
+        _keep(trainer, "predictions.jsonl", batch, batch_idx)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trajectories, folder = self._collected(), _folder(trainer)
-        if not trainer.is_global_zero or not trajectories:
+        shown, self._shown = list(self._shown.values()), {}
+        folder, step = _folder(trainer), pl_module.joint_samples
+        if not trainer.is_global_zero or not shown:
             return
-        step = pl_module.joint_samples
-        write_transcripts(folder / "transcripts" / f"{trainer.state.stage.value}-{step:08d}.jsonl", trajectories)
-        shown = list({trajectory.task.task_id: trajectory for trajectory in reversed(trajectories)}.values())
-        shown = shown[::-1][: self.num_shown]
         picture = side_by_side([trainer.datamodule.environment.render(trajectory) for trajectory in shown])
         if picture is not None:
             if self._first is None:
@@ -67,15 +79,9 @@ class LogSamples(L.Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trajectories, path = self._collected(), _folder(trainer) / "predictions.jsonl"
+        folder = _folder(trainer)
         if trainer.is_global_zero:
-            write_transcripts(path, trajectories)
-            print(f"{len(trajectories)} transcripts in {path}")
-
-    def _collected(self) -> list[Trajectory]:
-        """The trajectories of all ranks since the last time."""
-        own, self._trajectories = self._trajectories, []
-        return list(chain.from_iterable(gather_objects(own)))
+            print(f"transcripts are in {folder / 'predictions.jsonl'}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": None if self._first is None else self._first.tolist()}
@@ -85,10 +91,14 @@ class LogSamples(L.Callback):
             self._first = np.array(state["first"], dtype=np.uint8)
 
 
-def write_transcripts(path: Path, trajectories: list[Trajectory]) -> None:
-    """One JSON object per episode and line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+def _keep(trainer: L.Trainer, name: str, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
+    """Add a batch, of all ranks, to a file of the run's folder: one JSON object per episode and line."""
+    trajectories, path = list(chain.from_iterable(gather_objects(batch.trajectories))), _folder(trainer) / name
+    if trainer.is_global_zero:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w" if batch_idx == 0 else "a") as file:
+            file.writelines(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories)
+    return trajectories
 
 
 def as_markdown(trajectory: Trajectory) -> str:

@@ -220,7 +220,7 @@ class HouseBuild(BuildingGame):
             lines = [f"agent {self.position(agent_id)}: {supplies}"]
             if state.attacks:
                 lines.append(f"spiders {sum(state.attacks)} of {self.player_health}")
-            return "\n".join([*lines, *(_cuboid(fill) for fill in house.rectangles(house.world))])
+            return "\n".join([*lines, *(f"/fill {_cuboid(fill)}" for fill in house.rectangles(house.world))])
         lines = [
             f"You are builder {self.position(agent_id)} in a team that builds a house out of blocks."
             if team > 1

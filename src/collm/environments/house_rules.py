@@ -12,8 +12,8 @@ from collm.environments.building_game import Score
 
 # Of a scripted demonstration: how often a missing cuboid, or the spiders, are dealt with, and how often another cell is
 # filled in place of a cuboid.
-DEMONSTRATION_COVERAGE = 0.6
-DEMONSTRATION_SLIPS = 0.1
+DEMONSTRATION_COVERAGE = 0.3
+DEMONSTRATION_SLIPS = 0.3
 
 
 def stock(blueprint: Blueprint, palettes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
