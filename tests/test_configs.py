@@ -66,7 +66,8 @@ def needs_smollm2(path: Path) -> object:
 def test_there_is_something_to_check() -> None:
     assert {"collm_cc", "collm_dc", "magrpo"} <= set(map(name_of, files("algorithms")))
     assert {"str_build", "tldr"} <= set(map(name_of, files("environments")))
-    assert {"str_build_tiny", "tldr_smollm2", "clone_str_build"} <= set(map(name_of, files("experiments")))
+    experiments = {"str_build_tiny", "house_build_tiny", "tldr_smollm2", "humaneval_smollm2", "clone_house_build"}
+    assert experiments <= set(map(name_of, files("experiments")))
     assert {"tiny", "smollm2", "qwen3-1.7b"} <= set(map(name_of, files("models")))
 
 

@@ -21,8 +21,8 @@ TASKS = {
     "tldr": {"num_eval": 2},
     "arxiv": {"num_eval": 2},
     "coop_humaneval": {"num_eval": 2},
-    "str_build": {"prompt": "compact"},
-    "house_build": {"prompt": "compact"},
+    "str_build": {"prompt": "compact", "words": ["I", "L"], "eval_words": ["T", "U"]},
+    "house_build": {"prompt": "compact", "size": [4, 4, 4]},
 }
 
 
@@ -46,10 +46,10 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(
         "data": {
             "environment": environment,
             "tasks_per_rollout": 2,
-            "rollouts_per_epoch": 1,
+            "rollouts_per_epoch": 2,
             "eval_episodes_per_task": 1,
         },
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False},
     }
     Path("small.yaml").write_text(yaml.safe_dump(small))
     given = ["--config", str(CONFIGS / "algorithms" / "collm_cc.yaml"), "--config", "small.yaml"]
@@ -76,6 +76,19 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(
         played = json.loads(line)["turns"]
         assert len(played) == turns
         assert result["reward"] == pytest.approx(sum(turn["reward"] for turn in played))
+
+
+def test_the_embedded_builder_of_houses_writes_commands_that_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = str(CONFIGS / "experiments" / "house_build_tiny.yaml")
+    args = ["--data.eval_episodes_per_task=2", "--trainer.accelerator=cpu"]
+    assert cli.main(CONFIGS / "base.yaml", ["validate", "--config", recipe, *args]) == 0
+    curves = scalars(Path("logs") / "collm" / "version_0")
+    assert curves["eval/rejected_rate"][0] < 0.2
+    assert curves["eval/coverage"][0] > 0.2
+    assert curves["eval/redundancy"][0] < 0.1
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "nowhere", "a/b/c"])
 def test_a_folder_that_does_not_exist(path: str) -> None:
-    named = f"model folder '{path}' does not exist.*hub name.*'tiny', 'relay', 'smollm2'"
+    named = f"model folder '{path}' does not exist.*hub name.*'tiny', 'tiny_house', 'relay', 'smollm2'"
     with pytest.raises(ConfigurationError, match=named):
         load_config(path)
 
@@ -81,8 +81,9 @@ def test_random_weights_keep_the_shape(tiny_folder: str) -> None:
     assert not torch.equal(stored.get_input_embeddings().weight, random.get_input_embeddings().weight.float())
 
 
-def test_the_embedded_model_is_small_and_reads_any_text() -> None:
-    model, tokenizer = load_model("tiny", "float32"), load_tokenizer("tiny")
+@pytest.mark.parametrize("name", ["tiny", "tiny_house"])
+def test_the_embedded_models_are_small_and_read_any_text(name: str) -> None:
+    model, tokenizer = load_model(name, "float32"), load_tokenizer(name)
     assert sum(weight.numel() for weight in model.parameters()) < 3_000_000
     assert len(tokenizer) == model.config.vocab_size
     for text in ("/setblock 1 2 0 stone", "\u0e17\u0e14\U0001f9f1\x00\r\n\t", ""):

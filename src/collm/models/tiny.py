@@ -1,7 +1,8 @@
 """The embedded language model: a small Llama with a byte-complete tokenizer that knows the words of the building games.
 
 It is what the quickstart and the tests run on. This file makes its configuration, tokenizer and random weights; the
-weights that ship with the package were then trained by behaviour cloning (`configs/experiments/clone_str_build.yaml`).
+weights that ship with the package were then trained by behaviour cloning: `tiny` on StrBuild
+(`configs/experiments/clone_str_build.yaml`) and `tiny_house`, from there on, on HouseBuild (`clone_house_build.yaml`).
 """
 
 from __future__ import annotations
