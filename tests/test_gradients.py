@@ -15,6 +15,7 @@ from collm.gradient_test import main
 from collm.gradients import Measured, load, statistics
 from collm.models.backbone import Backbone
 from collm.objectives import policy_gradient_loss
+from collm.report import report
 from collm.returns import discounted_returns, generalized_advantages
 from enumerated import FULL, Enumerated
 from tabular import AGENTS
@@ -189,7 +190,11 @@ def test_the_command_trains_a_policy_and_measures_methods_at_it(
     assert measured.gram.shape == measured.dots.shape * 2 == (4, 4)
     assert load(str(home / "reference" / "seed_0" / "gradients.pt")).gram.shape == (6, 6)
     assert load(str(home / "CC" / "seed_0" / "gradients.pt")).episodes_per_task == 2.0
-    assert {path.name for path in (tmp_path / "out").glob("all.*")} == {"all.csv", "all.png"}
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert {"table_0.csv", "table_0.png", "noise_to_signal.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert all(f"| {label} | 1 |" in page for label in ("MARLOO", "CC"))
+    report(raw=str(tmp_path / "out" / "table.json"), out=str(tmp_path / "again"))
+    assert (tmp_path / "again" / "README.md").read_text() == page
     assert "noise_to_signal" in capsys.readouterr().out
     policy = torch.load(home / "policy" / "seed_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert policy["collm"]["joint_samples"] == 2 * 2 * 2

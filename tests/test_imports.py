@@ -86,8 +86,13 @@ RULES = {
     "collm.claims": Rule(rooms("errors", "statistics"), only=frozenset({"numpy"})),
     "collm.outcomes": Rule(rooms("claims", "errors", "runs", "statistics")),
     "collm.gradients": Rule(rooms(), only=TORCH),
-    "collm.gradient_test": Rule(rooms("cli", "errors", "gradients", "launch", "plots", "tables"), cli=True),
-    "collm.report": Rule(rooms("claims", "errors", "launch", "outcomes", "plots", "statistics", "tables")),
+    "collm.gradient_page": Rule(rooms("gradients", "plots", "tables")),
+    "collm.gradient_test": Rule(
+        rooms("cli", "errors", "gradient_page", "gradients", "launch", "plots", "tables"), cli=True
+    ),
+    "collm.report": Rule(
+        rooms("claims", "errors", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
+    ),
     "collm.study": Rule(rooms("claims", "comparison", "errors", "launch", "outcomes")),
 }
 

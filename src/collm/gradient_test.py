@@ -8,7 +8,6 @@ reference gradient is measured on many episodes, then every method is run as it 
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Mapping
@@ -20,10 +19,11 @@ from jsonargparse import auto_cli
 
 from collm import cli  # noqa: F401 (once, for all runs that are forked from here)
 from collm.errors import ConfigurationError, TrainingError
-from collm.gradients import NAMES, load, statistics
+from collm.gradient_page import write_page
+from collm.gradients import load, statistics
 from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
-from collm.plots import draw_table, pyplot
-from collm.tables import Row, as_text, write_csv
+from collm.plots import pyplot
+from collm.tables import Row, as_text
 
 FILE = "gradients.pt"
 FIRST_SEED = 2**33  # no run has a seed as large
@@ -43,13 +43,14 @@ def gradient_test(
     reference_rollouts: int = 128,
     jobs: int = 1,
     figures: bool = True,
+    note: str = "",
     script: str = "tools/fit.py",
     default_config: str | None = None,
 ) -> None:
     """Measure noise and bias of policy gradients at policies that are held still.
 
-    What is finished is skipped, so that the same command can be given again at any time. In `out`: table.csv,
-    table.json and, for every cell, a figure.
+    What is finished is skipped, so that the same command can be given again at any time. In `out`: a page
+    (README.md), figures, and the numbers behind them.
 
     Args:
         configs: Configurations that all runs share.
@@ -67,6 +68,7 @@ def gradient_test(
         reference_rollouts: Rollouts of the reference; its error is not part of the intervals, so take many.
         jobs: Runs side by side; they share the processor's cores.
         figures: Draw figures, which needs matplotlib.
+        note: A remark for the top of the page.
         script: The training command.
         default_config: Configuration that is read before all others.
     """
@@ -128,13 +130,7 @@ def gradient_test(
         tables.setdefault(title, []).append(Row(label, len(seeds), statistics(files, truths)))
     for title, rows in tables.items():
         print(f"\n{title}\n{as_text(rows)}")
-        home = homes_of(tables)[title]
-        write_csv(folder / f"{home}.csv", rows)
-        if figures:
-            columns = {name: [row.cells[name] for row in rows] for name in NAMES if name in rows[0].cells}
-            draw_table(folder / f"{home}.png", [row.label for row in rows], columns)
-    document = {title: [vars(row) for row in rows] for title, rows in tables.items()}
-    (folder / "table.json").write_text(json.dumps(document, indent=2))
+    write_page(folder, tables, figures, note)
     print(f"written to {folder}")
 
 

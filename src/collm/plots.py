@@ -53,6 +53,29 @@ def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence
     plt.close(figure)
 
 
+def draw_lines(
+    path: Path,
+    places: Sequence[str],
+    lines: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    name: str,
+) -> None:
+    """`name` on a logarithmic axis at each of `places`, a line with intervals for every label."""
+    plt = pyplot()
+    figure, panel = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for index, (label, cells) in enumerate(lines.items()):
+        where = [place for place, title in enumerate(places) if title in cells]
+        means, lows, highs = zip(*(cells[places[place]] for place in where), strict=True)
+        panel.plot(where, means, "o-", color=f"C{index % 10}", label=label)
+        panel.vlines(where, lows, highs, color=f"C{index % 10}", alpha=0.5, linewidth=3)
+    panel.set_yscale("log")
+    panel.set_xticks(range(len(places)), places)
+    panel.set_ylabel(name)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[Curve]], name: str, threshold: float | None = None, title: str = ""
 ) -> None:

@@ -17,6 +17,7 @@ from jsonargparse import auto_cli
 
 from collm.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
 from collm.errors import ConfigurationError
+from collm.gradient_page import from_record, write_page
 from collm.launch import homes_of
 from collm.outcomes import Outcome, horizons, measured, read_outcome
 from collm.plots import draw_curves, draw_table, pyplot
@@ -33,13 +34,16 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
         study: Folder of a study with cells, the `out` of tools/study.py. Runs that are not finished are left out, and
             the page says how many there are.
         out: Folder to write to.
-        raw: An outcomes.json, in place of a study.
+        raw: In place of a study, an outcomes.json, or the table.json of a gradient test.
         note: A remark for the top of the page, such as what is missing.
     """
     scipy_stats(), pyplot()
     if (study is None) == (raw is None):
         raise ConfigurationError("give either the folder of a study or raw, an outcomes.json.")
     document = collect(Path(study)) if raw is None else json.loads(Path(raw).read_text())
+    if "gradients" in document:
+        print(write_page(Path(out), from_record(document["gradients"]), figures=True, note=note or document["note"]))
+        return
     rule = Rule(**{**document["rule"], "claims": [Claim(**claim) for claim in document["rule"]["claims"]]})
     outcomes = [Outcome(**record) for record in document["outcomes"]]
     if not outcomes:

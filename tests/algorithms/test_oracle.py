@@ -19,7 +19,8 @@ from collm.models.policy import Policy, PolicySpec
 from collm.returns import generalized_advantages
 from collm.runs import read_run
 from collm.samplers.oracle import Oracle
-from collm.trajectory import collate
+from collm.samplers.parallel import Parallel
+from collm.trajectory import TokenSequence, collate, pad_sequences
 from toy import REPOSITORY
 
 ACTIONS = [f"a{index}" for index in range(8)]
@@ -42,6 +43,33 @@ def test_at_first_all_actions_are_equally_likely_and_nothing_else_is_written() -
     drawn = policy.sample([policy.prompt(["x3"], [])] * 400, generator, greedy=False)
     assert {action.text for action in drawn} == set(ACTIONS)
     assert_close(torch.tensor([action.log_probs for action in drawn]), torch.full((400, 1), 1 / 8).log())
+
+
+def test_trained_log_probabilities_are_those_of_the_restricted_policy() -> None:
+    policy = make_policies(0.5)["relay_1"]
+    prompts = [policy.prompt([f"x{index}"], []) for index in range(8)]
+    drawn = policy.sample(prompts, torch.Generator().manual_seed(0), greedy=False)
+    rows = [
+        TokenSequence(row, [*action.prompt_ids, *action.token_ids], [-1] * len(action.prompt_ids) + [0])
+        for row, action in enumerate(drawn)
+    ]
+    log_probs, entropies = policy.log_probs(pad_sequences(rows, 0, "cpu"))
+    assert_close(log_probs[:, -1], torch.tensor([action.log_probs[0] for action in drawn]), rtol=1e-5, atol=1e-5)
+    allowed = policy.tokenizer.convert_tokens_to_ids(ACTIONS)
+    for prompt, entropy in zip(prompts, entropies[:, -1], strict=True):
+        chances = policy.backbone.lm(torch.tensor([prompt])).logits[0, -1][allowed].softmax(-1)
+        assert_close(entropy, -(chances * chances.log()).sum(), rtol=1e-5, atol=1e-5)
+    (entropy.sum() + log_probs.sum()).backward()
+    assert policy.backbone.lm.lm_head.weight.grad.isfinite().all()
+
+
+def test_any_language_model_can_play(tiny_folder: str) -> None:
+    game = Relay(horizon=2, instructions=True)
+    spec = PolicySpec(tiny_folder, max_new_tokens=4)
+    policies = {name: Policy(name, spec, Backbone(tiny_folder, "float32"), None) for name in game.agent_ids}
+    for trajectory in Parallel().rollout(game, game.tasks("train")[:2], policies, seed=0, device="cpu"):
+        assert len(trajectory.turns) == 2
+        assert 0 <= game.metrics(trajectory)["success"] <= 1
 
 
 def test_histories_carry_the_chances_the_policies_give_the_right_answers() -> None:
@@ -90,7 +118,7 @@ def test_advantages_are_the_errors_of_the_noted_values(
 
 def test_without_noted_values_there_is_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     game = Relay(horizon=2)
-    played = super(Oracle, Oracle()).rollout(game, game.tasks("train")[:2], make_policies(0.0), 0, "cpu")
+    played = Parallel().rollout(game, game.tasks("train")[:2], make_policies(0.0), 0, "cpu")
     module = OracleActorCritic(agent_ids=game.agent_ids, policy=SPEC)
     with pytest.raises(ConfigurationError, match="set data.sampler to collm.samplers.oracle.Oracle"):
         module.training_step(collate(played), 0)
