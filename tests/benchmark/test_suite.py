@@ -230,6 +230,18 @@ def test_workloads_become_arguments_that_the_command_line_takes(tmp_path, model:
     assert meter.clock is time.perf_counter
 
 
+def test_overhead_is_read_off_the_comparison_with_the_floor(known: Namespace) -> None:
+    known.out.mkdir()
+    measuring = Suite(Path("bench.py"), CONFIGS, known)
+    overhead = next(cell for cell in cells() if cell.name == "overhead/tiny, 1 turn")
+    twin = next(cell for cell in cells() if cell.name == "floor/tiny, 1 turn, separate")
+    rounds = [one_round(100.0, 0.0, 1.0), one_round(4.0, 0.5, 2.0), one_round(2.0, 0.5, 4.0), one_round(10.0, 1.0, 8.0)]
+    measuring.path(twin).write_text(json.dumps({"runs": [{"warmup": 1, "rounds": rounds}]}))
+    result = measuring.overhead(overhead)
+    assert (result["ratio"], result["num_rounds"]) == (0.25, 3)
+    assert result["range"] == pytest.approx([0.15, 0.5])
+
+
 def test_a_row_says_whether_the_target_is_reached() -> None:
     cell = Cell("floor/tiny", Work(), "floor", 0.8)
     result = {"ratio": 0.75, "range": [0.5, 0.9], "num_rounds": 5}

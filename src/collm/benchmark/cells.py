@@ -73,10 +73,11 @@ class Cell:
     Args:
         name: Its group and its own name, `floor/tiny, 1 turn`.
         work: What is measured here.
-        against: `floor`; `comlrl:maac` and the like, the peer and its algorithm; `work`, then `other` is measured too.
+        against: `floor`; `overhead`, then it is the share of a round that is no model call; `comlrl:maac` and the like,
+            the peer and its algorithm; `work` or `memory`, then `other` is measured too, for time and for peak memory.
         target: What the ratio should reach: at least this against a peer, at most this otherwise.
         other: What `work` is divided by.
-        quantity: What is divided: `seconds`, `update_seconds`, `overhead_share` or `memory`.
+        quantity: What is divided where two processes take turns: `seconds` or `update_seconds`.
     """
 
     name: str
@@ -112,8 +113,8 @@ def cells() -> list[Cell]:
         found.append(Cell(f"growth/update, {few} to {many} turns", work, "work", 2.2, other, "update_seconds"))
         work, other = replace(tiny, agents=many), replace(tiny, agents=few)
         found.append(Cell(f"growth/iteration, {few} to {many} agents", work, "work", 2.1, other))
-    found.append(Cell("overhead/tiny, 1 turn", tiny, "alone", 0.25, None, "overhead_share"))
-    found.append(Cell("overhead/smollm2, 1 turn", smollm2, "alone", 0.10, None, "overhead_share"))
+    found.append(Cell("overhead/tiny, 1 turn", tiny, "overhead", 0.25))
+    found.append(Cell("overhead/smollm2, 1 turn", smollm2, "overhead", 0.10))
     frozen = replace(smollm2, parameters="lora", samples=4)
     found.append(
         Cell(

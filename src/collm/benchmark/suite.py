@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -192,20 +193,35 @@ class Suite:
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Measure one cell."""
-        if cell.against in ("floor", "alone") or cell.quantity == "memory":
-            works = [cell.work] if cell.other is None else [cell.work, cell.other]
-            runs = [self.run(work, floor=cell.against == "floor") for work in works]
-            if cell.against == "floor":
-                floor = runs[0]["summary"]["floor"]
-                numbers = {"ratio": floor["ratio"], "range": floor["ratio_range"], "num_rounds": self.known.rounds}
-            elif cell.quantity == "memory":
-                peaks = [run["memory"]["peak_rss_gb"] for run in runs]
-                numbers = {"ratio": peaks[0] / peaks[1], "range": [peaks[0] / peaks[1]] * 2, "num_rounds": 1}
-            else:
-                shares = [overhead_share(one) for one in runs[0]["rounds"][self.known.warmup :]]
-                share = runs[0]["summary"]["overhead_share"]
-                numbers = {"ratio": share, "range": [min(shares), max(shares)], "num_rounds": len(shares)}
-            return {**numbers, "command": shlex.join(self.command(cell.work, cell.against == "floor")), "runs": runs}
+        kinds = {"floor": self.beside_floor, "overhead": self.overhead, "memory": self.memory}
+        return {
+            **kinds.get(cell.against, self.in_turn)(cell),
+            "command": shlex.join(self.command(cell.work, floor=cell.against == "floor")),
+        }
+
+    def beside_floor(self, cell: Cell) -> dict[str, Any]:
+        """Seconds of a round over those of the floor, in one process."""
+        run = self.run(cell.work, floor=True)
+        floor = run["summary"]["floor"]
+        return {"ratio": floor["ratio"], "range": floor["ratio_range"], "num_rounds": self.known.rounds, "runs": [run]}
+
+    def overhead(self, cell: Cell) -> dict[str, Any]:
+        """Share of a round that is no model call; read off the comparison of the same work with the floor."""
+        (twin,) = [other for other in cells() if other.against == "floor" and other.work == cell.work]
+        measured = self.path(twin).is_file()
+        run = json.loads(self.path(twin).read_text())["runs"][0] if measured else self.run(cell.work, floor=False)
+        shares = [overhead_share(one) for one in run["rounds"][run["warmup"] :]]
+        share = statistics.median(shares)
+        return {"ratio": share, "range": [min(shares), max(shares)], "num_rounds": len(shares)}
+
+    def memory(self, cell: Cell) -> dict[str, Any]:
+        """Peak memory of one process over that of another; it hardly varies, so that one round each will do."""
+        runs = [self.run(work, floor=False) for work in (cell.work, cell.other)]
+        peak, other = (run["memory"]["peak_rss_gb"] for run in runs)
+        return {"ratio": peak / other, "range": [peak / other, peak / other], "num_rounds": 1, "runs": runs}
+
+    def in_turn(self, cell: Cell) -> dict[str, Any]:
+        """What a peer needs over what is needed here, or one workload over another."""
         with tempfile.TemporaryDirectory() as folder:
             sides = {"here": Side("this project", self.command(cell.work, False, Path(folder) / "here.json", True))}
             if cell.other is None:
@@ -216,7 +232,7 @@ class Suite:
             rounds = alternate(sides, self.known.rounds, self.known.warmup)
         here, other = ([one[cell.quantity] for one in rounds[name]] for name in ("here", "other"))
         numbers = ratio(other, here) if cell.of_peer else ratio(here, other)
-        return {**numbers, "command": shlex.join(self.command(cell.work, False)), "rounds": rounds}
+        return {**numbers, "rounds": rounds}
 
     def model(self, work: Work) -> str:
         """Folder of the model of `work`."""
