@@ -102,6 +102,9 @@ class TabularPolicy:
             for prompt, token, row in zip(prompts, chosen, log_probs, strict=True)
         ]
 
+    def keep_cache(self, on: bool) -> None:
+        """There is none."""
+
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
         return Action(text, list(prompt), [int(text)], [0.0])
 

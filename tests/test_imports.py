@@ -42,7 +42,8 @@ TORCH = frozenset({"torch"})
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
     "collm.meter": Rule(rooms(), only=TORCH),
-    "collm.trajectory": Rule(rooms(), only=TORCH),
+    "collm.lengths": Rule(rooms(), only=frozenset()),
+    "collm.trajectory": Rule(rooms("lengths"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
     "collm.collectives": Rule(rooms(), only=TORCH),
@@ -52,7 +53,7 @@ RULES = {
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
-    "collm.models": Rule(rooms("trajectory", "errors", "meter", "models", "objectives"), never=LIGHTNING),
+    "collm.models": Rule(rooms("trajectory", "lengths", "errors", "meter", "models", "objectives"), never=LIGHTNING),
     "collm.samplers": Rule(
         rooms("trajectory", "environments.base", "errors", "meter", "samplers"), never=LIGHTNING | {"transformers"}
     ),

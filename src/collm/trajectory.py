@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from collm.lengths import similar_lengths
+
 
 @dataclass(frozen=True)
 class Task:
@@ -359,14 +361,8 @@ def micro_batches(
 
     Rows of similar length travel together. A single row longer than `max_tokens` makes a batch of its own.
     """
-    chunk: list[TokenSequence] = []
-    for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids)):
-        if chunk and (len(chunk) + 1) * len(sequence.ids) > max_tokens:
-            yield pad_sequences(chunk, pad_id, device)
-            chunk = []
-        chunk.append(sequence)
-    if chunk:
-        yield pad_sequences(chunk, pad_id, device)
+    for group in similar_lengths([len(sequence.ids) for sequence in sequences], max_tokens):
+        yield pad_sequences([sequences[index] for index in group], pad_id, device)
 
 
 def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device | str) -> SequenceBatch:

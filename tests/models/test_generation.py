@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from collm.errors import TrainingError
-from collm.models import generation
+from collm.models import generation, prefill
 from collm.models.cache import ReservedLayer, make_cache
 from collm.models.generation import Sampling, draw, generate
 
@@ -67,13 +67,14 @@ def test_log_probs_are_those_of_the_whole_sequence(lm, greedy: bool) -> None:
 
 def test_equal_prompts_share_their_prefill_and_are_sampled_independently(lm, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
-    forward = generation._forward
+    forward = prefill.forward
 
     def spy(lm, ids, *args):
         sizes.append(tuple(ids.shape))
         return forward(lm, ids, *args)
 
-    monkeypatch.setattr(generation, "_forward", spy)
+    for module in (prefill, generation):
+        monkeypatch.setattr(module, "forward", spy)
     drawn = generate(lm, [[7, 8, 9]] * 6 + [[20, 21]], Sampling(5), [], chance())
     assert sizes == [(2, 3), *[(7, 1)] * 4]
     assert len({tuple(tokens) for tokens, _ in drawn}) == 7

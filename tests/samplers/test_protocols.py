@@ -38,6 +38,9 @@ class Speaker:
         before = [*actions[-1].prompt_ids, *actions[-1].token_ids] if actions else []
         return [*before, *map(ord, observations[-1] + "|")]
 
+    def keep_cache(self, on: bool) -> None:
+        """There is none."""
+
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         texts = [f"{self.name}{len(self.asked) + index}" for index in range(len(prompts))]
         self.asked += ["".join(map(chr, prompt)) for prompt in prompts]

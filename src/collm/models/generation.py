@@ -1,7 +1,7 @@
 """Batched sampling from a causal language model, with the log-probability of every sampled token.
 
-One decode loop for all rows: equal prompts share one prefill, finished rows leave the batch, and log-probabilities are
-taken while decoding instead of in a second pass.
+One decode loop for all rows: finished rows leave the batch, and log-probabilities are taken while decoding instead of
+in a second pass.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from collm.errors import TrainingError
 from collm.meter import meter
-from collm.models.cache import make_cache
+from collm.models.cache import Rows, is_plain, join_rows
+from collm.models.prefill import Memory, forward, prefill
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def generate(
     sampling: Sampling,
     eos_ids: Sequence[int],
     generator: torch.Generator,
+    memory: Memory | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue every prompt until it ends itself or reaches the limit.
 
@@ -59,55 +60,66 @@ def generate(
         sampling: How tokens are drawn.
         eos_ids: Tokens that end a response; the one that did is part of it.
         generator: Source of chance on the model's device.
+        memory: What the model has read before; afterwards it holds what was read and written here.
 
     Returns:
         For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
         before top-p and top-k cut it.
     """
-    device = lm.device
-    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    place = {prompt: index for index, prompt in enumerate(distinct)}
-    ids, mask = _pad_left(distinct, device)
-    cache = make_cache(lm.config)
-    logits = _forward(lm, ids, mask, mask.cumsum(1) - 1, cache)
-    if not logits.isfinite().all():
-        raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
-
-    copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-    if len(copies) != len(distinct):  # a group of generations shares the prefill of its prompt
-        cache.batch_select_indices(copies)
-        logits, mask = logits[copies], mask[copies]
+    device, limit = lm.device, sampling.max_new_tokens
+    prompts = [tuple(prompt) for prompt in prompts]
+    start, logits = prefill(lm, prompts, memory or Memory())
+    cache, width = start.cache, start.mask.shape[1]
     # room for every token to come, so that the mask is sliced and never rebuilt
-    mask = torch.cat([mask, mask.new_ones(len(mask), sampling.max_new_tokens)], dim=1)
-    position = mask[:, : ids.shape[1]].sum(1, keepdim=True)
+    mask = torch.cat([start.mask, start.mask.new_ones(len(prompts), limit)], dim=1)
+    position = start.mask.sum(1, keepdim=True)
 
     ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     rows = torch.arange(len(prompts), device=device)  # the prompt behind each row that is still computed
-    tokens = torch.zeros(len(prompts), sampling.max_new_tokens, dtype=torch.long, device=device)
-    log_probs = torch.zeros(len(prompts), sampling.max_new_tokens, device=device)
-    lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
+    tokens = torch.zeros(len(prompts), limit, dtype=torch.long, device=device)
+    log_probs = torch.zeros(len(prompts), limit, device=device)
+    lengths = torch.full((len(prompts),), limit, device=device)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    computed = ids.numel()
-    for step in range(sampling.max_new_tokens):
+    left: list[tuple[Rows, Tensor]] = []  # what the rows that are done have read, and whose they are
+    computed = 0
+    for step in range(limit):
         forbidden = ends if step < sampling.min_new_tokens else None
         token, log_prob = draw(logits, sampling, generator, forbidden)
         tokens[rows, step], log_probs[rows, step] = token, log_prob
         ended = torch.isin(token, ends) & alive
         lengths[rows[ended]] = step + 1
         alive &= ~ended
-        if step + 1 == sampling.max_new_tokens or not alive.any():
+        if step + 1 == limit or not alive.any():
             break
         if alive.sum() <= 0.75 * len(alive):  # copying the cache is worth it once enough rows are done
-            keep = alive.nonzero().squeeze(1)
+            keep, gone = (which.nonzero().squeeze(1) for which in (alive, ~alive))
+            if memory is not None and is_plain(cache):
+                read = Rows(cache, _read(mask[:, : width + step], width, lengths[rows]))
+                left.append((join_rows([(read, gone, torch.arange(len(gone), device=device))]), rows[gone]))
             cache.batch_select_indices(keep)
             rows, mask, position, token, alive = (x[keep] for x in (rows, mask, position, token, alive))
         computed += len(token)
-        logits = _forward(lm, token[:, None], mask[:, : ids.shape[1] + step + 1], position, cache)
+        logits = forward(lm, token[:, None], mask[:, : width + step + 1], position, cache)
         position = position + 1
     sizes = lengths.tolist()
     # the last token of a response is drawn and never read
-    meter.count(sum(map(len, distinct)) + sum(sizes) - len(sizes), computed)
-    return [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
+    meter.count(sum(sizes) - len(sizes), computed)
+    drawn = [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
+    if memory is not None:
+        left.append((Rows(cache, _read(mask[:, : width + step], width, lengths[rows])), rows))
+        memory.replace([(read, [(*prompts[row], *drawn[row][0][:-1]) for row in who.tolist()]) for read, who in left])
+    return drawn
+
+
+def _read(mask: Tensor, width: int, lengths: Tensor) -> Tensor:
+    """Positions of prompts and responses that count, [R, W]: after a response ended, its row may have gone on.
+
+    Args:
+        mask: True at the positions of the prompts that count and at all later ones, [R, W].
+        width: Where responses begin.
+        lengths: How many tokens each response has, [R].
+    """
+    return mask & (torch.arange(mask.shape[1], device=mask.device) < width + lengths[:, None] - 1)
 
 
 def restrict(logits: Tensor, allowed_ids: Sequence[int] | None) -> Tensor:
@@ -144,24 +156,3 @@ def draw(
         logits = TopPLogitsWarper(sampling.top_p)(None, logits)
     token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
     return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1)
-
-
-def _forward(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits of the last position, [R, V]; `cache` grows by the new positions."""
-    output = lm(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1]
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask of prompts aligned at their last token, [R, L] each; masked positions hold token 0."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask

@@ -16,6 +16,7 @@ from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.generation import Sampling, generate, restrict
 from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.models.prefill import Memory
 from collm.trajectory import Action, SequenceBatch
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
@@ -42,6 +43,8 @@ class PolicySpec:
         temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
+        keep_cache: Keep key/value states from turn to turn, so that only what is new is read: faster, and more memory
+            while episodes of several turns are played.
         context_length: Longest prompt and response together, in tokens; by default what the model allows.
         chat_template: Use the tokenizer's chat template at every turn, if it has one.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
@@ -63,6 +66,7 @@ class PolicySpec:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    keep_cache: bool = True
     context_length: int | None = None
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
@@ -147,7 +151,7 @@ def context_length(path: str) -> int:
 class Policy:
     """pi_i(a_i | h_i) of one agent over a backbone that it may share with others.
 
-    Its parameters live in the backbone, which the algorithm owns; this object holds no state of its own.
+    Its parameters live in the backbone, which the algorithm owns.
 
     Args:
         agent_id: Whose policy this is.
@@ -164,6 +168,7 @@ class Policy:
         self.tokenizer = load_tokenizer(spec.path)
         self.dialogue = make_dialogue(spec)
         eos = backbone.lm.generation_config.eos_token_id if backbone.lm.generation_config else None
+        self.memory: Memory | None = None
         self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
         self.allowed_ids = spec.allowed_ids()
 
@@ -174,6 +179,10 @@ class Policy:
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the agent's history o_0, a_0, ..., o_t."""
         return self.dialogue.prompt(observations, actions)
+
+    def keep_cache(self, on: bool) -> None:
+        """Whether longer prompts go on from the key/value states of earlier ones; what was kept is dropped."""
+        self.memory = Memory() if on and self.spec.keep_cache else None
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         """One response to each prompt, all prompts in one decode loop."""
@@ -187,7 +196,7 @@ class Policy:
             self.allowed_ids,
         )
         with self.backbone.using(self.adapter):
-            drawn = generate(self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator)
+            drawn = generate(self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator, self.memory)
         texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
         return [
             Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,13 @@ class SamplingPolicy(Protocol):
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         """One response to each prompt, batched."""
+        ...
+
+    def keep_cache(self, on: bool) -> None:
+        """Whether to keep what was computed for prompts, for longer ones that begin with them, until it is told not to.
+
+        It is told so before its weights change.
+        """
         ...
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
@@ -95,8 +103,22 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
         episode.receive(joint_action, outcome)
 
 
+@contextmanager
+def kept_caches(policies: Mapping[str, SamplingPolicy], asked_again: bool) -> Iterator[None]:
+    """While it lasts, policies that are `asked_again` in the same episode keep what they have computed."""
+    for policy in policies.values():
+        policy.keep_cache(asked_again)
+    try:
+        yield
+    finally:
+        for policy in policies.values():
+            policy.keep_cache(False)
+
+
 class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
+
+    asks_once = True  # False where an agent may be asked several times in a turn
 
     def check(  # noqa: B027 (most samplers refuse nothing)
         self, environment: Environment, num_tasks: int, num_generations: int
@@ -138,13 +160,14 @@ class Sampler(ABC):
             for group, task in enumerate(tasks)
             for _ in range(num_generations)
         ]
-        for turn in range(environment.horizon):
-            active = [episode for episode in episodes if not episode.done]
-            if not active:
-                break
-            if on_turn is not None:
-                on_turn(turn, len(active))
-            act_all(active, self.joint_actions(active, policies, generator, greedy))
+        with kept_caches(policies, environment.horizon > 1 or not self.asks_once):
+            for turn in range(environment.horizon):
+                active = [episode for episode in episodes if not episode.done]
+                if not active:
+                    break
+                if on_turn is not None:
+                    on_turn(turn, len(active))
+                act_all(active, self.joint_actions(active, policies, generator, greedy))
         return [episode.trajectory for episode in episodes]
 
     @abstractmethod

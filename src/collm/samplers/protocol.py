@@ -19,6 +19,8 @@ from collm.trajectory import Action, Message
 class Protocol(Sampler):
     """A sampler whose agents read each other. Subclasses say who is asked when, with `ask`."""
 
+    asks_once = False
+
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
         """Refuse a team of one: it has nobody to talk to."""
         if len(environment.agent_ids) < 2:

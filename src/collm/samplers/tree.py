@@ -20,7 +20,7 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode, SamplingPolicy, act_all
+from collm.samplers.base import Episode, SamplingPolicy, act_all, kept_caches
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action, Branch, Task, Trajectory
 
@@ -74,23 +74,24 @@ class Tree(Parallel):
         generator = torch.Generator(device).manual_seed(seed)
         numbers = count()
         paths = [Episode(environment, task, group, seed * 1_000_003 + group) for group, task in enumerate(tasks)]
-        for turn in range(environment.horizon):
-            active = [path for path in paths if not path.done]
-            if not active:
-                break
-            if on_turn is not None:
-                on_turn(turn, len(active) * num_generations)
-            asked = [path for path in active for _ in range(num_generations)]
-            drawn = self.joint_actions(asked, policies, generator, greedy)
-            starts = range(0, len(drawn), num_generations)
-            chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
-            families = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
-            # One call for all of them: a reward that takes time is worked out side by side.
-            act_all([child for family in families for child in family], [act for acts in chosen for act in acts])
-            for path, family in zip(active, families, strict=True):
-                self.number(path, family, numbers)
-            children = iter(families)
-            paths = [child for path in paths for child in ([path] if path.done else next(children))]
+        with kept_caches(policies, environment.horizon > 1):
+            for turn in range(environment.horizon):
+                active = [path for path in paths if not path.done]
+                if not active:
+                    break
+                if on_turn is not None:
+                    on_turn(turn, len(active) * num_generations)
+                asked = [path for path in active for _ in range(num_generations)]
+                drawn = self.joint_actions(asked, policies, generator, greedy)
+                starts = range(0, len(drawn), num_generations)
+                chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
+                families = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
+                # One call for all of them: a reward that takes time is worked out side by side.
+                act_all([child for family in families for child in family], [act for acts in chosen for act in acts])
+                for path, family in zip(active, families, strict=True):
+                    self.number(path, family, numbers)
+                children = iter(families)
+                paths = [child for path in paths for child in ([path] if path.done else next(children))]
         return [path.trajectory for path in paths]
 
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:

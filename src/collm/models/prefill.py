@@ -1,0 +1,141 @@
+"""Prompts read into a key/value cache: what was read before is taken from there, and what is equal is read once.
+
+A dialogue grows at its end, so the next prompt of an agent begins with its last one and what it wrote. `Memory` keeps
+the states of both between the turns of a rollout, and only the new tokens are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from collm.errors import TrainingError
+from collm.lengths import similar_lengths
+from collm.meter import meter
+from collm.models.cache import Rows, is_plain, join_rows, make_cache
+
+Tokens = tuple[int, ...]
+
+
+class Memory:
+    """Key/value states of sequences that a model has read; worth nothing once its weights have changed."""
+
+    def __init__(self):
+        self._places: dict[Tokens, tuple[Rows, int]] = {}
+
+    def replace(self, read: Sequence[tuple[Rows, Sequence[Tokens]]]) -> None:
+        """Keep the states of sequences, one for each of the rows, in place of all that was kept before."""
+        self._places = {
+            sequence: (rows, index)
+            for rows, sequences in read
+            if is_plain(rows.cache)
+            for index, sequence in enumerate(sequences)
+        }
+
+    def recall(self, prompts: Sequence[Tokens]) -> list[tuple[int, Rows, int] | None]:
+        """The longest known beginning of each prompt, at least one token shorter: its length, and where it is."""
+        lengths = sorted({len(sequence) for sequence in self._places}, reverse=True)
+        found = []
+        for prompt in prompts:
+            starts = (prompt[:length] for length in lengths if length < len(prompt))
+            found.append(next(((len(start), *self._places[start]) for start in starts if start in self._places), None))
+        return found
+
+
+def prefill(lm: PreTrainedModel, prompts: Sequence[Tokens], memory: Memory) -> tuple[Rows, Tensor]:
+    """Read prompts, those of similar length together.
+
+    Args:
+        lm: The model; the active adapter is the caller's business.
+        prompts: Token ids of each prompt, at least one token each.
+        memory: What it has read before.
+
+    Returns:
+        The states of all prompts, aligned at their last token, and the logits of the next token, [R, V].
+    """
+    distinct = list(dict.fromkeys(prompts))
+    known = memory.recall(distinct)
+    groups = [list(range(len(distinct)))]
+    if is_plain(make_cache(lm.config)):  # otherwise groups could not be joined
+        sizes = [len(prompt) - (start[0] if start else 0) for prompt, start in zip(distinct, known, strict=True)]
+        sides = [[i for i, start in enumerate(known) if bool(start) == continued] for continued in (True, False)]
+        groups = [
+            [side[place] for place in group] for side in sides for group in similar_lengths([sizes[i] for i in side])
+        ]
+    groups = [sorted(group) for group in groups]
+    read = [_read(lm, [distinct[i] for i in group], [known[i] for i in group]) for group in groups]
+    if not all(logits.isfinite().all() for _, logits in read):
+        raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
+    if len(groups) == 1 and len(distinct) == len(prompts):
+        return read[0]
+
+    # a group of generations shares the reading of its prompt
+    device, place = lm.device, {prompt: index for index, prompt in enumerate(distinct)}
+    copies = torch.tensor([place[prompt] for prompt in prompts], device=device)
+    if len(groups) == 1:
+        rows, logits = read[0]
+        rows.cache.batch_select_indices(copies)
+        return Rows(rows.cache, rows.mask[copies]), logits[copies]
+    parts, everything = [], torch.cat([logits for _, logits in read])
+    order = torch.tensor([index for group in groups for index in group], device=device).argsort()
+    for group, (rows, _) in zip(groups, read, strict=True):
+        members = torch.tensor(group, device=device)
+        places = torch.isin(copies, members).nonzero().squeeze(1)
+        parts.append((rows, torch.searchsorted(members, copies[places]), places))
+    return join_rows(parts), everything[order[copies]]
+
+
+def forward(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits after the last of the new tokens, [R, V].
+
+    Args:
+        lm: The model.
+        ids: New tokens, [R, S].
+        mask: True at the tokens that count, the W - S in the cache and the new ones, [R, W].
+        positions: Place of each new token in its sequence, [R, S].
+        cache: States of the tokens before; it grows by those of the new ones.
+    """
+    output = lm(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions.clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
+
+
+def _read(
+    lm: PreTrainedModel, prompts: Sequence[Tokens], starts: Sequence[tuple[int, Rows, int] | None]
+) -> tuple[Rows, Tensor]:
+    """The states of some prompts, all of them with a known beginning or none, and the logits of their next tokens."""
+    before = _recalled([start[1:] for start in starts]) if starts[0] else None
+    new = [prompt[start[0] if start else 0 :] for prompt, start in zip(prompts, starts, strict=True)]
+    width = max(map(len, new))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in new], device=lm.device)
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in new], device=lm.device)
+    meter.count(sum(map(len, new)), ids.numel())
+    cache = before.cache if before else make_cache(lm.config)
+    mask = torch.cat([before.mask, mask], dim=1) if before else mask
+    positions = mask.cumsum(1)[:, -width:] - 1
+    return Rows(cache, mask), forward(lm, ids, mask, positions, cache)
+
+
+def _recalled(places: Sequence[tuple[Rows, int]]) -> Rows:
+    """Copies of rows that lie here and there."""
+    device = places[0][0].mask.device
+    parts: dict[int, tuple[Rows, list[int], list[int]]] = {}
+    for place, (rows, index) in enumerate(places):
+        _, chosen, taken = parts.setdefault(id(rows), (rows, [], []))
+        chosen.append(index)
+        taken.append(place)
+    return join_rows(
+        [
+            (rows, torch.tensor(chosen, device=device), torch.tensor(taken, device=device))
+            for rows, chosen, taken in parts.values()
+        ]
+    )
