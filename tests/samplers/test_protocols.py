@@ -2,16 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from collm.callbacks.measure import episode_record, response_time
 from collm.callbacks.samples import as_markdown
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
-from collm.models.critic import Critic
+from collm.models.critic import Critic, CriticSpec
 from collm.models.dialogue import Dialogue
 from collm.models.tiny import build_tokenizer
 from collm.runs import read_run
@@ -122,9 +122,12 @@ def test_all_that_an_agent_wrote_in_a_turn_is_trained(sampler: Sampler, scored: 
 
 def test_critic_reads_messages_only_after_the_turn() -> None:
     (trajectory,), _ = play(Discussion())
-    reader = SimpleNamespace(reads=("a1", "a2"), spec=SimpleNamespace(progress=False))
-    assert Critic.observed(reader, trajectory, 0) == "[a1] task 0 a1\n[a2] task 0 a2\n[value]"
-    assert Critic.acted(reader, trajectory, 0) == "\n[a1] a10\n[a1] a11\n[a2] a20\n[a2] a21\n"
+    reader = Critic.__new__(Critic)
+    nn.Module.__init__(reader)
+    reader.reads, reader.same_tokens, reader.spec = ("a1", "a2"), frozenset(), CriticSpec(progress=False)
+    reader.tokens = lambda text: [*map(ord, text)]
+    assert reader.observed(trajectory, 0) == "[a1] task 0 a1\n[a2] task 0 a2\n[value]"
+    assert "".join(map(chr, reader.acted(trajectory, 0))) == "\n[a1] a10\n[a1] a11\n[a2] a20\n[a2] a21\n"
 
 
 def test_transcripts_show_the_conversation() -> None:

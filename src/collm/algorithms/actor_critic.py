@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import on_all_rows, sum_over_ranks
+from collm.collectives import num_ranks, on_all_rows, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
+from collm.models.loading import same_tokens
 from collm.objectives import clipped_value_loss, value_loss
 from collm.replay import Lesson, Replay
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
-from collm.trajectory import RolloutBatch, TokenSequence
+from collm.trajectory import RolloutBatch, SequenceBatch, TokenSequence
 
 
 class ActorCritic(MultiAgentModule):
@@ -83,6 +84,7 @@ class ActorCritic(MultiAgentModule):
         self.target_critic_rate = target_critic_rate
         self.target_critics: dict[str, list[Tensor]] = {}  # the slow copies of what trains, by critic
         self.replays: dict[str, Replay] = {}
+        self._first_passes: dict[str, list[tuple[SequenceBatch, Tensor]]] = {}
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
@@ -138,7 +140,9 @@ class ActorCritic(MultiAgentModule):
     def build_critic(self, name: str, reads: Sequence[str]) -> Critic:
         """The critic `name`, a learner of its own over a backbone or adapter of its own."""
         adapter = name if self.critic_spec.lora_rank else None
-        critic = self.critic_class(self.critic_spec, self.backbone(name, self.critic_spec, adapter), adapter, reads)
+        backbone = self.backbone(name, self.critic_spec, adapter)
+        same = [agent_id for agent_id in reads if same_tokens(self.specs[agent_id].path, self.critic_spec.path)]
+        critic = self.critic_class(self.critic_spec, backbone, adapter, reads, same)
         self.learners[name] = critic.trainable_parameters()
         return critic
 
@@ -153,7 +157,46 @@ class ActorCritic(MultiAgentModule):
         total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
         if count:
             self.critics[name].center(total / count)
-        return self.read(name, histories, batch)
+        return (
+            self.first_pass(name, histories, batch)
+            if self.passes_once(histories)
+            else self.read(name, histories, batch)
+        )
+
+    def passes_once(self, histories: Sequence[TokenSequence]) -> bool:
+        """Whether the pass that gives the values can be that of the critic's first optimizer step too.
+
+        It can if that step is over the same rows and the activations of all of them fit at once.
+        """
+        tokens = len(histories) * max((len(sequence.ids) for sequence in histories), default=0)
+        whole = self.separate_critics and self.num_minibatches == 1
+        return whole and tokens <= self.tokens_per_micro_batch and num_ranks() == 1
+
+    @meter.phase("values")
+    @torch.no_grad()
+    def first_pass(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
+        """The values of a critic, in the shape of `values`; the pass is kept for its first optimizer step."""
+        critic = self.critics[name]
+        shape = (len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
+        with torch.enable_grad():
+            kept = list(self.passes(name, histories, set(range(len(batch.trajectories)))))
+        self._first_passes[name] = kept
+        values = batch.rewards.new_zeros(shape)
+        for chunk, states in kept:
+            values += chunk.sum_by_turn(critic.values(states, chunk), shape)
+        return values
+
+    def passes(
+        self, name: str, histories: Sequence[TokenSequence], rows: set[int]
+    ) -> Iterator[tuple[SequenceBatch, Tensor]]:
+        """Micro-batches of the histories of `rows`, and the critic's hidden states of each, [R, L, hidden size]."""
+        kept = self._first_passes.pop(name, [])
+        if kept:
+            while kept:  # nothing holds on to a pass once it is used
+                yield kept.pop(0)
+            return
+        for chunk in self.chunks(histories, rows, self.critics[name].tokenizer.pad_token_id):
+            yield chunk, self.critics[name].hidden_states(chunk)
 
     @meter.phase("values")
     @torch.no_grad()
@@ -229,9 +272,8 @@ class ActorCritic(MultiAgentModule):
         own_tokens = sum(len(sequence.ids) - 1 for sequence in lesson.histories if sequence.row in rows)
         sizes = torch.stack([lesson.turn_mask[sorted(rows)].sum().cpu(), torch.tensor(own_tokens)])
         num_turns, num_tokens = sum_over_ranks(sizes, self.device).clamp(min=1)
-        for chunk in self.chunks(lesson.histories, rows, critic.tokenizer.pad_token_id):
+        for chunk, states in self.passes(name, lesson.histories, rows):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
-            states = critic.hidden_states(chunk)
             now = chunk.sum_by_turn(critic.values(states, chunk), shape)
             if self.value_clip is None:
                 loss = value_loss(now, lesson.targets, scored)

@@ -258,7 +258,8 @@ class MultiAgentModule(L.LightningModule):
                 / num_rows
             )
             token_entropy = entropies[mask].sum() / num_tokens
-            loss = loss - self.entropy_weight * token_entropy
+            if self.entropy_weight:  # a product with 0 would be backpropagated too
+                loss = loss - self.entropy_weight * token_entropy
             sums[0] += token_entropy.detach()
             if self.kl_weight:
                 divergence = kl_penalty(log_probs, reference_log_probs, mask) / num_tokens
@@ -296,10 +297,12 @@ class MultiAgentModule(L.LightningModule):
                 total += loss.detach()
             total = sum_over_ranks(total, self.device)
             sum_gradients(self.learners[name])
-            limit = self.gradient_clip_norm or float("inf")
-            norm = nn.utils.clip_grad_norm_(self.learners[name], limit)
+            weights = [weight for weight in self.learners[name] if weight.grad is not None]
+            norm = nn.utils.get_total_norm([weight.grad for weight in weights])
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
+            if self.gradient_clip_norm and norm > self.gradient_clip_norm:
+                nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
             optimizer.step()
         self.log(metric, total)
         self.log(f"optim/grad_norm/{name}", norm)

@@ -57,7 +57,8 @@ class CoLLMDCShared(ActorCritic):
 
     def build_critic(self, name: str, reads: Sequence[str]) -> Critic:
         policy = self.policies[reads[0]]
-        critic = Critic(replace(self.critic_spec, path=policy.spec.path), policy.backbone, policy.adapter, reads)
+        spec = replace(self.critic_spec, path=policy.spec.path)
+        critic = Critic(spec, policy.backbone, policy.adapter, reads, same_tokens=reads)
         learner = next(learner for learner, members in self.team.items() if reads[0] in members)
         self.learners[learner] = [*self.learners[learner], *critic.head.parameters()]
         return critic

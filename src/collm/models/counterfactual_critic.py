@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from collm.models.critic import Critic, chain
-from collm.trajectory import Message, TokenSequence, Trajectory
+from collm.trajectory import TokenSequence, Trajectory
 
 
 class CounterfactualCritic(Critic):
@@ -39,8 +39,8 @@ class CounterfactualCritic(Critic):
                 blocks, written = [], []
                 for index in range(len(trajectory.turns)):
                     others, rest = self.apart(trajectory, index, agent_id)
-                    blocks += [self.tokens(self.observed(trajectory, index)), self.tokens(others)]
-                    written += [[], self.tokens(rest)]
+                    blocks += [self.tokens(self.observed(trajectory, index)), others]
+                    written += [[], rest]
                 for sequence in chain(row, blocks, written, self.limit):
                     turns = [self.column(block, place) for block in sequence.turns]
                     if max(turns) >= 0:
@@ -58,16 +58,13 @@ class CounterfactualCritic(Critic):
             return -1
         return turn * self.values_per_turn + (1 + place if known else 0)
 
-    def apart(self, trajectory: Trajectory, index: int, agent_id: str) -> tuple[str, str]:
-        """What is written in turn `index`, in two parts: what the agent cannot have changed, and the rest."""
+    def apart(self, trajectory: Trajectory, index: int, agent_id: str) -> tuple[list[int], list[int]]:
+        """Tokens written in turn `index`, in two parts: what the agent cannot have changed, and the rest."""
         turn = trajectory.turns[index]
         own = turn.written_by(agent_id)
         others = [message for name in self.reads if name != agent_id for message in turn.written_by(name)]
         # of one round are those written at the same time; later ones may answer the agent
         known = [message for message in others if message.round <= own[0].round]
         later = [message for message in others if message.round > own[0].round]
-        return f"{lines(known)}\n[{agent_id}]", f" {own[0].action.text}{lines([*own[1:], *later])}\n"
-
-
-def lines(messages: Sequence[Message]) -> str:
-    return "".join(f"\n[{message.agent_id}] {message.action.text}" for message in messages)
+        before = [*self.said(known), *self.tokens(f"\n[{agent_id}]")]
+        return before, [*self.words(" ", own[0]), *self.said([*own[1:], *later]), *self.tokens("\n")]

@@ -9,7 +9,7 @@ A centralized critic reads all agents (the joint history h_t); an individual one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
-from collm.models.loading import load_tokenizer
+from collm.models.loading import encode, load_tokenizer
 from collm.models.policy import LOGITS_PER_CHUNK, check_model_numbers, context_length
-from collm.trajectory import SequenceBatch, TokenSequence, Trajectory
+from collm.trajectory import Message, SequenceBatch, TokenSequence, Trajectory
 
 _FORGETTING = 0.05  # how fast the scale of values follows that of the targets, per rollout
 _SMALLEST_SCALE = 1e-3
@@ -71,14 +71,23 @@ class Critic(nn.Module):
         backbone: The language model under it; its parameters belong to the algorithm, not to this module.
         adapter: LoRA adapter that belongs to this critic; None where all weights do.
         reads: Agents whose observations and actions it sees: all of them, or one.
+        same_tokens: Those of them that write in its own tokens, so that it reads exactly what they wrote.
     """
 
     values_per_turn = 1
 
-    def __init__(self, spec: CriticSpec, backbone: Backbone, adapter: str | None, reads: Sequence[str]):
+    def __init__(
+        self,
+        spec: CriticSpec,
+        backbone: Backbone,
+        adapter: str | None,
+        reads: Sequence[str],
+        same_tokens: Collection[str] = (),
+    ):
         super().__init__()
         self.spec = spec
         self.reads = tuple(reads)
+        self.same_tokens = frozenset(same_tokens)
         self.adapter = adapter
         self.tokenizer = load_tokenizer(spec.path)
         self._backbone = [backbone]  # in a list, so that its weights are not registered a second time here
@@ -173,7 +182,7 @@ class Critic(nn.Module):
             before, written = [], []  # blocks of tokens: what turn t is judged on, and what was written in it
             for index in range(len(trajectory.turns)):
                 before.append(self.tokens(self.observed(trajectory, index)))
-                written.append(self.tokens(self.acted(trajectory, index)))
+                written.append(self.acted(trajectory, index))
             sequences.extend(chain(row, before, written, self.limit))
         return sequences
 
@@ -189,15 +198,26 @@ class Critic(nn.Module):
         lines += [f"[{agent_id}] {turn.observations[agent_id]}" for agent_id in self.reads]
         return "\n".join(lines) + "\n[value]"
 
-    def acted(self, trajectory: Trajectory, index: int) -> str:
-        """What turn `index` adds to the history once everybody has acted."""
+    def acted(self, trajectory: Trajectory, index: int) -> list[int]:
+        """What turn `index` adds to the history once everybody has acted, in tokens."""
         turn = trajectory.turns[index]
         written = [message for agent_id in self.reads for message in turn.written_by(agent_id)]
-        return "".join(f"\n[{message.agent_id}] {message.action.text}" for message in written) + "\n"
+        return [*self.said(written), *self.tokens("\n")]
+
+    def said(self, messages: Sequence[Message]) -> list[int]:
+        """Messages in tokens, each on a line that begins with who wrote it."""
+        return [token for message in messages for token in self.words(f"\n[{message.agent_id}] ", message)]
+
+    def words(self, before: str, message: Message) -> list[int]:
+        """A text and after it what a message says, in tokens; the token that ended the response is not part of it."""
+        action = message.action
+        if message.agent_id in self.same_tokens and action.token_ids:
+            return [*self.tokens(before), *(action.token_ids if action.truncated else action.token_ids[:-1])]
+        return self.tokens(before + action.text)
 
     def tokens(self, text: str) -> list[int]:
         """`text` in the critic's own tokens."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return list(encode(self.spec.path, text))
 
 
 def _cross_entropy(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -112,6 +112,18 @@ def load_tokenizer(path: str) -> Tokenizer:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@lru_cache(maxsize=4096)
+def encode(path: str, text: str) -> tuple[int, ...]:
+    """Tokens of `text` as it stands, without any special ones around it."""
+    return tuple(load_tokenizer(path)(text, add_special_tokens=False).input_ids)
+
+
+@cache
+def same_tokens(path: str, other: str) -> bool:
+    """Whether two models read and write the same tokens."""
+    return path == other or load_tokenizer(path).get_vocab() == load_tokenizer(other).get_vocab()
 
 
 def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:

@@ -30,6 +30,6 @@ class QCritic(Critic):
             blocks = []
             for index in range(len(trajectory.turns)):
                 blocks.append(self.tokens(self.observed(trajectory, index)))
-                blocks.append(self.tokens(self.acted(trajectory, index)))
+                blocks.append(self.acted(trajectory, index))
             sequences.extend(chain(row, blocks, [[] for _ in blocks], self.limit))
         return sequences
