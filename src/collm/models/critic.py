@@ -154,8 +154,9 @@ class Critic(nn.Module):
     def values(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         """Values at the scored positions, 0 elsewhere, from hidden states [R, L, hidden size]; [R, L]."""
         mask = batch.action_mask
-        values = torch.zeros(batch.ids.shape, device=states.device)
-        outputs = self.head(states[mask].to(self.head.weight.dtype)).float()
+        outputs = self.head(states[mask].to(self.head.weight.dtype))
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        values = outputs.new_zeros(batch.ids.shape)
         values[mask] = self.scale * self.choose(outputs, batch.turns[mask]) + self.shift
         return values
 

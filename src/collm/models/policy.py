@@ -239,10 +239,9 @@ class Policy:
                     pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
                 else:
                     pieces.append(_score(head, chunk, target, *how))
-        log_probs = hidden.new_zeros(mask.shape, dtype=torch.float32)
-        entropies = torch.zeros_like(log_probs)
-        log_probs[mask] = torch.cat([piece[0] for piece in pieces])
-        entropies[mask] = torch.cat([piece[1] for piece in pieces])
+        scored = [torch.cat(values) for values in zip(*pieces, strict=True)]
+        log_probs, entropies = (values.new_zeros(mask.shape) for values in scored)
+        log_probs[mask], entropies[mask] = scored
         return log_probs, entropies
 
     def save(self, folder: str | Path) -> None:
@@ -263,6 +262,8 @@ def _score(
     head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, allowed_ids: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `targets` [M] and entropy, [M] each, from hidden states [M, hidden size]."""
-    log_probs = restrict(head(hidden).float() / temperature, allowed_ids).log_softmax(-1)
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    log_probs = restrict(logits, allowed_ids).log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
