@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from collm.errors import ConfigurationError
+from collm.models import stock
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.generation import Sampling, generate, restrict
@@ -43,6 +44,7 @@ class PolicySpec:
         temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
+        engine: What samples: `collm`, or `transformers` for the `generate` of that library, which is slower.
         keep_cache: Keep key/value states from turn to turn, so that only what is new is read: faster, and more memory
             while episodes of several turns are played.
         context_length: Longest prompt and response together, in tokens; by default what the model allows.
@@ -66,6 +68,7 @@ class PolicySpec:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    engine: Literal["collm", "transformers"] = "collm"
     keep_cache: bool = True
     context_length: int | None = None
     chat_template: bool = True
@@ -88,6 +91,8 @@ class PolicySpec:
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
+        if self.engine not in ("collm", "transformers"):
+            raise ConfigurationError(f"{name}.engine is {self.engine!r}; choose collm or transformers.")
         if self.top_p > 1:
             raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
         if self.top_k < 0:
@@ -196,7 +201,8 @@ class Policy:
             self.allowed_ids,
         )
         with self.backbone.using(self.adapter):
-            drawn = generate(self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator, self.memory)
+            how = (self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator)
+            drawn = stock.generate(*how) if self.spec.engine == "transformers" else generate(*how, self.memory)
         texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
         return [
             Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)

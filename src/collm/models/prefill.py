@@ -109,19 +109,25 @@ def forward(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, c
     return output.logits[:, -1]
 
 
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts aligned at their last token, [R, L] each; masked positions hold token 0."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
 def _read(
     lm: PreTrainedModel, prompts: Sequence[Tokens], starts: Sequence[tuple[int, Rows, int] | None]
 ) -> tuple[Rows, Tensor]:
     """The states of some prompts, all of them with a known beginning or none, and the logits of their next tokens."""
     before = _recalled([start[1:] for start in starts]) if starts[0] else None
     new = [prompt[start[0] if start else 0 :] for prompt, start in zip(prompts, starts, strict=True)]
-    width = max(map(len, new))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in new], device=lm.device)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in new], device=lm.device)
+    ids, mask = pad_left(new, lm.device)
     meter.count(sum(map(len, new)), ids.numel())
     cache = before.cache if before else make_cache(lm.config)
     mask = torch.cat([before.mask, mask], dim=1) if before else mask
-    positions = mask.cumsum(1)[:, -width:] - 1
+    positions = mask.cumsum(1)[:, -ids.shape[1] :] - 1
     return Rows(cache, mask), forward(lm, ids, mask, positions, cache)
 
 
