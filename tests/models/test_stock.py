@@ -24,7 +24,7 @@ def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("options", [{}, {"min_new_tokens": 5}, {"temperature": 0.6}])
+@pytest.mark.parametrize("options", [{}, {"min_new_tokens": 5}, {"temperature": 0.6}, {"allowed_ids": range(9, 200)}])
 def test_greedy_responses_are_the_same(lm, options: dict) -> None:
     free = generation.generate(lm, PROMPTS, Sampling(12, greedy=True), [], chance())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]

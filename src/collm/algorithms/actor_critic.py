@@ -157,11 +157,8 @@ class ActorCritic(MultiAgentModule):
         total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
         if count:
             self.critics[name].center(total / count)
-        return (
-            self.first_pass(name, histories, batch)
-            if self.passes_once(histories)
-            else self.read(name, histories, batch)
-        )
+        find = self.first_pass if self.passes_once(histories) else self.read
+        return find(name, histories, batch)
 
     def passes_once(self, histories: Sequence[TokenSequence]) -> bool:
         """Whether the pass that gives the values can be that of the critic's first optimizer step too.

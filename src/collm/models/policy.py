@@ -216,7 +216,7 @@ class Policy:
             ids = [*ids[: self.spec.max_new_tokens - 1], self.tokenizer.eos_token_id]
         else:
             ids = ids[: self.spec.max_new_tokens]
-        return Action(text, prompt, ids, [0.0] * len(ids))
+        return Action(text, prompt, ids, [0.0] * len(ids), truncated=self.allowed_ids is not None)
 
     def log_probs(self, batch: SequenceBatch, adapter: str | None = "own") -> tuple[Tensor, Tensor]:
         """Log-probability of every action token and entropy of the distribution it came from.

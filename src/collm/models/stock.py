@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from collm.meter import meter
-from collm.models.generation import Sampling
+from collm.models.generation import Sampling, restrict
 from collm.models.prefill import pad_left
 
 
@@ -36,11 +36,19 @@ def generate(
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = lm.generate(ids, attention_mask=mask, generation_config=config)
+        output = lm.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([lambda _, scores: restrict(scores, sampling.allowed_ids)]),
+        )
     tokens = output.sequences[:, ids.shape[1] :]
     log_probs = torch.stack(
         [
-            (logits.float() / sampling.temperature).log_softmax(-1).gather(-1, drawn[:, None]).squeeze(-1)
+            restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
+            .log_softmax(-1)
+            .gather(-1, drawn[:, None])
+            .squeeze(-1)
             for logits, drawn in zip(output.logits, tokens.unbind(1), strict=True)
         ],
         dim=1,
