@@ -102,6 +102,10 @@ class TabularPolicy:
             for prompt, token, row in zip(prompts, chosen, log_probs, strict=True)
         ]
 
+    @property
+    def decoder(self) -> int:
+        return id(self)
+
     def keep_cache(self, on: bool) -> None:
         """There is none."""
 

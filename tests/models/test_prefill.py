@@ -82,7 +82,7 @@ def test_a_prompt_that_was_read_whole_is_read_again(lm) -> None:
     memory = Memory()
     drawn = generate(lm, PROMPTS, GREEDY, [], chance(), memory)
     whole = [*PROMPTS[0], *drawn[0][0][:-1]]
-    assert memory.recall([tuple(whole)]) == [None]
+    assert memory.recall([(0, tuple(whole))]) == [None]
     assert generate(lm, [whole], GREEDY, [], chance(), memory)[0][0] == alone(lm, whole, [])[0]
 
 
@@ -90,7 +90,7 @@ def test_only_the_newest_is_kept(lm) -> None:
     memory = Memory()
     first = generate(lm, [[7, 8, 9]], GREEDY, [], chance(), memory)[0][0]
     generate(lm, [[20]], GREEDY, [], chance(), memory)
-    assert memory.recall([(7, 8, 9, *first, 5)]) == [None]
+    assert memory.recall([(0, (7, 8, 9, *first, 5))]) == [None]
 
 
 def test_prompts_of_different_length_are_read_in_groups(lm, shapes: list) -> None:

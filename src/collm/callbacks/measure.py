@@ -108,6 +108,11 @@ class _Stopwatch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
 
+    @property
+    def decoder(self) -> int:
+        """Its own: agents are timed one by one."""
+        return id(self)
+
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         began = _now(generator.device)
         actions = self.policy.sample(prompts, generator, greedy)

@@ -6,10 +6,12 @@ With low-rank adapters a single frozen backbone serves many of them: `using(name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -66,6 +68,35 @@ class Backbone(nn.Module):
             self.lm.enable_adapters()
             self.lm.set_adapter(adapter)
         yield
+
+    @contextmanager
+    def mixed(self, adapters: Sequence[str]) -> Iterator[Callable[[Sequence[int]], None]]:
+        """While it lasts, every row of a forward pass has an adapter of its own; for passes without gradients.
+
+        What it yields has to be told before a pass which of `adapters` each row uses, those of one next to each other.
+        (peft can mix adapters too, but looks them up row by row in every layer.)
+        """
+        spans: list[tuple[str, slice]] = []
+
+        def announce(owners: Sequence[int]) -> None:
+            spans.clear()
+            for owner, rows in groupby(range(len(owners)), key=lambda row: owners[row]):
+                first, *others = rows
+                spans.append((adapters[owner], slice(first, first + 1 + len(others))))
+
+        def add(layer: LoraLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            for adapter, rows in spans:
+                down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+                change = up(down(inputs[0][rows].to(down.weight.dtype))) * layer.scaling[adapter]
+                output[rows] += change.to(output.dtype)
+
+        self.lm.disable_adapters()
+        hooks = [layer.register_forward_hook(add) for layer in self.lm.modules() if isinstance(layer, LoraLayer)]
+        try:
+            yield announce
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def adapter_parameters(self, adapter: str | None) -> list[nn.Parameter]:
         """What trains for `adapter`: its matrices, or the whole language model where there are no adapters."""

@@ -6,7 +6,7 @@ in a second pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,8 @@ def generate(
     eos_ids: Sequence[int],
     generator: torch.Generator,
     memory: Memory | None = None,
+    owners: Sequence[int] | None = None,
+    announce: Callable[[Sequence[int]], None] = lambda owners: None,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue every prompt until it ends itself or reaches the limit.
 
@@ -61,14 +63,17 @@ def generate(
         eos_ids: Tokens that end a response; the one that did is part of it.
         generator: Source of chance on the model's device.
         memory: What the model has read before; afterwards it holds what was read and written here.
+        owners: Whose each prompt is, where several policies read at once; those of one next to each other.
+        announce: Told the owner of every row before forward passes whose rows are new.
 
     Returns:
         For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
         before top-p and top-k cut it.
     """
     device, limit = lm.device, sampling.max_new_tokens
-    prompts = [tuple(prompt) for prompt in prompts]
-    start, logits = prefill(lm, prompts, memory or Memory())
+    owned = [(owner, tuple(prompt)) for owner, prompt in zip(owners or [0] * len(prompts), prompts, strict=True)]
+    start, logits = prefill(lm, owned, memory or Memory(), announce)
+    announce([owner for owner, _ in owned])
     cache, width = start.cache, start.mask.shape[1]
     # room for every token to come, so that the mask is sliced and never rebuilt
     mask = torch.cat([start.mask, start.mask.new_ones(len(prompts), limit)], dim=1)
@@ -98,6 +103,7 @@ def generate(
                 left.append((join_rows([(read, gone, torch.arange(len(gone), device=device))]), rows[gone]))
             cache.batch_select_indices(keep)
             rows, mask, position, token, alive = (x[keep] for x in (rows, mask, position, token, alive))
+            announce([owned[row][0] for row in rows.tolist()])
         computed += len(token)
         logits = forward(lm, token[:, None], mask[:, : width + step + 1], position, cache)
         position = position + 1
@@ -107,7 +113,10 @@ def generate(
     drawn = [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
     if memory is not None:
         left.append((Rows(cache, _read(mask[:, : width + step], width, lengths[rows])), rows))
-        memory.replace([(read, [(*prompts[row], *drawn[row][0][:-1]) for row in who.tolist()]) for read, who in left])
+        sequences = [
+            (owner, (*prompt, *tokens[:-1])) for (owner, prompt), (tokens, _) in zip(owned, drawn, strict=True)
+        ]
+        memory.replace([(read, [sequences[row] for row in who.tolist()]) for read, who in left])
     return drawn
 
 

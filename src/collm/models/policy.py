@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -189,20 +189,66 @@ class Policy:
         """Whether longer prompts go on from the key/value states of earlier ones; what was kept is dropped."""
         self.memory = Memory() if on and self.spec.keep_cache else None
 
-    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
-        """One response to each prompt, all prompts in one decode loop."""
-        sampling = Sampling(
-            self.spec.max_new_tokens,
-            self.spec.temperature,
-            self.spec.top_p,
-            self.spec.top_k,
+    @property
+    def decoder(self) -> Hashable:
+        """Policies for which this is equal can be sampled in one decode loop."""
+        if self.spec.engine == "transformers":
+            return id(self)
+        return id(self.backbone), repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+
+    def sampling(self, greedy: bool) -> Sampling:
+        """How its tokens are drawn."""
+        spec = self.spec
+        return Sampling(
+            spec.max_new_tokens,
+            spec.temperature,
+            spec.top_p,
+            spec.top_k,
             greedy,
-            self.spec.min_new_tokens,
+            spec.min_new_tokens,
             self.allowed_ids,
         )
+
+    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
+        """One response to each prompt, all prompts in one decode loop."""
+        how = (self.backbone.lm, prompts, self.sampling(greedy), sorted(self.eos_ids), generator)
         with self.backbone.using(self.adapter):
-            how = (self.backbone.lm, prompts, sampling, sorted(self.eos_ids), generator)
             drawn = stock.generate(*how) if self.spec.engine == "transformers" else generate(*how, self.memory)
+        return self.actions(prompts, drawn)
+
+    def sample_together(
+        self,
+        policies: Sequence[Policy],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[list[Action]]:
+        """One response to each prompt of several policies of one `decoder`, all of them in one decode loop.
+
+        Args:
+            policies: Whose prompts they are, this policy first.
+            prompts: Prompts of each policy.
+            generator: Source of chance on the model's device.
+            greedy: Take the most likely tokens.
+
+        Returns:
+            The responses of each policy.
+        """
+        everything = [prompt for own in prompts for prompt in own]
+        owners = [index for index, own in enumerate(prompts) for _ in own]
+        how = (self.backbone.lm, everything, self.sampling(greedy), sorted(self.eos_ids), generator, self.memory)
+        adapters = [policy.adapter for policy in policies]
+        if len(set(adapters)) == 1:
+            with self.backbone.using(self.adapter):
+                drawn = generate(*how)
+        else:
+            with self.backbone.mixed(adapters) as announce:
+                drawn = generate(*how, owners, announce)
+        rest = iter(drawn)
+        return [policy.actions(own, [next(rest) for _ in own]) for policy, own in zip(policies, prompts, strict=True)]
+
+    def actions(self, prompts: Sequence[Sequence[int]], drawn: Sequence[tuple[list[int], list[float]]]) -> list[Action]:
+        """Sampled tokens and their log-probabilities as responses."""
         texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
         return [
             Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)

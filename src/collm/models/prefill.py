@@ -6,7 +6,7 @@ the states of both between the turns of a rollout, and only the new tokens are r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,16 +17,17 @@ from collm.lengths import similar_lengths
 from collm.meter import meter
 from collm.models.cache import Rows, is_plain, join_rows, make_cache
 
-Tokens = tuple[int, ...]
+Prompt = tuple[int, tuple[int, ...]]
+"""Whose it is, where several policies read at once, and its tokens."""
 
 
 class Memory:
     """Key/value states of sequences that a model has read; worth nothing once its weights have changed."""
 
     def __init__(self):
-        self._places: dict[Tokens, tuple[Rows, int]] = {}
+        self._places: dict[Prompt, tuple[Rows, int]] = {}
 
-    def replace(self, read: Sequence[tuple[Rows, Sequence[Tokens]]]) -> None:
+    def replace(self, read: Sequence[tuple[Rows, Sequence[Prompt]]]) -> None:
         """Keep the states of sequences, one for each of the rows, in place of all that was kept before."""
         self._places = {
             sequence: (rows, index)
@@ -35,23 +36,30 @@ class Memory:
             for index, sequence in enumerate(sequences)
         }
 
-    def recall(self, prompts: Sequence[Tokens]) -> list[tuple[int, Rows, int] | None]:
+    def recall(self, prompts: Sequence[Prompt]) -> list[tuple[int, Rows, int] | None]:
         """The longest known beginning of each prompt, at least one token shorter: its length, and where it is."""
-        lengths = sorted({len(sequence) for sequence in self._places}, reverse=True)
+        lengths = sorted({len(tokens) for _, tokens in self._places}, reverse=True)
         found = []
-        for prompt in prompts:
-            starts = (prompt[:length] for length in lengths if length < len(prompt))
-            found.append(next(((len(start), *self._places[start]) for start in starts if start in self._places), None))
+        for owner, tokens in prompts:
+            starts = ((owner, tokens[:length]) for length in lengths if length < len(tokens))
+            known = (start for start in starts if start in self._places)
+            found.append(next(((len(start[1]), *self._places[start]) for start in known), None))
         return found
 
 
-def prefill(lm: PreTrainedModel, prompts: Sequence[Tokens], memory: Memory) -> tuple[Rows, Tensor]:
+def prefill(
+    lm: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    memory: Memory,
+    announce: Callable[[Sequence[int]], None] = lambda owners: None,
+) -> tuple[Rows, Tensor]:
     """Read prompts, those of similar length together.
 
     Args:
         lm: The model; the active adapter is the caller's business.
-        prompts: Token ids of each prompt, at least one token each.
+        prompts: At least one token each.
         memory: What it has read before.
+        announce: Told the owner of every row before each forward pass.
 
     Returns:
         The states of all prompts, aligned at their last token, and the logits of the next token, [R, V].
@@ -60,13 +68,16 @@ def prefill(lm: PreTrainedModel, prompts: Sequence[Tokens], memory: Memory) -> t
     known = memory.recall(distinct)
     groups = [list(range(len(distinct)))]
     if is_plain(make_cache(lm.config)):  # otherwise groups could not be joined
-        sizes = [len(prompt) - (start[0] if start else 0) for prompt, start in zip(distinct, known, strict=True)]
+        sizes = [len(prompt[1]) - (start[0] if start else 0) for prompt, start in zip(distinct, known, strict=True)]
         sides = [[i for i, start in enumerate(known) if bool(start) == continued] for continued in (True, False)]
         groups = [
             [side[place] for place in group] for side in sides for group in similar_lengths([sizes[i] for i in side])
         ]
     groups = [sorted(group) for group in groups]
-    read = [_read(lm, [distinct[i] for i in group], [known[i] for i in group]) for group in groups]
+    read = []
+    for group in groups:
+        announce([distinct[i][0] for i in group])
+        read.append(_read(lm, [distinct[i][1] for i in group], [known[i] for i in group]))
     if not all(logits.isfinite().all() for _, logits in read):
         raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
     if len(groups) == 1 and len(distinct) == len(prompts):
@@ -118,7 +129,7 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def _read(
-    lm: PreTrainedModel, prompts: Sequence[Tokens], starts: Sequence[tuple[int, Rows, int] | None]
+    lm: PreTrainedModel, prompts: Sequence[tuple[int, ...]], starts: Sequence[tuple[int, Rows, int] | None]
 ) -> tuple[Rows, Tensor]:
     """The states of some prompts, all of them with a known beginning or none, and the logits of their next tokens."""
     before = _recalled([start[1:] for start in starts]) if starts[0] else None

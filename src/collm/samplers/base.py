@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -23,12 +23,25 @@ from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, T
 class SamplingPolicy(Protocol):
     """What a sampler needs of a policy."""
 
+    decoder: Hashable
+    """Policies for which it is equal can be sampled together."""
+
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t of one agent."""
         ...
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         """One response to each prompt, batched."""
+        ...
+
+    def sample_together(
+        self,
+        policies: Sequence[SamplingPolicy],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[list[Action]]:
+        """One response to each prompt of several policies, this one first, batched over all of them."""
         ...
 
     def keep_cache(self, on: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -20,9 +20,17 @@ class Parallel(Sampler):
         generator: torch.Generator,
         greedy: bool,
     ) -> list[dict[str, Action]]:
-        joint: list[dict[str, Action]] = [{} for _ in episodes]
+        answers: dict[str, list[Action]] = {}
+        teams: dict[Hashable, list[str]] = {}
         for agent_id, policy in policies.items():
-            prompts = [policy.prompt(*episode.history(agent_id)) for episode in episodes]
-            for action, actions in zip(policy.sample(prompts, generator, greedy), joint, strict=True):
-                actions[agent_id] = action
-        return joint
+            teams.setdefault(policy.decoder, []).append(agent_id)
+        for members in teams.values():
+            team = [policies[agent_id] for agent_id in members]
+            prompts = [
+                [policies[agent_id].prompt(*episode.history(agent_id)) for episode in episodes] for agent_id in members
+            ]
+            if len(members) == 1:
+                answers[members[0]] = team[0].sample(prompts[0], generator, greedy)
+            else:
+                answers |= zip(members, team[0].sample_together(team, prompts, generator, greedy), strict=True)
+        return [{agent_id: answers[agent_id][index] for agent_id in policies} for index in range(len(episodes))]
