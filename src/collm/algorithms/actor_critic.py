@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import on_all_rows, sum_over_ranks
+from collm.collectives import gathered, on_all_rows, parts_like, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
@@ -175,7 +175,8 @@ class ActorCritic(MultiAgentModule):
         weights = self.critics[name].trainable_parameters()
         if name not in self.target_critics:  # in float32, where small moves are not rounded away
             self.target_critics[name] = [weight.detach().to(torch.float32, copy=True) for weight in weights]
-        copies = [copy.to(self.device) for copy in self.target_critics[name]]  # a checkpoint's may be elsewhere
+        kept = self.target_critics[name]  # a checkpoint's may be elsewhere, and in one piece
+        copies = [parts_like(copy, weight) for copy, weight in zip(kept, weights, strict=True)]
         self.target_critics[name] = copies
         with swapped_in(weights, copies):
             return self.read(name, histories, batch)
@@ -231,16 +232,16 @@ class ActorCritic(MultiAgentModule):
         num_turns, num_tokens = sum_over_ranks(sizes, self.device).clamp(min=1)
         for chunk in self.chunks(lesson.histories, rows, critic.tokenizer.pad_token_id):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
-            states = critic.hidden_states(chunk)
-            now = chunk.sum_by_turn(critic.values(states, chunk), shape)
+            values, lm_loss = critic.values_and_lm_loss(chunk) if self.lm_loss_weight else (critic(chunk), None)
+            now = chunk.sum_by_turn(values, shape)
             if self.value_clip is None:
                 loss = value_loss(now, lesson.targets, scored)
             else:
                 bound = self.value_clip * float(critic.scale)
                 loss = clipped_value_loss(now, lesson.values, lesson.targets, scored, bound)
             loss = self.value_loss_weight * loss / critic.scale.square() / num_turns
-            if self.lm_loss_weight:
-                loss = loss + self.lm_loss_weight * critic.lm_loss(states, chunk) / num_tokens
+            if lm_loss is not None:
+                loss = loss + self.lm_loss_weight * lm_loss / num_tokens
             yield loss
 
     def log_critic(self, name: str, values: Tensor, targets: Tensor, batch: RolloutBatch) -> None:
@@ -265,7 +266,7 @@ class ActorCritic(MultiAgentModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["collm"]["num_rollouts"] = self.num_rollouts
         if self.target_critics:
-            checkpoint["collm"]["target_critics"] = self.target_critics
+            checkpoint["collm"]["target_critics"] = gathered(self.target_critics, True)
         if self.replays:
             checkpoint["collm"]["replays"] = {name: replay.state_dict() for name, replay in self.replays.items()}
 
@@ -282,11 +283,12 @@ class ActorCritic(MultiAgentModule):
 @contextmanager
 def swapped_in(weights: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
     """For as long as it lasts, `weights` hold what `others` do."""
-    own = [weight.data for weight in weights]
+    # in place, as that is where sharded weights are gathered from
+    own = [weight.detach().clone() for weight in weights]
     try:
         for weight, other in zip(weights, others, strict=True):
-            weight.data = other.to(weight.dtype)
+            weight.detach().copy_(other)
         yield
     finally:
         for weight, kept in zip(weights, own, strict=True):
-            weight.data = kept
+            weight.detach().copy_(kept)

@@ -137,10 +137,20 @@ class Critic(nn.Module):
         """Values at the scored positions, 0 elsewhere, [R, L]."""
         return self.values(self.hidden_states(batch), batch)
 
+    def values_and_lm_loss(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """What `forward` and `lm_loss` give, in one pass."""
+        with self.backbone.using(self.adapter):
+            states, loss = self.backbone.within(lambda: self._states_and_lm_loss(batch))
+        return self.values(states, batch), loss
+
+    def _states_and_lm_loss(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        states = self.backbone.hidden_states(batch.ids, batch.attention_mask)
+        return states, self.lm_loss(states, batch)
+
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
         """What the backbone makes of every position, [R, L, hidden size]."""
         with self.backbone.using(self.adapter):
-            return self.backbone.hidden_states(batch.ids, batch.attention_mask)
+            return self.backbone.within(lambda: self.backbone.hidden_states(batch.ids, batch.attention_mask))
 
     def values(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         """Values at the scored positions, 0 elsewhere, from hidden states [R, L, hidden size]; [R, L]."""
