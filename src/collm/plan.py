@@ -6,9 +6,9 @@ is counted is what would be made: every network, adapter and optimizer state. Ac
 Per token of a micro-batch and per layer, with h the hidden size, q and k the widths of all query heads and all key
 heads, i the width of the feed-forward part and b the bytes of a number, backward passes need
 
-    A = (8 + 4 b) h + b (3 q + 2 k) + 4 b i
+    A = (8 + 4 b) h + 2 b (q + k) + 4 b i        and (4 + b) (q + k) more where queries and keys are normalized
 
-(two norms in float32 with their results; queries, keys, values and the attention's result twice; four feed-forward
+(two norms in float32 with their results; queries, keys, values and the attention's result; four feed-forward
 activations). With gradient checkpointing it is b h per layer, and A for one layer. The cache takes 2 k b per layer and
 token of history, and half as much again for the room that is reserved ahead.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from collm import cli
 from collm.algorithms.base import MultiAgentModule
@@ -43,7 +44,7 @@ class Needs:
 
     Args:
         parameters: All weights, frozen ones included.
-        gradients: Of all that trains.
+        gradients: Of all that trains; replicas (ddp) reserve buckets of the same size.
         optimizer: States of all optimizers.
         activations: Of the largest micro-batch of the largest network, and its logits.
         gathered: Layers in one piece, where weights are sharded.
@@ -82,6 +83,7 @@ class Plan:
         self.module = module
         self.rows = rows
         self.history = history
+        self.states = self.optimizer_states()
 
     def needs(self, devices: int, sharded: bool) -> Needs:
         """What each of `devices` devices needs, with full sharding or with replicas."""
@@ -93,8 +95,8 @@ class Plan:
         rows = -(-self.rows // devices)
         return Needs(
             parameters=sum(size(weight) / split[weight] for weight in split),
-            gradients=sum(size(weight) / split[weight] for weight in trains),
-            optimizer=sum(states / split[weight] for weight, states in self.optimizer_states().items()),
+            gradients=sum(size(weight) / split[weight] for weight in trains) * (1 if sharded or devices == 1 else 2),
+            optimizer=sum(states / split[weight] for weight, states in self.states.items()),
             activations=max(self.activations(one) for one in self.backbones()) + _LOGITS,
             gathered=max(self.largest_layers(one) for one in self.backbones()) if parts > 1 else 0.0,
             sampled=sum(sum(map(size, one.lm.parameters())) for one in agents) if parts > 1 else 0.0,
@@ -122,7 +124,7 @@ class Plan:
 
     def activations(self, backbone: Backbone) -> float:
         """Bytes that one micro-batch leaves for its backward pass, without the logits."""
-        shape, b = Shape.of(backbone), backbone.lm.dtype.itemsize
+        shape, b = Shape.of(backbone.lm), backbone.lm.dtype.itemsize
         layer = shape.activation_bytes(b)
         tokens = self.module.tokens_per_micro_batch
         if backbone.lm.is_gradient_checkpointing:
@@ -147,10 +149,11 @@ class Shape:
     queries: int
     keys: int
     feed_forward: int
+    normalized: bool  # queries and keys are
 
     @classmethod
-    def of(cls, backbone: Backbone) -> Shape:
-        config = backbone.lm.config.get_text_config()
+    def of(cls, lm: PreTrainedModel) -> Shape:
+        config = lm.config.get_text_config()
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         return cls(
@@ -159,16 +162,18 @@ class Shape:
             head * config.num_attention_heads,
             head * keys,
             getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            any(name.endswith("q_norm") for name, _ in lm.named_modules()),
         )
 
     def activation_bytes(self, b: int) -> int:
         """A of this file's formula, for numbers of `b` bytes."""
-        return (8 + 4 * b) * self.hidden + b * (3 * self.queries + 2 * self.keys) + 4 * b * self.feed_forward
+        attention = (2 * b + (4 + b) * self.normalized) * (self.queries + self.keys)
+        return (8 + 4 * b) * self.hidden + attention + 4 * b * self.feed_forward
 
 
 def cache_per_token(backbone: Backbone) -> int:
     """Bytes of the keys and values of one token."""
-    shape = Shape.of(backbone)
+    shape = Shape.of(backbone.lm)
     return 2 * shape.layers * shape.keys * backbone.lm.dtype.itemsize
 
 
