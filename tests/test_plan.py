@@ -113,7 +113,8 @@ def test_activations_are_what_autograd_keeps(kind: type, dtype: torch.dtype) -> 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     names = ("algorithms/magrpo", "environments/tldr", "models/qwen3-1.7b")
-    assert plan.main(CONFIGS / "base.yaml", ["--devices", "2", "--memory", "80", *files(*names)]) == 0
+    args = ["--devices", "2", "--memory", "80", "--data.num_generations", "4", *files(*names)]
+    assert plan.main(CONFIGS / "base.yaml", args) == 0
     shown = capsys.readouterr().out
     assert "1,720,574,976 parameters in bfloat16" in shown
     rows = [line.split("|")[1:-1] for line in shown.splitlines() if line.startswith("|")]
