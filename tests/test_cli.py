@@ -437,7 +437,7 @@ def test_what_people_switch_off(fit: Fit, args: list[str]) -> None:
 def test_the_command_from_another_folder(tmp_path: Path, tiny_folder: str) -> None:
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
     command = [sys.executable, REPOSITORY / "tools" / "fit.py", "fit", "--config=toy.yaml", "--trainer.max_epochs=1"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "logs" / "collm" / "version_0" / "agents" / "a1").is_dir()

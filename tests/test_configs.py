@@ -125,6 +125,15 @@ def test_critics_compose_with_an_algorithm_and_an_environment(compose: Compose, 
     assert {name: getattr(model.critic_spec, name) for name in given} == given
 
 
+@pytest.mark.parametrize("path", files("strategies"), ids=name_of)
+def test_strategies_compose_with_an_experiment(compose: Compose, path: Path) -> None:
+    given = yaml.safe_load(path.read_text())["trainer"]
+    trainer, _, _ = compose(CONFIGS / "experiments" / "str_build_tiny.yaml", path)
+    assert trainer.num_devices == given["devices"]
+    expected = given["strategy"] if isinstance(given["strategy"], str) else given["strategy"]["class_path"]
+    assert expected.split(".")[-1].lower() in type(trainer.strategy).__name__.lower()
+
+
 def test_later_configurations_and_arguments_win(compose: Compose) -> None:
     path = CONFIGS / "experiments" / "str_build_tiny.yaml"
     args = ("--model.discount=0.5", "--data.environment.horizon=3", "--seed_everything=7")

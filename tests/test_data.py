@@ -150,7 +150,7 @@ def test_a_killed_run_continues_to_the_numbers_of_an_uninterrupted_one(fit: Fit,
         "--config=toy.yaml",
         *options,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     logs = tmp_path / "logs" / "collm"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 
@@ -81,6 +84,15 @@ class Toy(Environment):
 
     def render(self, trajectory: Trajectory) -> np.ndarray:
         return np.full((8, 8, 3), 200, dtype=np.uint8)
+
+
+class TellToStop(L.Callback):
+    """The last process of a run is told to stop in the middle of the second epoch."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        last = trainer.global_rank == trainer.world_size - 1
+        if (trainer.current_epoch, args[-1]) == (1, 1) and last:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Scripted(Sampler):

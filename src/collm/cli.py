@@ -28,10 +28,12 @@ import collm.callbacks
 import collm.environments
 import collm.samplers
 from collm.algorithms.base import MultiAgentModule
+from collm.collectives import is_about_a_lost_rank
 from collm.data import RolloutDataModule
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError, TrainingError
 from collm.samplers.base import Sampler
+from collm.strategies.checkpoints import FileOrFolder, meta_file
 
 _TRACEBACK = "COLLM_TRACEBACK"
 
@@ -95,15 +97,19 @@ class CollmCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if not path or path in ("last", "best", "hpc"):
             return
-        if not Path(path).is_file():
-            raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
+        if not meta_file(path).is_file():
+            raise ConfigurationError(
+                f"checkpoint {path!r} does not exist; give the path of a .ckpt file, or of a folder that several "
+                "processes wrote."
+            )
 
     def after_instantiate_classes(self) -> None:
+        self.trainer.strategy.checkpoint_io = FileOrFolder()
         path = self.config[self.subcommand].get("ckpt_path")
         if not path or path in ("last", "best", "hpc"):
             return
         try:
-            found = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("collm", {})
+            found = torch.load(meta_file(path), weights_only=True, map_location="cpu", mmap=True).get("collm", {})
         except Exception as error:  # whatever the unpickler makes of a file that is no checkpoint
             raise ConfigurationError(f"checkpoint {path!r} could not be read: {error}") from error
         for name, expected in self.model.identity().items():
@@ -114,23 +120,26 @@ class CollmCLI(LightningCLI):
                 )
 
 
-def main(default_config: str | Path | None = None, args: ArgsType = None) -> int:
+def main(
+    default_config: str | Path | None = None, args: ArgsType = None, command_line: type[CollmCLI] = CollmCLI
+) -> int:
     """Run the command line; the exit status is 0, 1 for a run that had to stop, 2 for a mistake in the settings.
 
     Args:
         default_config: Configuration that is read before all others.
         args: Arguments in place of those of the process.
+        command_line: What is made of them.
     """
     for package in (collm.algorithms, collm.environments, collm.samplers, collm.callbacks):
         for module in pkgutil.iter_modules(package.__path__):  # so that short names and --help know what there is
             with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
                 importlib.import_module(f"{package.__name__}.{module.name}")
-    # Lightning's own use of torch, and the length of the rollout dataset, which is there on purpose
-    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined"):
+    # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
+    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*"):
         warnings.filterwarnings("ignore", message)
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
     try:
-        CollmCLI(
+        command_line(
             MultiAgentModule,
             RolloutDataModule,
             subclass_mode_model=True,
@@ -143,6 +152,12 @@ def main(default_config: str | Path | None = None, args: ArgsType = None) -> int
         )
     except Exception as error:
         cause = _cause(error)
+        if cause is None and is_about_a_lost_rank(error):
+            cause = TrainingError(
+                f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}). What went "
+                "wrong there is in its own output; --ckpt_path with the run's checkpoints/last.ckpt goes on from the "
+                "last checkpoint."
+            )
         if cause is None or os.environ.get(_TRACEBACK):
             raise
         print(f"\nerror: {cause}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)

@@ -6,17 +6,29 @@ all ranks call them in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+
+T = TypeVar("T")
 
 
 def num_ranks() -> int:
     """Processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_about_a_lost_rank(error: BaseException) -> bool:
+    """Whether `error` comes from waiting for a process that has ended or does not answer."""
+    if isinstance(error, dist.DistBackendError):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def sum_over_ranks(value: float | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -28,13 +40,17 @@ def sum_over_ranks(value: float | Tensor, device: torch.device | str = "cpu") ->
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all ranks; a rank without one adds nothing."""
+    """Replace each gradient by its sum over all ranks; a rank without one adds nothing.
+
+    Those of sharded parameters have been summed in the backward pass.
+    """
     if num_ranks() == 1:
         return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for work in [dist.all_reduce(parameter.grad, async_op=True) for parameter in parameters]:
+    copies = [parameter.grad for parameter in parameters if not isinstance(parameter, DTensor)]
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in copies]:
         work.wait()
 
 
@@ -67,3 +83,37 @@ def on_all_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return result
     first = sum(part[0].shape[0] for part in everyone[: dist.get_rank()])
     return result[first : first + tensors[0].shape[0], : tensors[0].shape[1]]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that the ranks hold in parts (all of them have to ask); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(state: Any, keep: bool) -> Any:
+    """`state`, nested, with its tensors whole and in main memory; None for ranks that do not `keep` it."""
+
+    def gather(value: Any) -> Any:  # one tensor at a time, so that only who keeps them ever holds more
+        if not isinstance(value, Tensor):
+            return value
+        value = whole(value)
+        return value.cpu() if keep else None
+
+    state = tree_map(gather, state)
+    return state if keep else None
+
+
+def parts_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """`tensor`, which every rank has whole, held in parts if `model` is, and on its device."""
+    if isinstance(tensor, DTensor) or not isinstance(model, DTensor):
+        return tensor.to(model.device)
+    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+
+
+def evened(items: Iterable[T], filler: T, device: torch.device | str) -> list[T]:
+    """`items`, followed by `filler` until all ranks have as many."""
+    items = list(items)
+    most = torch.tensor(len(items), device=device)
+    if num_ranks() > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return items + [filler] * (int(most) - len(items))

@@ -137,19 +137,17 @@ class RolloutDataModule(L.LightningDataModule):
         """Play episodes with the policies as they are now."""
         module = self.trainer.lightning_module
         began = time.perf_counter()
-        training = module.training
-        module.eval()  # no dropout while acting
-        trajectories = sampler.rollout(
-            self.environment,
-            tasks,
-            module.policies,
-            seed,
-            module.device,
-            num_generations=num_generations,
-            greedy=greedy,
-            on_turn=self.on_turn,
-        )
-        module.train(training)
+        with module.acting():
+            trajectories = sampler.rollout(
+                self.environment,
+                tasks,
+                module.policies,
+                seed,
+                module.device,
+                num_generations=num_generations,
+                greedy=greedy,
+                on_turn=self.on_turn,
+            )
         with meter.phase("environment"):
             for trajectory in trajectories:
                 if trajectory.turns:
@@ -169,8 +167,9 @@ class _TrainRollouts(IterableDataset):
     def __iter__(self) -> Iterator[RolloutBatch]:
         data = self.data
         first = data.trainer.current_epoch * data.rollouts_per_epoch
+        played = data.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # before the run was resumed
         rank, num_ranks = data.trainer.global_rank, data.trainer.world_size
-        for rollout in range(first, first + data.rollouts_per_epoch):
+        for rollout in range(first + played, first + data.rollouts_per_epoch):
             seed = (data.seed * 1_000_003 + rollout) * num_ranks + rank
             # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
             torch.manual_seed(seed)

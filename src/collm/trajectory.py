@@ -287,7 +287,7 @@ def collate(trajectories: Sequence[Trajectory], seconds: float = 0.0) -> Rollout
         for index, turn in enumerate(trajectory.turns):
             rewards[row, index] = turn.reward
             turn_mask[row, index] = True
-    groups = torch.tensor([trajectory.group for trajectory in trajectories])
+    groups = torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.long)
     return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width))
 
 
@@ -317,7 +317,7 @@ def pool_shared_actions(advantages: Tensor, batch: RolloutBatch, agent_id: str) 
             places[place] = first.setdefault(id(turn.actions[agent_id]), place)
     weighted = advantages if batch.tree is None else advantages * batch.tree.weights[:, None]
     pooled = torch.zeros_like(advantages).flatten()
-    index = torch.tensor(places, device=pooled.device)
+    index = torch.tensor(places, dtype=torch.long, device=pooled.device)  # a rank may have none
     return pooled.index_add(0, index, weighted.flatten()).view(advantages.shape)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import num_ranks, on_all_rows, sum_over_ranks
+from collm.collectives import gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
@@ -18,6 +19,14 @@ from collm.objectives import clipped_value_loss, value_loss
 from collm.replay import Lesson, Replay
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
 from collm.trajectory import RolloutBatch, SequenceBatch, TokenSequence
+
+
+class CriticPass(NamedTuple):
+    """A pass of a critic over a micro-batch: hidden states [R, L, hidden size], and its language-model loss or None."""
+
+    chunk: SequenceBatch
+    states: Tensor
+    lm_loss: Tensor | None
 
 
 class ActorCritic(MultiAgentModule):
@@ -84,7 +93,7 @@ class ActorCritic(MultiAgentModule):
         self.target_critic_rate = target_critic_rate
         self.target_critics: dict[str, list[Tensor]] = {}  # the slow copies of what trains, by critic
         self.replays: dict[str, Replay] = {}
-        self._first_passes: dict[str, list[tuple[SequenceBatch, Tensor]]] = {}
+        self._first_passes: dict[str, list[CriticPass]] = {}
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
@@ -179,21 +188,23 @@ class ActorCritic(MultiAgentModule):
             kept = list(self.passes(name, histories, set(range(len(batch.trajectories)))))
         self._first_passes[name] = kept
         values = batch.rewards.new_zeros(shape)
-        for chunk, states in kept:
-            values += chunk.sum_by_turn(critic.values(states, chunk), shape)
+        for chunk, states, _ in kept:
+            values += chunk.sum_by_turn(critic(chunk, states), shape)
         return values
 
-    def passes(
-        self, name: str, histories: Sequence[TokenSequence], rows: set[int]
-    ) -> Iterator[tuple[SequenceBatch, Tensor]]:
-        """Micro-batches of the histories of `rows`, and the critic's hidden states of each, [R, L, hidden size]."""
+    def passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
+        """What the critic makes of the histories of `rows`, by micro-batches."""
         kept = self._first_passes.pop(name, [])
         if kept:
             while kept:  # nothing holds on to a pass once it is used
                 yield kept.pop(0)
             return
-        for chunk in self.chunks(histories, rows, self.critics[name].tokenizer.pad_token_id):
-            yield chunk, self.critics[name].hidden_states(chunk)
+        critic = self.critics[name]
+        for chunk in self.chunks(histories, rows, critic.tokenizer.pad_token_id):
+            if self.lm_loss_weight:
+                yield CriticPass(chunk, *critic.states_and_lm_loss(chunk))
+            else:
+                yield CriticPass(chunk, critic.hidden_states(chunk), None)
 
     @meter.phase("values")
     @torch.no_grad()
@@ -215,7 +226,8 @@ class ActorCritic(MultiAgentModule):
         weights = self.critics[name].trainable_parameters()
         if name not in self.target_critics:  # in float32, where small moves are not rounded away
             self.target_critics[name] = [weight.detach().to(torch.float32, copy=True) for weight in weights]
-        copies = [copy.to(self.device) for copy in self.target_critics[name]]  # a checkpoint's may be elsewhere
+        kept = self.target_critics[name]  # a checkpoint's may be elsewhere, and in one piece
+        copies = [parts_like(copy, weight) for copy, weight in zip(kept, weights, strict=True)]
         self.target_critics[name] = copies
         with swapped_in(weights, copies):
             return self.read(name, histories, batch)
@@ -269,17 +281,17 @@ class ActorCritic(MultiAgentModule):
         own_tokens = sum(len(sequence.ids) - 1 for sequence in lesson.histories if sequence.row in rows)
         sizes = torch.stack([lesson.turn_mask[sorted(rows)].sum().cpu(), torch.tensor(own_tokens)])
         num_turns, num_tokens = sum_over_ranks(sizes, self.device).clamp(min=1)
-        for chunk, states in self.passes(name, lesson.histories, rows):
+        for chunk, states, lm_loss in self.passes(name, lesson.histories, rows):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
-            now = chunk.sum_by_turn(critic.values(states, chunk), shape)
+            now = chunk.sum_by_turn(critic(chunk, states), shape)
             if self.value_clip is None:
                 loss = value_loss(now, lesson.targets, scored)
             else:
                 bound = self.value_clip * float(critic.scale)
                 loss = clipped_value_loss(now, lesson.values, lesson.targets, scored, bound)
             loss = self.value_loss_weight * loss / critic.scale.square() / num_turns
-            if self.lm_loss_weight:
-                loss = loss + self.lm_loss_weight * critic.lm_loss(states, chunk) / num_tokens
+            if lm_loss is not None:
+                loss = loss + self.lm_loss_weight * lm_loss / num_tokens
             yield loss
 
     def log_critic(self, name: str, values: Tensor, targets: Tensor, batch: RolloutBatch) -> None:
@@ -304,7 +316,7 @@ class ActorCritic(MultiAgentModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["collm"]["num_rollouts"] = self.num_rollouts
         if self.target_critics:
-            checkpoint["collm"]["target_critics"] = self.target_critics
+            checkpoint["collm"]["target_critics"] = gathered(self.target_critics, True)
         if self.replays:
             checkpoint["collm"]["replays"] = {name: replay.state_dict() for name, replay in self.replays.items()}
 
@@ -321,11 +333,12 @@ class ActorCritic(MultiAgentModule):
 @contextmanager
 def swapped_in(weights: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
     """For as long as it lasts, `weights` hold what `others` do."""
-    own = [weight.data for weight in weights]
+    # in place, as that is where sharded weights are gathered from
+    own = [weight.detach().clone() for weight in weights]
     try:
         for weight, other in zip(weights, others, strict=True):
-            weight.data = other.to(weight.dtype)
+            weight.detach().copy_(other)
         yield
     finally:
         for weight, kept in zip(weights, own, strict=True):
-            weight.data = kept
+            weight.detach().copy_(kept)

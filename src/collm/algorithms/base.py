@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from collm.collectives import gather_objects, on_all_rows, sum_gradients, sum_over_ranks
+from collm.algorithms.checkpoints import Checkpointed
+from collm.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
 from collm.errors import ConfigurationError, TrainingError
 from collm.meter import meter
 from collm.metrics import BootstrapMean, episode_numbers, merged
@@ -28,7 +29,6 @@ from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
 from collm.returns import clip_advantages, normalize_advantages
-from collm.schedules import follow_learning_rates
 from collm.trajectory import (
     RolloutBatch,
     SequenceBatch,
@@ -37,11 +37,12 @@ from collm.trajectory import (
     action_sequences,
     first_non_finite,
     micro_batches,
+    pad_sequences,
     pool_shared_actions,
 )
 
 
-class MultiAgentModule(L.LightningModule):
+class MultiAgentModule(Checkpointed):
     """Agents that learn from a shared team reward.
 
     Args:
@@ -117,6 +118,8 @@ class MultiAgentModule(L.LightningModule):
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
         self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
+        # set by a strategy that shards weights: has policies ready to be sampled from
+        self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
@@ -194,6 +197,17 @@ class MultiAgentModule(L.LightningModule):
         schedules = [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
         return optimizers, schedules
 
+    # Acting
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """While it lasts, the policies are as they act: without dropout, and gathered where they are sharded."""
+        training = self.training
+        self.eval()
+        with self.gathering() if self.gathering else nullcontext():
+            yield
+        self.train(training)
+
     # Updating
 
     def minibatches(self, batch: RolloutBatch, num_epochs: int) -> Iterator[set[int]]:
@@ -208,6 +222,9 @@ class MultiAgentModule(L.LightningModule):
         chosen = [sequence for sequence in sequences if sequence.row in rows]
         meter.count(sum(len(sequence.ids) for sequence in chosen), 0)
         batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, self.device)
+        if self.gathering:  # every pass gathers weights from all ranks, so all have to make as many
+            nothing = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, self.device)
+            batches = iter(evened(batches, nothing, self.device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
             yield chunk
@@ -298,7 +315,7 @@ class MultiAgentModule(L.LightningModule):
             total = sum_over_ranks(total, self.device)
             sum_gradients(self.learners[name])
             weights = [weight for weight in self.learners[name] if weight.grad is not None]
-            norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+            norm = whole(nn.utils.get_total_norm([weight.grad for weight in weights]))
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:
@@ -367,34 +384,3 @@ class MultiAgentModule(L.LightningModule):
 
     def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
         return [trajectory.record() for trajectory in batch.trajectories]
-
-    # Checkpoints
-
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on before it can be continued."""
-        return {"algorithm": type(self).__name__, "agent_ids": list(self.agent_ids), "parameters": self.parameters_mode}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = self._trainable_names()
-        frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        rates = self.learning_rates()
-        checkpoint["collm"] = {
-            **self.identity(),
-            "joint_samples": self.joint_samples,
-            "learning_rates": {name: rates[name] for name in self.learners},
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        missing = sorted(self._trainable_names() - set(checkpoint["state_dict"]))
-        if missing:
-            raise ConfigurationError(
-                f"the checkpoint lacks {len(missing)} weights that train here, {missing[0]!r} among them; use the "
-                "configuration it was made with."
-            )
-        self.joint_samples = checkpoint["collm"]["joint_samples"]
-        follow_learning_rates(checkpoint, checkpoint["collm"].get("learning_rates", {}), self.learning_rates())
-
-    def _trainable_names(self) -> set[str]:
-        trainable = {id(parameter) for parameters in self.learners.values() for parameter in parameters}
-        return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in trainable}

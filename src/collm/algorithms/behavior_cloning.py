@@ -12,6 +12,7 @@ from itertools import chain
 from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
+from collm.collectives import sum_over_ranks
 from collm.trajectory import RolloutBatch, TokenSequence, action_sequences
 
 
@@ -35,7 +36,8 @@ class BehaviorCloning(MultiAgentModule):
     def cloning_losses(self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int]) -> Iterator[Tensor]:
         """Negative log-likelihood of the demonstrated tokens, a mean over them, one loss per micro-batch."""
         policy = self.policies[agent_id]
-        num_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
+        own_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
+        num_tokens = sum_over_ranks(own_tokens, self.device).clamp(min=1)
         for chunk in self.chunks(sequences, rows, policy.tokenizer.pad_token_id):
             log_probs, _ = policy.log_probs(chunk)
             yield -log_probs.sum() / num_tokens

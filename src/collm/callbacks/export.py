@@ -6,6 +6,8 @@ from pathlib import Path
 
 import lightning as L
 
+from collm.collectives import gathered
+
 
 class ExportAgents(L.Callback):
     """Writes every agent to `agents/<agent id>` in the run's folder, with its tokenizer.
@@ -17,7 +19,10 @@ class ExportAgents(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # the name is broadcast, so all ranks have to ask
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
+        for agent_id, policy in pl_module.policies.items():
+            # adapters are whole everywhere; all ranks have to help where the weights themselves are sharded
+            weights = None if policy.adapter else gathered(policy.backbone.own_state(), trainer.is_global_zero)
+            if trainer.is_global_zero:
+                policy.save(folder / agent_id, weights)
         if trainer.is_global_zero:
-            for agent_id, policy in pl_module.policies.items():
-                policy.save(folder / agent_id)
             print(f"\nagents, pictures and transcripts are in {folder.parent}")

@@ -64,9 +64,10 @@ class MeasureEpisodes(L.Callback):
         for index in range(-1, self.timed_episodes):  # the first one warms up
             number = max(0, index)
             task = data.eval_tasks[number % len(data.eval_tasks)]
-            (trajectory,) = data.eval_sampler.rollout(
-                data.environment, [task], policies, _TIMING_SEED + number, pl_module.device, greedy=data.eval_greedy
-            )
+            with pl_module.acting():
+                (trajectory,) = data.eval_sampler.rollout(
+                    data.environment, [task], policies, _TIMING_SEED + number, pl_module.device, greedy=data.eval_greedy
+                )
             if index >= 0:
                 seconds.append(response_time(trajectory))
         return seconds

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from typing import TypeVar
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from collm.models.loading import load_model
+
+T = TypeVar("T")
 
 
 class Backbone(nn.Module):
@@ -104,6 +107,18 @@ class Backbone(nn.Module):
             return list(self.lm.parameters())
         return [weight for name, weight in self.lm.named_parameters() if f".{adapter}." in name and "lora_" in name]
 
+    def own_state(self) -> dict[str, Tensor]:
+        """The state dict of the language model with tied weights once, as transformers writes it."""
+        again = dict(self.lm.named_parameters(remove_duplicate=False)).keys() - dict(self.lm.named_parameters()).keys()
+        return {name: value for name, value in self.lm.state_dict().items() if name not in again}
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Call `work`, which reads weights other than through a forward pass of the language model.
+
+        A strategy that shards the weights puts a method in the place of this one that gathers them first.
+        """
+        return work()
+
     def hidden_states(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden state of every position, [R, L, hidden size]; the head is not applied."""
+        """Last hidden state of every position, [R, L, hidden size]; the head is not applied. Call it `within`."""
         return self.lm.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -142,14 +142,23 @@ class Critic(nn.Module):
         self.shift.copy_(shift)
         self.scale.copy_(scale)
 
-    def forward(self, batch: SequenceBatch) -> Tensor:
-        """Values at the scored positions, 0 elsewhere, [R, L]."""
-        return self.values(self.hidden_states(batch), batch)
+    def forward(self, batch: SequenceBatch, states: Tensor | None = None) -> Tensor:
+        """Values at the scored positions, 0 elsewhere, [R, L]; from hidden states of the batch where they are known."""
+        return self.values(self.hidden_states(batch) if states is None else states, batch)
+
+    def states_and_lm_loss(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """What `hidden_states` and `lm_loss` give, in one pass."""
+        with self.backbone.using(self.adapter):
+            return self.backbone.within(lambda: self._states_and_lm_loss(batch))
+
+    def _states_and_lm_loss(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        states = self.backbone.hidden_states(batch.ids, batch.attention_mask)
+        return states, self.lm_loss(states, batch)
 
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
         """What the backbone makes of every position, [R, L, hidden size]."""
         with self.backbone.using(self.adapter):
-            return self.backbone.hidden_states(batch.ids, batch.attention_mask)
+            return self.backbone.within(lambda: self.backbone.hidden_states(batch.ids, batch.attention_mask))
 
     def values(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         """Values at the scored positions, 0 elsewhere, from hidden states [R, L, hidden size]; [R, L]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -277,29 +277,37 @@ class Policy:
         Returns:
             Two tensors [R, L], 0 outside the action mask.
         """
-        mask = batch.action_mask
         with self.backbone.using(self.adapter if adapter == "own" else adapter):
-            hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
-            # the token at position l is predicted from position l - 1; a prompt has at least one token
-            states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
-            head = self.backbone.lm.get_output_embeddings()
-            size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
-            how = (self.spec.temperature, self.allowed_ids)
-            pieces = []
-            for chunk, target in zip(states.split(size), targets.split(size), strict=True):
-                if len(states) > size and torch.is_grad_enabled():
-                    pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
-                else:
-                    pieces.append(_score(head, chunk, target, *how))
+            return self.backbone.within(lambda: self._log_probs(batch))
+
+    def _log_probs(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        mask = batch.action_mask
+        hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
+        # the token at position l is predicted from position l - 1; a prompt has at least one token
+        states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
+        head = self.backbone.lm.get_output_embeddings()
+        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
+        how = (self.spec.temperature, self.allowed_ids)
+        pieces = []
+        for chunk, target in zip(states.split(size), targets.split(size), strict=True):
+            if len(states) > size and torch.is_grad_enabled():
+                pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
+            else:
+                pieces.append(_score(head, chunk, target, *how))
         scored = [torch.cat(values) for values in zip(*pieces, strict=True)]
         log_probs, entropies = (values.new_zeros(mask.shape) for values in scored)
         log_probs[mask], entropies[mask] = scored
         return log_probs, entropies
 
-    def save(self, folder: str | Path) -> None:
-        """Write the agent as a Hugging Face folder, or as a PEFT folder if it is an adapter, with its tokenizer."""
+    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the agent as a Hugging Face folder, or as a PEFT folder if it is an adapter, with its tokenizer.
+
+        Args:
+            folder: Where to; it is made.
+            weights: The state dict of the language model, where it is not at hand in one piece.
+        """
         with self.backbone.using(self.adapter):
-            self.backbone.lm.save_pretrained(folder)
+            self.backbone.lm.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
 

@@ -1,0 +1,277 @@
+"""What a configuration will take on one, two or more devices, before there are any weights.
+
+The algorithm is built as for a run, but on PyTorch's meta device, where parameters have a shape and no memory. So what
+is counted is what would be made: every network, adapter and optimizer state. Activations and caches are estimated.
+
+Per token of a micro-batch and per layer, with h the hidden size, q and k the widths of all query heads and all key
+heads, i the width of the feed-forward part and b the bytes of a number, backward passes need
+
+    A = (8 + 4 b) h + 2 b (q + k) + 4 b i        and (4 + b) (q + k) more where queries and keys are normalized
+
+(two norms in float32 with their results; queries, keys, values and the attention's result; four feed-forward
+activations). With gradient checkpointing it is b h per layer, and A for one layer. The cache takes 2 k b per layer and
+token of history, and half as much again for the room that is reserved ahead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from collm import cli
+from collm.algorithms.base import MultiAgentModule
+from collm.models.backbone import Backbone
+from collm.models.loading import ASSETS
+
+GB = 1e9
+_LOGITS = 4 * 2**23 * 4  # four float32 copies of one chunk of logits
+_RESERVED = 1.5  # a cache that is full grows by a half
+_CONTEXT = 1.5  # GB that CUDA, its libraries and the collectives take
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Memory of one device by purpose, in bytes; `update` and `rollout` are never needed at once.
+
+    Args:
+        parameters: All weights, frozen ones included.
+        gradients: Of all that trains; replicas (ddp) reserve buckets of the same size.
+        optimizer: States of all optimizers.
+        activations: Of the largest micro-batch of the largest network, and its logits.
+        gathered: Layers in one piece, where weights are sharded.
+        sampled: The agents' weights in one piece, for a rollout.
+        cache: Keys and values of the episodes that are played side by side, of the largest agent.
+    """
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    gathered: float
+    sampled: float
+    cache: float
+
+    @property
+    def held(self) -> float:
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> float:
+        """The most at any time."""
+        return self.held + max(self.activations + self.gathered, self.sampled + self.cache)
+
+
+class Plan:
+    """The networks of an algorithm, counted.
+
+    Args:
+        module: The algorithm, built on the meta device.
+        rows: Episodes of one rollout, on all devices together.
+        history: Tokens of the longest history that an agent keeps in its cache.
+    """
+
+    def __init__(self, module: MultiAgentModule, rows: int, history: int):
+        self.module = module
+        self.rows = rows
+        self.history = history
+        self.states = self.optimizer_states()
+
+    def needs(self, devices: int, sharded: bool) -> Needs:
+        """What each of `devices` devices needs, with full sharding or with replicas."""
+        parts = devices if sharded else 1
+        trains = {weight for weights in self.module.learners.values() for weight in weights}
+        divided = {weight for one in self.backbones() for weight in one.lm.parameters()} - self.adapters()
+        split = {weight: parts if weight in divided else 1 for weight in self.module.parameters()}
+        agents = dict.fromkeys(policy.backbone for policy in self.module.policies.values())
+        rows = -(-self.rows // devices)
+        return Needs(
+            parameters=sum(size(weight) / split[weight] for weight in split),
+            gradients=sum(size(weight) / split[weight] for weight in trains) * (1 if sharded or devices == 1 else 2),
+            optimizer=sum(states / split[weight] for weight, states in self.states.items()),
+            activations=max(self.activations(one) for one in self.backbones()) + _LOGITS,
+            gathered=max(self.largest_layers(one) for one in self.backbones()) if parts > 1 else 0.0,
+            sampled=sum(sum(map(size, one.lm.parameters())) for one in agents) if parts > 1 else 0.0,
+            cache=rows * self.history * _RESERVED * max(cache_per_token(one) for one in agents),
+        )
+
+    def backbones(self) -> list[Backbone]:
+        return [one for one in self.module.modules() if isinstance(one, Backbone)]
+
+    def adapters(self) -> set[nn.Parameter]:
+        return {w for one in self.backbones() for name in one.adapters for w in one.adapter_parameters(name)}
+
+    def optimizer_states(self) -> dict[nn.Parameter, int]:
+        """Bytes that the optimizers keep for each weight after a step."""
+        found = {}
+        for optimizer in self.module.configure_optimizers()[0]:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+            for weight, states in optimizer.state.items():
+                found[weight] = sum(size(state) for state in states.values() if torch.is_tensor(state))
+                weight.grad = None
+        return found
+
+    def activations(self, backbone: Backbone) -> float:
+        """Bytes that one micro-batch leaves for its backward pass, without the logits."""
+        shape, b = Shape.of(backbone.lm), backbone.lm.dtype.itemsize
+        layer = shape.activation_bytes(b)
+        tokens = self.module.tokens_per_micro_batch
+        if backbone.lm.is_gradient_checkpointing:
+            return tokens * (shape.layers * b * shape.hidden + layer)
+        return tokens * shape.layers * layer
+
+    @staticmethod
+    def largest_layers(backbone: Backbone) -> float:
+        """Bytes of what is gathered at a time: two layers, one ahead, and what lies outside of layers."""
+        names = set(backbone.lm._no_split_modules or ())
+        layers = [one for one in backbone.lm.modules() if type(one).__name__ in names]
+        sizes = sorted((sum(map(size, one.parameters())) for one in layers), reverse=True)
+        return sum(map(size, backbone.lm.parameters())) - sum(sizes) + sum(sizes[:2])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The widths of a language model."""
+
+    layers: int
+    hidden: int
+    queries: int
+    keys: int
+    feed_forward: int
+    normalized: bool  # queries and keys are
+
+    @classmethod
+    def of(cls, lm: PreTrainedModel) -> Shape:
+        config = lm.config.get_text_config()
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return cls(
+            config.num_hidden_layers,
+            config.hidden_size,
+            head * config.num_attention_heads,
+            head * keys,
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            any(name.endswith("q_norm") for name, _ in lm.named_modules()),
+        )
+
+    def activation_bytes(self, b: int) -> int:
+        """A of this file's formula, for numbers of `b` bytes."""
+        attention = (2 * b + (4 + b) * self.normalized) * (self.queries + self.keys)
+        return (8 + 4 * b) * self.hidden + attention + 4 * b * self.feed_forward
+
+
+def cache_per_token(backbone: Backbone) -> int:
+    """Bytes of the keys and values of one token."""
+    shape = Shape.of(backbone.lm)
+    return 2 * shape.layers * shape.keys * backbone.lm.dtype.itemsize
+
+
+def size(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor, were it in memory."""
+    return tensor.numel() * tensor.dtype.itemsize
+
+
+def table(plan: Plan, devices: Sequence[int], memory: float) -> Iterator[str]:
+    """The plan as Markdown, in GB of 10^9 bytes per device."""
+    columns = ["parameters", "gradients", "optimizer", "activations", "gathered", "sampled", "cache", "peak"]
+    yield "| devices | strategy | " + " | ".join(columns) + f" | of {memory:g} GB |"
+    yield "|---|---|" + "---:|" * len(columns) + "---|"
+    for number in devices:
+        for strategy in ("ddp", "fsdp") if number > 1 else ("one device",):
+            needs = plan.needs(number, strategy == "fsdp")
+            cells = [f"{getattr(needs, name) / GB:.1f}" for name in columns]
+            free = memory - _CONTEXT - needs.peak / GB
+            verdict = f"fits, {free:.0f} GB free" if free >= 0 else f"{-free:.0f} GB too much"
+            yield f"| {number} | {strategy} | " + " | ".join(cells) + f" | {verdict} |"
+
+
+class _Planning(cli.CollmCLI):
+    """The command line up to where weights would be loaded."""
+
+    options: argparse.Namespace
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        config = self.config[self.subcommand]
+        here = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "num_nodes": 1,
+            "strategy": "auto",
+            "logger": False,
+            "callbacks": None,
+        }
+        for name, value in here.items():  # the machine that plans need not be the one that runs
+            config.trainer[name] = value
+        config.trainer.callbacks = None
+        given = config.model.init_args
+        for spec in [given.policy, given.get("critic"), *(given.get("policies") or {}).values()]:
+            if spec is not None:
+                spec.path = self.described(spec.path)
+                spec.random_weights = True
+
+    def described(self, path: str) -> str:
+        """`path`, or for hub names whose numbers ship with the package a folder that holds them alone."""
+        known = json.loads((ASSETS / "architectures.json").read_text())
+        if path not in known:
+            return path
+        folder = Path(self.options.folder) / path.replace("/", "_")
+        if not folder.exists():
+            shutil.copytree(ASSETS / "tiny", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+            (folder / "config.json").write_text(json.dumps(known[path]))
+        return str(folder)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with torch.device("meta"):
+            self.model.configure_model()
+        horizon, spec = self.datamodule.environment.horizon, next(iter(self.model.specs.values()))
+        history = horizon * (self.options.prompt_tokens + spec.max_new_tokens)
+        rows = self.datamodule.tasks_per_rollout * self.datamodule.num_generations
+        plan = Plan(self.model, rows, min(history, spec.prompt_room() + spec.max_new_tokens))
+        for line in describe(plan, self.options):
+            print(line)
+
+
+def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
+    """The networks, what was assumed, and the table."""
+    module = plan.module
+    for name, backbone in module.backbones.items():
+        count = sum(weight.numel() for weight in backbone.lm.parameters())
+        adapters = f", adapters {', '.join(backbone.adapters)}" if backbone.adapters else ""
+        yield f"{name}: {count:,} parameters in {backbone.lm.dtype}{adapters}".replace("torch.", "")
+    trains = {name: sum(weight.numel() for weight in weights) for name, weights in module.learners.items()}
+    yield "trains: " + ", ".join(f"{name} {count:,}" for name, count in trains.items())
+    yield (
+        f"assumed: {module.tokens_per_micro_batch:,} tokens per micro-batch, {plan.rows} episodes side by side, "
+        f"histories of {plan.history:,} tokens ({options.prompt_tokens} per turn beside the response)"
+    )
+    yield "peak = parameters + gradients + optimizer + the larger of (activations + gathered) and (sampled + cache)"
+    yield ""
+    yield from table(plan, options.devices, options.memory)
+
+
+def main(default_config: str | Path | None = None, args: Sequence[str] | None = None) -> int:
+    """Print the plan of a configuration; the exit status is that of `fit`."""
+    parser = argparse.ArgumentParser(
+        description="What a configuration takes on every device. All other arguments are those of `fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 8], help="numbers of devices")
+    parser.add_argument("--memory", type=float, default=141.0, help="memory of a device in GB (an H200 has 141)")
+    parser.add_argument("--prompt_tokens", type=int, default=1024, help="tokens an agent is shown at each turn")
+    options, rest = parser.parse_known_args(args)
+    with tempfile.TemporaryDirectory() as folder:
+        options.folder = folder
+        planning = type("Planning", (_Planning,), {"options": options})
+        return cli.main(default_config, ["fit", *rest], planning)

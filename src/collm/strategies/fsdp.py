@@ -1,0 +1,223 @@
+"""Fully sharded data parallelism (FSDP2) for algorithms with several networks and optimizers.
+
+On top of Lightning's `ModelParallelStrategy`: which modules are sharded, how sharded policies are sampled from, and
+checkpoints that any other strategy and number of processes can go on from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from collm.collectives import gathered, parts_like
+from collm.errors import ConfigurationError
+from collm.models.loading import DTYPES
+from collm.strategies.checkpoints import meta_file, read_folder
+from collm.strategies.lockstep import Lockstep
+from collm.strategies.sharding import gathered_bytes, make_equal, shard, sharded_modules
+
+_MODES = ("auto", "gathered", "synchronized")
+
+
+class FullySharded(ModelParallelStrategy):
+    """Every process holds a part of each weight, gradient and optimizer state (FSDP2).
+
+    Args:
+        mixed_precision: Number format in which weights are gathered and used, such as `bfloat16`, while their parts
+            stay as they were loaded; gradients are reduced in float32. By default the format of the weights.
+        reshard_after_forward: Let go of a layer's weights between its forward and backward pass: less memory, one more
+            gathering.
+        cpu_offload: Keep parts, gradients and optimizer states in main memory; slow, but little is left on the GPU.
+        sampling: How responses are sampled from sharded weights. `gathered`: the agents' weights are gathered once per
+            rollout, which is fast and takes the memory of the whole models. `synchronized`: layer by layer at every
+            token, all processes in step, for models that do not fit. `auto`: gathered if the whole models take at most
+            half of the memory that is free once gradients and optimizer states have theirs.
+        save_distributed_checkpoint: Write a checkpoint as a folder to which every process adds its part, instead of one
+            file. Both kinds can be resumed from with any strategy and number of processes.
+        process_group_backend: Backend of the collectives; by default that of the device.
+        timeout: How long a process waits for another one before the run ends.
+    """
+
+    def __init__(
+        self,
+        mixed_precision: str | None = None,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+        sampling: Literal["auto", "gathered", "synchronized"] = "auto",
+        save_distributed_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ):
+        if cpu_offload and process_group_backend is None and torch.cuda.is_available():
+            process_group_backend = "cpu:gloo,cuda:nccl"  # gradient norms are then reduced in main memory
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        if mixed_precision is not None and mixed_precision not in DTYPES:
+            raise ConfigurationError(
+                f"trainer.strategy.mixed_precision is {mixed_precision!r}; choose one of {', '.join(DTYPES)}."
+            )
+        if sampling not in _MODES:
+            raise ConfigurationError(f"trainer.strategy.sampling is {sampling!r}; choose one of {', '.join(_MODES)}.")
+        self.param_dtype = None if mixed_precision is None else DTYPES[mixed_precision]
+        self.reshard_after_forward = reshard_after_forward
+        self.cpu_offload = cpu_offload
+        self.sampling = sampling
+        self.lockstep: Lockstep | None = None  # while sampling is synchronized
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True  # Lightning's own loads optimizer states in another place, and only from this strategy
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: Any) -> None:
+        module = self.lightning_module
+        if trainer.validate_loop.inference_mode:
+            raise ConfigurationError(
+                "trainer.inference_mode is true, but weights that are gathered in it cannot be trained afterwards; set "
+                "it to false, as configs/strategies/fsdp.yaml does."
+            )
+        if not sharded_modules(module):
+            shard(
+                module,
+                self.device_mesh["data_parallel"],
+                MixedPrecisionPolicy(param_dtype=self.param_dtype, reduce_dtype=torch.float32),
+                CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda") if self.cpu_offload else OffloadPolicy(),
+                self.reshard_after_forward,
+            )
+        super().setup(trainer)
+        self._choose_sampling(module)
+        module.gathering = self.acting
+
+    def model_to_device(self) -> None:
+        make_equal(self.model, self.root_device)  # what is sharded is where it belongs already
+
+    # Sampling
+
+    def _choose_sampling(self, module: Any) -> None:
+        lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values()))
+        size = gathered_bytes(lms, self.param_dtype)
+        learners = [weight for weights in module.learners.values() for weight in weights]
+        # a gradient and two moments for all that trains, in the format of the weights
+        states = 0 if self.cpu_offload else 3 * sum(whole_bytes(weight) for weight in learners)
+        free = free_memory(self.root_device, self.num_processes) - states // self.world_size
+        fits = torch.tensor(int(2 * size <= free), device=self.root_device)
+        dist.all_reduce(fits, dist.ReduceOp.MIN)
+        if self.sampling == "auto":
+            self.sampling = "gathered" if int(fits) else "synchronized"
+        self.lockstep = Lockstep(lms, self.root_device) if self.sampling == "synchronized" else None
+        rank_zero_info(
+            f"sampling from sharded weights: {self.sampling} (the agents' weights take {size / 1e9:.2f} GB per device, "
+            f"{max(0, free) / 1e9:.2f} GB are free; trainer.strategy.sampling chooses)"
+        )
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """While it lasts, policies can be sampled from; all ranks have to enter, whatever they sample then."""
+        if self.lockstep is not None:
+            with self.lockstep.running():
+                yield
+            return
+        lms = dict.fromkeys(policy.backbone.lm for policy in self.lightning_module.policies.values())
+        for lm in lms:
+            for one in sharded_modules(lm):
+                one.set_reshard_after_forward(False, recurse=False)
+                one.unshard()
+        try:
+            yield
+        finally:
+            for lm in lms:
+                for one in sharded_modules(lm):
+                    one.set_reshard_after_forward(self.reshard_after_forward or one is lm, recurse=False)
+                    one.reshard()
+
+    # Checkpoints: one file is what a single process would have written
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        frozen = {
+            name
+            for name, weight in self.model.named_parameters(remove_duplicate=False)
+            if isinstance(weight, DTensor) and not weight.requires_grad
+        }
+        return self._stored({name: value for name, value in self.model.state_dict().items() if name not in frozen})
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return self._stored(getattr(optimizer, "_optimizer", optimizer).state_dict())
+
+    def _stored(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` as it goes into a checkpoint: whole on the first rank, or every rank's own part."""
+        return state if self._save_distributed_checkpoint else gathered(state, self.is_global_zero) or {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not path.is_dir():
+            return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
+        weights = self.model.state_dict()
+        learning = [[w for group in o.param_groups for w in group["params"]] for o in self.optimizers]
+
+        def own_part(where: tuple[Any, ...], size: torch.Size, dtype: torch.dtype) -> Tensor:
+            if where[0] == "state_dict":
+                weight = weights[where[1]]
+            elif learning:  # ("optimizer_0", "state", number of the weight, name)
+                weight = learning[int(where[0].removeprefix("optimizer_"))][int(where[2])]
+            else:  # no training, so no optimizers
+                weight = None
+            whole = torch.empty(size, dtype=dtype)
+            return whole if weight is None or weight.shape != size else torch.empty_like(weight, dtype=dtype)
+
+        meta = self.checkpoint_io.load_checkpoint(meta_file(path), weights_only=weights_only)
+        return meta | read_folder(path, own_part, alone=False)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        targets = self.model.state_dict()
+        with torch.no_grad():
+            for name, value in checkpoint["state_dict"].items():
+                targets[name].copy_(parts_like(value, targets[name]))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            parts = {
+                index: {
+                    name: parts_like(value, weights[index]) if _belongs_to(value, weights[index]) else value
+                    for name, value in entries.items()
+                }
+                for index, entries in state["state"].items()
+            }
+            optimizer.load_state_dict({"state": parts, "param_groups": state["param_groups"]})
+
+
+def _belongs_to(value: Any, weight: nn.Parameter) -> bool:
+    """Whether `value` is a number per element of `weight`, as moments are, unlike the count of steps."""
+    return isinstance(value, Tensor) and value.shape == weight.shape
+
+
+def whole_bytes(weight: Tensor) -> int:
+    return weight.numel() * weight.dtype.itemsize
+
+
+def free_memory(device: torch.device, num_processes: int) -> int:
+    """Bytes that one of `num_processes` processes of this machine can still use."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // max(1, num_processes)
