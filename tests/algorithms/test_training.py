@@ -66,7 +66,8 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 
 
 def test_every_algorithm_is_here() -> None:
-    assert {path.stem for path in ALGORITHMS.glob("*.yaml")} == set(LEARNERS)
+    # `oracle` needs an environment that knows its values: test_oracle.py
+    assert {path.stem for path in ALGORITHMS.glob("*.yaml")} == set(LEARNERS) | {"oracle"}
 
 
 @pytest.mark.parametrize("algorithm", LEARNERS)
