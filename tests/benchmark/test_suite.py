@@ -138,6 +138,8 @@ def test_cells_have_names_of_their_own_and_workloads_that_divide() -> None:
     names = [cell.name for cell in cells()]
     assert len(set(names)) == len(names)
     for cell in cells():
+        assert cell.against in ("floor", "overhead", "work", "memory") or cell.of_peer
+        assert (cell.other is not None) == (cell.against in ("work", "memory"))
         for work in filter(None, (cell.work, cell.other)):
             assert work.samples % work.generations == 0
     assert {cell.name.split("/")[0] for cell in cells()} == {"floor", "growth", "overhead", "memory", "comlrl", "trl"}
@@ -240,6 +242,16 @@ def test_overhead_is_read_off_the_comparison_with_the_floor(known: Namespace) ->
     result = measuring.overhead(overhead)
     assert (result["ratio"], result["num_rounds"]) == (0.25, 3)
     assert result["range"] == pytest.approx([0.15, 0.5])
+
+
+def test_memory_is_that_of_processes_of_their_own(known: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = [cell for cell in cells() if cell.against == "memory"]
+    measuring = Suite(Path("bench.py"), CONFIGS, known)
+    monkeypatch.setattr(measuring, "model", lambda work: work.model)
+    monkeypatch.setattr(measuring, "run", lambda work, floor: {"memory": {"peak_rss_gb": 2.0 + work.agents / 8}})
+    result = measuring.result(cell)
+    assert result["ratio"] == 3.0 / 2.125
+    assert "--model.tokens_per_micro_batch=512" in result["command"]
 
 
 def test_a_row_says_whether_the_target_is_reached() -> None:

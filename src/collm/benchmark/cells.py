@@ -24,6 +24,7 @@ class Work:
         generations: Episodes of each task, or branches of a rollout tree.
         parameters: `separate` or `lora`.
         tree: Whether every joint action branches.
+        micro_batch: Tokens of one forward and backward pass, in place of the default.
     """
 
     model: str = "tiny"
@@ -34,6 +35,7 @@ class Work:
     generations: int = 1
     parameters: str = "separate"
     tree: bool = False
+    micro_batch: int | None = None
 
     @property
     def tasks(self) -> int:
@@ -60,6 +62,8 @@ class Work:
             if self.parameters == "lora":
                 settings[f"{network}.lora_rank"] = 16
         settings["model.policy.min_new_tokens"] = settings["model.policy.max_new_tokens"] = self.new_tokens
+        if self.micro_batch:
+            settings["model.tokens_per_micro_batch"] = self.micro_batch
         if self.tree:
             settings["data.sampler"] = "collm.samplers.tree.Tree"
         files = [configs / "algorithms" / f"{self.algorithm}.yaml", configs / "environments" / "workload.yaml"]
@@ -115,17 +119,9 @@ def cells() -> list[Cell]:
         found.append(Cell(f"growth/iteration, {few} to {many} agents", work, "work", 2.1, other))
     found.append(Cell("overhead/tiny, 1 turn", tiny, "overhead", 0.25))
     found.append(Cell("overhead/smollm2, 1 turn", smollm2, "overhead", 0.10))
-    frozen = replace(smollm2, parameters="lora", samples=4)
-    found.append(
-        Cell(
-            "memory/smollm2, lora, 1 to 8 agents",
-            replace(frozen, agents=8),
-            "work",
-            1.5,
-            replace(frozen, agents=1),
-            "memory",
-        )
-    )
+    # one joint history of eight agents at a time: what is held of a pass is then alike on both sides
+    one = replace(smollm2, parameters="lora", samples=4, agents=1, micro_batch=512)
+    found.append(Cell("memory/smollm2, lora, 1 to 8 agents", replace(one, agents=8), "memory", 1.5, one))
     for algorithm, peer in (("collm_cc", "maac"), ("collm_dc", "iac")):
         for agents, turns, target in ((2, 1, 5.0), (2, 4, 5.0), (8, 1, 8.0)):
             work = replace(tiny, algorithm=algorithm, agents=agents, turns=turns)
