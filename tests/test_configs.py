@@ -32,8 +32,8 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose
     """Reads configurations up to where `fit` would begin: the trainer, the algorithm and the data it was given."""
     begun: list[tuple] = []
 
-    def begin(trainer: Trainer, model: object, train: object, val: object, datamodule: object, *args, **kwargs) -> None:
-        begun.append((trainer, model, datamodule))
+    def begin(trainer: Trainer, fit: object, model: object, train: object, val: object, data: object, *args) -> None:
+        begun.append((trainer, model, data))
 
     resolve = loading.resolve_path
 
@@ -42,7 +42,8 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose
         return resolve("tiny" if is_hub_name else path)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Trainer, "_fit_impl", begin)
+    # before the strategy would start other processes
+    monkeypatch.setattr("lightning.pytorch.trainer.call._call_and_handle_interrupt", begin)
     monkeypatch.setattr(loading, "resolve_path", without_hub)
 
     def run(*configs: Path, args: tuple[str, ...] = ()):

@@ -133,7 +133,6 @@ def test_an_update_is_the_plain_one(
     assert sorted(len(trajectory.turns) for trajectory in batch.trajectories) == [1, 1, 2, 3]
     for name in module.critics:  # moves the bias to the mean return, once
         module.values(name, module.critics[name].encode(batch.trajectories), batch)
-        module._first_passes.clear()
     expected = expected_gradients(module, batch)
     before = {name: [w.detach().clone() for w in weights] for name, weights in module.learners.items()}
 

@@ -93,7 +93,7 @@ class ActorCritic(MultiAgentModule):
         self.target_critic_rate = target_critic_rate
         self.target_critics: dict[str, list[Tensor]] = {}  # the slow copies of what trains, by critic
         self.replays: dict[str, Replay] = {}
-        self._first_passes: dict[str, list[CriticPass]] = {}
+        self._first_passes: dict[str, tuple[Sequence[TokenSequence], list[CriticPass]]] = {}  # and over what they are
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
@@ -186,20 +186,26 @@ class ActorCritic(MultiAgentModule):
         critic = self.critics[name]
         shape = (len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
         with torch.enable_grad():
-            kept = list(self.passes(name, histories, set(range(len(batch.trajectories)))))
-        self._first_passes[name] = kept
+            kept = list(self.new_passes(name, histories, set(range(len(batch.trajectories)))))
+        self._first_passes[name] = histories, kept
         values = batch.rewards.new_zeros(shape)
         for chunk, states, _ in kept:
             values += chunk.sum_by_turn(critic(chunk, states), shape)
         return values
 
     def passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
-        """What the critic makes of the histories of `rows`, by micro-batches."""
-        kept = self._first_passes.pop(name, [])
-        if kept:
-            while kept:  # nothing holds on to a pass once it is used
-                yield kept.pop(0)
+        """What the critic makes of the histories of `rows`, by micro-batches; once, the passes that gave the values."""
+        read, kept = self._first_passes.pop(name, (None, []))
+        if read is not histories:
+            yield from self.new_passes(name, histories, rows)
             return
+        backbone, adapter = self.critics[name].backbone, self.critics[name].adapter
+        while kept:  # nothing holds on to a pass once it is used
+            with backbone.using(adapter):  # another may have been in use since
+                yield kept.pop(0)
+
+    def new_passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
+        """Passes over the histories of `rows` with the critic as it is now, by micro-batches."""
         critic = self.critics[name]
         for chunk in self.chunks(histories, rows, critic.tokenizer.pad_token_id):
             if self.lm_loss_weight:
