@@ -1,4 +1,4 @@
-"""The passes that give a critic's values and are kept for its first step: whatever lies between, the step is the same."""
+"""The passes that give a critic's values are kept for its first step: whatever lies between, the step is the same."""
 
 from __future__ import annotations
 
