@@ -41,6 +41,7 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
+    "collm.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
     "collm.meter": Rule(rooms(), only=TORCH),
     "collm.lengths": Rule(rooms(), only=frozenset()),
     "collm.trajectory": Rule(rooms("lengths"), only=TORCH),
@@ -78,7 +79,7 @@ RULES = {
     "collm.strategies": Rule(rooms("models", "errors", "collectives", "strategies")),
     "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
     "collm.benchmark": Rule(cli=True),
-    "collm.comparison": Rule(rooms("cli", "errors", "metrics", "plots", "runs", "tables"), cli=True),
+    "collm.comparison": Rule(rooms("cli", "command", "errors", "metrics", "plots", "runs", "tables"), cli=True),
     "collm.plan": Rule(rooms("cli", "algorithms.base", "models"), cli=True),
     "collm.plots": Rule(rooms("errors", "runs")),
     "collm.runs": Rule(rooms("errors", "metrics")),
@@ -91,12 +92,12 @@ RULES = {
     "collm.gradients": Rule(rooms(), only=TORCH),
     "collm.gradient_page": Rule(rooms("gradients", "plots", "tables")),
     "collm.gradient_test": Rule(
-        rooms("cli", "errors", "gradient_page", "gradients", "launch", "plots", "tables"), cli=True
+        rooms("cli", "command", "errors", "gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.report": Rule(
-        rooms("claims", "errors", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
+        rooms("claims", "command", "errors", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
     ),
-    "collm.study": Rule(rooms("claims", "comparison", "errors", "launch", "outcomes")),
+    "collm.study": Rule(rooms("claims", "command", "comparison", "errors", "launch", "outcomes")),
 }
 
 

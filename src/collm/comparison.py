@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import auto_cli
 
 from collm import cli
+from collm.command import run_command
 from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
 from collm.plots import draw_curves, draw_table, pyplot
@@ -241,10 +241,5 @@ def training(jobs: Sequence[Job]) -> tuple[list[Row], dict[str, list[Any]]]:
 
 
 def main(default_config: str | Path) -> int:
-    """Read the command line and compare; the exit status is 0, or 2 for a mistake in the settings."""
-    try:
-        auto_cli(compare, as_positional=False, set_defaults={"default_config": str(default_config)})
-    except ConfigurationError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command."""
+    return run_command(compare, default_config=str(default_config))

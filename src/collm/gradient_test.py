@@ -8,17 +8,14 @@ reference gradient is measured on many episodes, then every method is run as it 
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from collm import cli  # noqa: F401 (once, for all runs that are forked from here)
-from collm.errors import ConfigurationError, TrainingError
+from collm.command import run_command
+from collm.errors import ConfigurationError
 from collm.gradient_page import write_page
 from collm.gradients import load, statistics
 from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
@@ -161,15 +158,5 @@ def measuring(
 
 
 def main(script: str | Path, default_config: str | Path) -> int:
-    """Read the command line and do the test; the exit status is 0, 1 if runs failed, 2 for mistaken settings."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        defaults = {"script": str(script), "default_config": str(default_config)}
-        auto_cli(gradient_test, as_positional=False, set_defaults=defaults)
-    except (ConfigurationError, TrainingError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    """The command; `script` is the training command."""
+    return run_command(gradient_test, script=str(script), default_config=str(default_config))

@@ -7,15 +7,14 @@ again from that file alone.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import auto_cli
 
 from collm.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
+from collm.command import run_command
 from collm.errors import ConfigurationError
 from collm.gradient_page import from_record, write_page
 from collm.launch import homes_of
@@ -166,10 +165,5 @@ def explained(outcomes: Sequence[Outcome], cell: str, method: str) -> str:
 
 
 def main() -> int:
-    """Read the command line and write the page; the exit status is 0, or 2 for a mistake in the settings."""
-    try:
-        auto_cli(report, as_positional=False)
-    except ConfigurationError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command."""
+    return run_command(report)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -18,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import auto_cli
 
 from collm.claims import Rule
+from collm.command import run_command
 from collm.comparison import Entry, compare
-from collm.errors import ConfigurationError, TrainingError
+from collm.errors import ConfigurationError
 from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
 from collm.outcomes import measured, read_outcome
 
@@ -254,15 +252,5 @@ def freeze(
 
 
 def main(script: str | Path, default_config: str | Path) -> int:
-    """Read the command line and do the study; the exit status is 0, 1 if runs failed, 2 for mistaken settings."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is stopped, no run is left behind
-    try:
-        defaults = {"script": str(script), "default_config": str(default_config)}
-        auto_cli(study, as_positional=False, set_defaults=defaults)
-    except (ConfigurationError, TrainingError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    """The command; `script` is the training command."""
+    return run_command(study, script=str(script), default_config=str(default_config))
