@@ -80,7 +80,7 @@ def test_more_claims_make_wider_intervals() -> None:
 )
 def test_rules_that_cannot_be_followed(rule: Rule, named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
-        rule.check(["other"], ["A", "B"])
+        rule.check({"other": ["A", "B"]})
 
 
 def outcomes() -> list[Outcome]:

@@ -12,7 +12,7 @@ import yaml
 from collm import study as module
 from collm.claims import Claim, Rule
 from collm.errors import ConfigurationError
-from collm.launch import Method
+from collm.launch import Cell, Method
 from collm.outcomes import Outcome
 from collm.report import report
 from collm.study import Tuning, deep_merged, study
@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "base.yaml").write_text("name: base\n")
     return {
         "configs": [str(tmp_path / "base.yaml")],
-        "cells": {"long game": Method(overrides={"data": {"horizon": 9}}), "short game": Method()},
+        "cells": {"long game": Cell(overrides={"data": {"horizon": 9}}), "short game": Cell()},
         "methods": {
             "A": Method(candidates=RATES),
             "B": Method(overrides={"model": {"rate": 0, "clip": 3}}, candidates=RATES),
@@ -123,6 +123,18 @@ def test_parts_are_done_by_different_commands(settings: dict[str, Any], tmp_path
         study(**settings | {"methods": plain}, part="3/3")
 
 
+def test_a_cell_may_train_some_methods_only(settings: dict[str, Any], tmp_path: Path, scored: None) -> None:
+    settings["cells"]["short game"] = Cell(methods=["B"])
+    study(**settings, stage="tune")
+    study(**settings)
+    out = tmp_path / "study"
+    assert (out / "short_game" / "B" / "seed_10").is_dir()
+    assert (out / "long_game" / "A" / "seed_10").is_dir()
+    assert not (out / "short_game" / "A").exists()
+    with pytest.raises(ConfigurationError, match="speaks of 'A', but there are B"):
+        study(**settings | {"rule": Rule(claims=[Claim("A beats B", "short game", "A", "B")])})
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -135,6 +147,8 @@ def test_parts_are_done_by_different_commands(settings: dict[str, Any], tmp_path
         ({"tuning": Tuning(cells=["other"]), "stage": "tune"}, "'other', but there are long game"),
         ({"rule": Rule(claims=[Claim("?", "other", "A", "B")])}, "speaks of 'other'"),
         ({"untrained": {"C": Method()}}, "without cells"),
+        ({"cells": {"long game": Cell(methods=["A", "C"])}}, "'long game' names 'C', but there are A, B"),
+        ({"cells": {"long game": Cell(methods=["A"])}, "stage": "tune", "rule": None}, "'B' is trained in none"),
     ],
 )
 def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str) -> None:
@@ -142,7 +156,7 @@ def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str)
         study(**settings | change)
 
 
-@pytest.mark.parametrize(("name", "num_runs"), [("relay", 250), ("relay_first", 50)])
+@pytest.mark.parametrize(("name", "num_runs"), [("relay", 110), ("relay_first", 50)])
 def test_studies_that_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_runs: int) -> None:
     """They parse, their files exist, and all methods play the same number of episodes in a rollout."""
     monkeypatch.chdir(REPOSITORY)

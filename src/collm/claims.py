@@ -70,15 +70,16 @@ class Rule:
     min_runs: int = 5
     claims: list[Claim] = field(default_factory=list)
 
-    def check(self, cells: Sequence[str], methods: Sequence[str]) -> None:
-        """Refuse claims about what the study does not have."""
+    def check(self, cells: Mapping[str, Sequence[str]]) -> None:
+        """Refuse claims about what the study does not have: methods by cell."""
         if self.window < 1 or self.min_runs < 2 or not 0 < self.confidence < 1:
             raise ConfigurationError(
                 f"rule.window is {self.window}, rule.min_runs {self.min_runs} and rule.confidence {self.confidence}; "
                 "they must be at least 1, at least 2, and between 0 and 1."
             )
         for claim in self.claims:
-            for name, known in ((claim.cell, cells), (claim.method, methods), (claim.versus, methods)):
+            trained = cells.get(claim.cell, ())
+            for name, known in ((claim.cell, cells), (claim.method, trained), (claim.versus, trained)):
                 if name not in known:
                     raise ConfigurationError(
                         f"the claim {claim.text!r} speaks of {name!r}, but there are {', '.join(known)}."

@@ -6,6 +6,7 @@ run as it would be from a shell: the imports take longer than many a run of a ti
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -41,6 +42,21 @@ class Method:
     configs: list[str] = field(default_factory=list)
     overrides: dict = field(default_factory=dict)
     candidates: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class Cell:
+    """A setting in which methods are trained.
+
+    Args:
+        configs: Configurations that are stacked on those of the study.
+        overrides: Settings on top of them, nested as in a configuration file.
+        methods: Labels of the methods that are trained in it; by default all.
+    """
+
+    configs: list[str] = field(default_factory=list)
+    overrides: dict = field(default_factory=dict)
+    methods: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -98,6 +114,7 @@ class Run:
         if checkpoint.is_file():
             args += ["--ckpt_path", str(checkpoint)]
         self.folder.mkdir(parents=True, exist_ok=True)
+        gc.freeze()  # what is imported stays, so no run need look through it again and again
         (self.folder / "settings.sha256").write_text(self.fingerprint())
         process = multiprocessing.get_context("fork").Process(
             target=execute, args=(script, args, self.folder / "log.txt", num_threads)
@@ -113,14 +130,14 @@ class Run:
         return told[-1].strip() if told else ""
 
 
-def stacked(label: str, shared: Sequence[str], method: Method, path: Path | None) -> list[str]:
-    """Configurations of a method; its overrides are written to `path`."""
+def stacked(label: str, shared: Sequence[str], method: Method | Cell, path: Path | None) -> list[str]:
+    """Configurations of a method or a cell; its overrides are written to `path`."""
     stack = [*shared, *method.configs]
     if method.overrides and path is not None:
         stack.append(write(path, method.overrides))
     missing = [config for config in stack if not Path(config).is_file()]
     if missing:
-        raise ConfigurationError(f"method {label!r}: there is no configuration {missing[0]!r}.")
+        raise ConfigurationError(f"{label!r}: there is no configuration {missing[0]!r}.")
     return stack
 
 

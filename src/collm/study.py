@@ -21,7 +21,7 @@ from collm.claims import Rule
 from collm.command import run_command
 from collm.comparison import Entry, compare
 from collm.errors import ConfigurationError
-from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
+from collm.launch import Cell, Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
 from collm.outcomes import measured, read_outcome
 
 _OF_COMPARE = set(inspect.signature(compare).parameters) - {"entries", "out", "default_config"}
@@ -47,7 +47,7 @@ def study(
     seeds: tuple[int, ...] = (0, 1, 2),
     untrained: dict[str, Method] | None = None,
     overrides: dict | None = None,
-    cells: dict[str, Method] | None = None,
+    cells: dict[str, Cell] | None = None,
     seeded: list[str] | None = None,
     rule: Rule | None = None,
     tuning: Tuning | None = None,
@@ -71,8 +71,7 @@ def study(
         seeds: Seeds of every method.
         untrained: What is compared besides, with the weights as they are before training; by label.
         overrides: Settings of all methods on top of `configs`, nested as in a configuration file.
-        cells: Settings in which every method is trained, by label; each has the configurations and overrides of a
-            method.
+        cells: Settings in which methods are trained, by label.
         seeded: Settings that take the seed of a run as their value, such as `data.environment.init_args.mapping`.
         rule: How the runs are read and claims decided. It must not change once an evaluation has begun.
         tuning: How methods choose among their candidates.
@@ -96,7 +95,8 @@ def study(
         )
     if cells and untrained:
         raise ConfigurationError("untrained protocols are compared in studies without cells; remove one of them.")
-    rule.check(list(cells or {}), list(methods))
+    trained = labels_by_cell(cells or {}, methods)
+    rule.check(trained)
     homes, cell_homes = homes_of(methods), homes_of(cells or {})
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,14 +116,14 @@ def study(
         return runs
 
     if stage == "tune":
-        tuned = tuning_of(methods, cells, tuning)
+        tuned = tuning_of(methods, trained, tuning)
         tried: dict[tuple[str, str, int], list[Run]] = {}
         for cell in tuned.cells or list(cells or {}):
-            for label, method in methods.items():
-                for number, candidate in enumerate(method.candidates):
+            for label in trained[cell]:
+                for number, candidate in enumerate(methods[label].candidates):
                     home = folder / "tuning" / cell_homes[cell] / f"{homes[label]}_{number}"
                     candidate = [write(home / "candidate.yaml", candidate)]
-                    runs = runs_of(cell, label, method, home, tuned.seeds)
+                    runs = runs_of(cell, label, methods[label], home, tuned.seeds)
                     tried[cell, label, number] = [replace(run, configs=[*run.configs, *candidate]) for run in runs]
         everything = [run for runs in tried.values() for run in runs]
         refuse_other_settings(everything)
@@ -134,10 +134,10 @@ def study(
     methods = as_tuned(methods, tuning, seeds, folder / "tuned.yaml")
     runs: list[Run] = []
     entries: list[Entry] = []
-    for cell in cells or {None: None}:
-        for label, method in methods.items():
+    for cell, labels in (trained or {None: list(methods)}).items():
+        for label in labels:
             home = folder / (homes[label] if cell is None else f"{cell_homes[cell]}/{homes[label]}")
-            runs += runs_of(cell, label, method, home, seeds)
+            runs += runs_of(cell, label, methods[label], home, seeds)
             if cell is None:
                 entries += [Entry(label, str(run.folder / "config.yaml"), "last") for run in runs[-len(seeds) :]]
     for label, method in untrained.items():
@@ -163,7 +163,17 @@ def train_part(runs: Sequence[Run], jobs: int, script: str, part: str | None) ->
     return False
 
 
-def tuning_of(methods: Mapping[str, Method], cells: Mapping[str, Method] | None, tuning: Tuning | None) -> Tuning:
+def labels_by_cell(cells: Mapping[str, Cell], methods: Mapping[str, Method]) -> dict[str, list[str]]:
+    """The methods that are trained in each cell."""
+    unknown = [(cell, label) for cell in cells for label in cells[cell].methods if label not in methods]
+    if unknown:
+        raise ConfigurationError(
+            f"the cell {unknown[0][0]!r} names {unknown[0][1]!r}, but there are {', '.join(methods)}."
+        )
+    return {label: cell.methods or list(methods) for label, cell in cells.items()}
+
+
+def tuning_of(methods: Mapping[str, Method], cells: Mapping[str, Sequence[str]], tuning: Tuning | None) -> Tuning:
     """How the methods are tuned, checked to be fair: all of them have equally many candidates."""
     if tuning is None or not cells:
         raise ConfigurationError("there is nothing to tune; a study that is tuned has `tuning`, cells and candidates.")
@@ -173,6 +183,11 @@ def tuning_of(methods: Mapping[str, Method], cells: Mapping[str, Method] | None,
     unknown = [cell for cell in tuning.cells if cell not in cells]
     if unknown:
         raise ConfigurationError(f"tuning.cells names {unknown[0]!r}, but there are {', '.join(cells)}.")
+    untried = set(methods) - {label for cell in tuning.cells or cells for label in cells[cell]}
+    if untried:
+        raise ConfigurationError(
+            f"{min(untried)!r} is trained in none of the cells of tuning; name one in which it is."
+        )
     return tuning
 
 
