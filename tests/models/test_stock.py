@@ -86,5 +86,5 @@ def test_one_switch_chooses(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -
         spec = PolicySpec(tiny_folder, engine=engine, max_new_tokens=3)
         Policy("a1", spec, Backbone(tiny_folder, "float32"), None).sample([[7], [8]], chance(), greedy=True)
     assert asked == [2]
-    with pytest.raises(ConfigurationError, match="choose collm or transformers"):
-        PolicySpec(tiny_folder, engine="vllm").check("policy")
+    with pytest.raises(ConfigurationError, match="choose collm, transformers or vllm"):
+        PolicySpec(tiny_folder, engine="sglang").check("policy")

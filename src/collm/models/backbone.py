@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
         self.lm.train()  # from_pretrained leaves it in evaluation mode
         self.adapters: list[str] = []
+        self.engine: Any = None  # what samples with weights of its own, if anything does
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
             self.lm.enable_input_require_grads()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from collm.errors import ConfigurationError
-from collm.models import stock
+from collm.models import stock, vllm_engine
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.generation import Sampling, generate, restrict
@@ -44,7 +44,9 @@ class PolicySpec:
         temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
-        engine: What samples: `collm`, or `transformers` for the `generate` of that library, which is slower.
+        engine: What samples: `collm`; `transformers` for the `generate` of that library, which is slower; or `vllm`,
+            which needs a GPU and the extra `collm[vllm]`, and works in one process.
+        engine_memory: Share of the GPU's memory that `vllm` may take for its own weights and cache.
         keep_cache: Keep key/value states from turn to turn, so that only what is new is read: faster, and more memory
             while episodes of several turns are played.
         context_length: Longest prompt and response together, in tokens; by default what the model allows.
@@ -68,7 +70,8 @@ class PolicySpec:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    engine: Literal["collm", "transformers"] = "collm"
+    engine: Literal["collm", "transformers", "vllm"] = "collm"
+    engine_memory: float = 0.3
     keep_cache: bool = True
     context_length: int | None = None
     chat_template: bool = True
@@ -91,8 +94,12 @@ class PolicySpec:
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
-        if self.engine not in ("collm", "transformers"):
-            raise ConfigurationError(f"{name}.engine is {self.engine!r}; choose collm or transformers.")
+        if self.engine not in ("collm", "transformers", "vllm"):
+            raise ConfigurationError(f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm.")
+        if not 0 < self.engine_memory < 1:
+            raise ConfigurationError(f"{name}.engine_memory is {self.engine_memory}; it is a share, between 0 and 1.")
+        if self.engine == "vllm":
+            vllm_engine.check(name, self)
         if self.top_p > 1:
             raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
         if self.top_k < 0:
@@ -187,6 +194,8 @@ class Policy:
 
     def keep_cache(self, on: bool) -> None:
         """Whether longer prompts go on from the key/value states of earlier ones; what was kept is dropped."""
+        if self.backbone.engine is not None:
+            self.backbone.engine.outdate()
         self.memory = Memory() if on and self.spec.keep_cache else None
 
     @property
@@ -194,7 +203,7 @@ class Policy:
         """Policies for which this is equal can be sampled in one decode loop."""
         if self.spec.engine == "transformers":
             return id(self)
-        return id(self.backbone), repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+        return id(self.backbone), self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:
         """How its tokens are drawn."""
@@ -211,6 +220,8 @@ class Policy:
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         """One response to each prompt, all prompts in one decode loop."""
+        if self.spec.engine == "vllm":
+            return self.sample_together([self], [prompts], generator, greedy)[0]
         how = (self.backbone.lm, prompts, self.sampling(greedy), sorted(self.eos_ids), generator)
         with self.backbone.using(self.adapter):
             drawn = stock.generate(*how) if self.spec.engine == "transformers" else generate(*how, self.memory)
@@ -236,9 +247,14 @@ class Policy:
         """
         everything = [prompt for own in prompts for prompt in own]
         owners = [index for index, own in enumerate(prompts) for _ in own]
-        how = (self.backbone.lm, everything, self.sampling(greedy), sorted(self.eos_ids), generator, self.memory)
+        drawing = (everything, self.sampling(greedy), sorted(self.eos_ids), generator)
+        how = (self.backbone.lm, *drawing, self.memory)
         adapters = [policy.adapter for policy in policies]
-        if len(set(adapters)) == 1:
+        if self.spec.engine == "vllm":
+            if self.backbone.engine is None:
+                self.backbone.engine = vllm_engine.Engine(self.backbone, self.spec)
+            drawn = self.backbone.engine.generate([adapters[owner] for owner in owners], *drawing)
+        elif len(set(adapters)) == 1:
             with self.backbone.using(self.adapter):
                 drawn = generate(*how)
         else:
