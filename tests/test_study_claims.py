@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.utils.tensorboard import SummaryWriter
 
 from collm import study as module
 from collm.claims import Claim, Rule
@@ -156,7 +157,7 @@ def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str)
         study(**settings | change)
 
 
-@pytest.mark.parametrize(("name", "num_runs"), [("relay", 110), ("relay_first", 50)])
+@pytest.mark.parametrize(("name", "num_runs"), [("relay", 110)])
 def test_studies_that_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_runs: int) -> None:
     """They parse, their files exist, and all methods play the same number of episodes in a rollout."""
     monkeypatch.chdir(REPOSITORY)
@@ -196,7 +197,8 @@ def test_a_miniature_from_runs_to_the_page(
             "data": {"tasks_per_rollout": 2, "num_generations": 2, "rollouts_per_epoch": 3},
             "trainer": {
                 **{"max_epochs": 1, "limit_val_batches": 0, "accelerator": "cpu"},
-                **{"enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None},
+                **{"enable_progress_bar": False, "enable_checkpointing": False},
+                "callbacks": [{"class_path": "collm.callbacks.resources.LogResources"}],
             },
         },
         "cells": {"T=2 dense": {"overrides": {"data": {"environment": {"init_args": game}}}}},
@@ -228,3 +230,10 @@ def test_a_miniature_from_runs_to_the_page(
         *(("MAGRPO", 5), ("MAGRPO", 6), ("known values", 5), ("known values", 6))
     ]
     assert all(len(one["values"]) == 3 for one in raw["outcomes"])
+    events = next((tmp_path / "study" / "T_2_dense" / "MAGRPO" / "seed_5").glob("events*"))
+    events.unlink()
+    writer = SummaryWriter(str(events.parent))
+    writer.add_scalar("rollout/success", 0.5, 8)
+    writer.close()
+    with pytest.raises(ConfigurationError, match="does not say how long its updates took"):
+        report(study=str(tmp_path / "study"), out=str(tmp_path / "page"))

@@ -70,6 +70,11 @@ def read_outcome(folder: Path, cell: str, method: str, seed: int, metric: str) -
     curve = run.curve(metric)
     if curve is None:
         raise ConfigurationError(f"{folder} has no {metric!r} in its logs; it has {', '.join(sorted(run.scalars))}.")
+    if "time/update" not in run.scalars:
+        raise ConfigurationError(
+            f"{folder} does not say how long its updates took; add collm.callbacks.resources.LogResources to the "
+            "trainer.callbacks of the study."
+        )
     explained = {}
     for name, points in run.scalars.items():
         known = [value for value in points.values() if np.isfinite(value)]  # not there where returns do not vary
