@@ -32,7 +32,7 @@ def section(heading: str) -> str:
 
 
 def test_ci_runs_the_command_under_test_it():
-    assert section("Test it").endswith("-m pytest")
+    assert section("Test it").endswith("-m pytest -n auto --dist loadfile")
     assert "/^## Test it/" in (REPOSITORY / ".ci" / "run").read_text()
 
 
