@@ -157,9 +157,21 @@ def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str)
         study(**settings | change)
 
 
-@pytest.mark.parametrize(("name", "num_runs"), [("relay", 110)])
-def test_studies_that_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_runs: int) -> None:
-    """They parse, their files exist, and all methods play the same number of episodes in a rollout."""
+@pytest.mark.parametrize(
+    ("name", "num_runs", "num_episodes"),
+    [
+        ("relay", 11, {16}),
+        ("relay_settings", 24, {8, 16}),
+        ("relay_ablations", 8, {16}),
+        ("str_build_horizons", 16, {32}),
+        ("house_build_horizons", 16, {32}),
+        ("str_build_ablations", 8, {32}),
+    ],
+)
+def test_studies_that_ship(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_runs: int, num_episodes: set[int]
+) -> None:
+    """They parse, their files exist, and all methods of a cell play the same number of episodes in a rollout."""
     monkeypatch.chdir(REPOSITORY)
     trained: list[Any] = []
     monkeypatch.setattr(module, "train", lambda runs, jobs, script: trained.extend(runs))
@@ -171,15 +183,19 @@ def test_studies_that_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name
         if "candidates" in method
     }
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(chosen))
-    monkeypatch.setattr("sys.argv", ["study", "--config", path, "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["study", "--config", path, "--out", str(tmp_path), "--seeds", "[7]"])
     assert module.main("tools/fit.py", "configs/base.yaml") == 0
     assert len(trained) == num_runs
+    episodes: dict[str, set[int]] = {}
     for run in trained:
         merged: dict[str, Any] = {}
         for config in run.configs:
             merged = deep_merged(merged, yaml.safe_load(Path(config).read_text()))
-        assert merged["data"]["tasks_per_rollout"] * merged["data"].get("num_generations", 1) == 16
-        assert merged["data"]["environment"]["init_args"]["mapping"] == run.seed
+        data = merged["data"]
+        episodes.setdefault(run.folder.parts[-3], set()).add(data["tasks_per_rollout"] * data.get("num_generations", 1))
+        assert data["environment"]["init_args"].get("mapping", 7) == 7
+    assert set.union(*episodes.values()) == num_episodes
+    assert all(len(numbers) == 1 for numbers in episodes.values())
 
 
 @pytest.mark.slow
@@ -187,7 +203,7 @@ def test_a_miniature_from_runs_to_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    game = {"horizon": 2, "reward": "dense"}
+    game, rate = {"horizon": 2, "reward": "dense"}, {"model": {"init_args": {"policy": {"learning_rate": 1e-3}}}}
     settings = {
         "configs": ["configs/environments/relay.yaml", "configs/models/relay.yaml"],
         "out": str(tmp_path / "study"),
@@ -203,9 +219,10 @@ def test_a_miniature_from_runs_to_the_page(
         },
         "cells": {"T=2 dense": {"overrides": {"data": {"environment": {"init_args": game}}}}},
         "methods": {
-            "MAGRPO": {"configs": ["configs/algorithms/magrpo.yaml"]},
-            "known values": {"configs": ["configs/algorithms/oracle.yaml"]},
+            "MAGRPO": {"configs": ["configs/algorithms/magrpo.yaml"], "candidates": [rate]},
+            "known values": {"configs": ["configs/algorithms/oracle.yaml"], "candidates": [rate]},
         },
+        "tuning": {"seeds": [4]},
         "rule": {
             **{"metric": "rollout/success", "window": 2, "threshold": 2.0, "min_runs": 2},
             "claims": [
@@ -217,9 +234,13 @@ def test_a_miniature_from_runs_to_the_page(
         },
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.setattr("sys.argv", ["study", "--config", str(tmp_path / "study.yaml")])
+    command = ["study", "--config", str(tmp_path / "study.yaml"), "--jobs", "2"]
+    monkeypatch.setattr("sys.argv", [*command, "--stage", "tune"])
     assert module.main(REPOSITORY / "tools" / "fit.py", REPOSITORY / "configs" / "base.yaml") == 0
-    assert "4 of 4 runs are finished" not in capsys.readouterr().out
+    assert set(yaml.safe_load((tmp_path / "study" / "tuned.yaml").read_text())) == {"MAGRPO", "known values"}
+    monkeypatch.setattr("sys.argv", command)
+    assert module.main(REPOSITORY / "tools" / "fit.py", REPOSITORY / "configs" / "base.yaml") == 0
+    assert "0 of 4 runs are finished" in capsys.readouterr().out
     report(study=str(tmp_path / "study"), out=str(tmp_path / "page"))
     text = (tmp_path / "page" / "README.md").read_text()
     assert "| alike | T=2 dense, auc | **supported** |" in text  # no two success rates differ by 2
