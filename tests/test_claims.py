@@ -116,7 +116,7 @@ def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
     document = {
         "rule": asdict(rule),
         "began": "2026-01-02T03:04:05+00:00",
-        "unfinished": 3,
+        "planned": 13,
         "outcomes": [outcome.record() for outcome in outcomes()],
     }
     raw = tmp_path / "outcomes.json"
@@ -127,8 +127,7 @@ def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
     assert "| A is as good as B | game, auc | **refuted** |" in text
     for part in (
         "A remark.",
-        "10 runs",
-        "3 that were begun are not finished",
+        "10 of 13 runs",
         "2026-01-02",
         "97.50 %",
         "0 of 5",

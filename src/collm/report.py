@@ -83,15 +83,13 @@ def collect(folder: Path) -> dict[str, Any]:
         )
     frozen = json.loads(path.read_text())
     metric = frozen["rule"]["metric"]
-    outcomes, missing = [], 0
+    outcomes = []
     for cell, cell_home in frozen["cells"].items():
         for method, home in frozen["homes"].items():
             for run in sorted((folder / cell_home / home).glob("seed_*")):
                 if (run / "finished.json").is_file():
                     outcomes.append(read_outcome(run, cell, method, int(run.name.removeprefix("seed_")), metric))
-                else:
-                    missing += 1
-    return {**frozen, "unfinished": missing, "outcomes": [outcome.record() for outcome in outcomes]}
+    return {**frozen, "outcomes": [outcome.record() for outcome in outcomes]}
 
 
 def page(
@@ -109,10 +107,9 @@ def page(
     lines = ["# Claims and verdicts", ""]
     lines += [note, ""] if note else []
     lines += [
-        f"{len(outcomes)} runs, {spent / 60:.0f} minutes of playing and updating in all; {document['unfinished']} that "
-        f"were begun are not finished. The rule was written down on {document['began'][:10]}, before the first of "
-        f"them: curves are moving averages of `{rule.metric}` over {rule.window} rollouts, the threshold is "
-        f"{rule.threshold}, and each claim is decided by a {100 * level:.2f} % bootstrap interval over seeds, so that "
+        f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of playing and updating in all. The "
+        f"rule was written down on {document['began'][:10]}, before the first of them: curves are moving averages of "
+        f"`{rule.metric}` over {rule.window} rollouts, the threshold is {rule.threshold}, and each claim is decided by a {100 * level:.2f} % bootstrap interval over seeds, so that "
         f"all hold together at {100 * rule.confidence:.0f} %; with fewer than {rule.min_runs} runs of a method nothing "
         "is decided. Advantages are differences of interquartile means; for samples and seconds, the share saved on "
         "the way to the threshold, where runs that never reach it count with all they had.",

@@ -146,7 +146,7 @@ def study(
     refuse_other_settings(runs)
     runs.sort(key=lambda run: seeds.index(run.seed))  # a study that is stopped early has as many runs of every method
     if cells:
-        freeze(folder / "study.json", rule, cell_homes, homes, methods)
+        freeze(folder / "study.json", rule, cell_homes, homes, methods, len(runs))
     if train_part(runs, jobs, script, part) and not cells:
         compare(entries, str(folder / "comparison"), default_config=default_config, **comparison)
 
@@ -244,7 +244,12 @@ def deep_merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
 
 
 def freeze(
-    path: Path, rule: Rule, cells: Mapping[str, str], homes: Mapping[str, str], methods: Mapping[str, Method]
+    path: Path,
+    rule: Rule,
+    cells: Mapping[str, str],
+    homes: Mapping[str, str],
+    methods: Mapping[str, Method],
+    num_runs: int,
 ) -> None:
     """Write down what is evaluated and how it will be read; refuse to read it otherwise once that has begun."""
     record = {
@@ -252,6 +257,7 @@ def freeze(
         "cells": dict(cells),
         "homes": dict(homes),
         "methods": {label: asdict(method) for label, method in methods.items()},
+        "planned": num_runs,
     }
     if path.is_file():
         begun = json.loads(path.read_text())
