@@ -109,10 +109,11 @@ def page(
     lines += [
         f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of playing and updating in all. The "
         f"rule was written down on {document['began'][:10]}, before the first of them: curves are moving averages of "
-        f"`{rule.metric}` over {rule.window} rollouts, the threshold is {rule.threshold}, and each claim is decided by a {100 * level:.2f} % bootstrap interval over seeds, so that "
-        f"all hold together at {100 * rule.confidence:.0f} %; with fewer than {rule.min_runs} runs of a method nothing "
-        "is decided. Advantages are differences of interquartile means; for samples and seconds, the share saved on "
-        "the way to the threshold, where runs that never reach it count with all they had.",
+        f"`{rule.metric}` over {rule.window} rollouts, the threshold is {rule.threshold}, and each claim is decided by "
+        f"a {100 * level:.2f} % bootstrap interval over seeds, so that all hold together at "
+        f"{100 * rule.confidence:.0f} %; with fewer than {rule.min_runs} runs of a method nothing is decided. "
+        "Advantages are differences of interquartile means; for samples and seconds, the share saved on the way to "
+        "the threshold, where runs that never reach it count with all they had.",
         "",
         "| claim | where | verdict | advantage | margin | probability of improvement | seeds |",
         "|---|---|---|---|---|---|---|",
