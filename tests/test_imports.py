@@ -34,6 +34,10 @@ def rooms(*names: str) -> frozenset[str]:
     return frozenset(f"collm.{name}" for name in names)
 
 
+def studies(*names: str) -> frozenset[str]:
+    return rooms(*(f"studies.{name}" for name in names))
+
+
 LIGHTNING = frozenset({"lightning", "lightning_fabric", "pytorch_lightning"})
 MODELS = frozenset({"transformers", "peft"})
 TORCH = frozenset({"torch"})
@@ -79,25 +83,28 @@ RULES = {
     "collm.strategies": Rule(rooms("models", "errors", "collectives", "strategies")),
     "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
     "collm.benchmark": Rule(cli=True),
-    "collm.comparison": Rule(rooms("cli", "command", "errors", "metrics", "plots", "runs", "tables"), cli=True),
     "collm.plan": Rule(rooms("cli", "algorithms.base", "models"), cli=True),
-    "collm.plots": Rule(rooms("errors", "runs")),
-    "collm.runs": Rule(rooms("errors", "metrics")),
     "collm.schedules": Rule(rooms(), only=frozenset()),
-    "collm.tables": Rule(rooms(), only=frozenset()),
-    "collm.launch": Rule(rooms("errors")),
-    "collm.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
-    "collm.claims": Rule(rooms("errors", "statistics"), only=frozenset({"numpy"})),
-    "collm.outcomes": Rule(rooms("claims", "errors", "runs", "statistics")),
-    "collm.gradients": Rule(rooms(), only=TORCH),
-    "collm.gradient_page": Rule(rooms("gradients", "plots", "tables")),
-    "collm.gradient_test": Rule(
-        rooms("cli", "command", "errors", "gradient_page", "gradients", "launch", "plots", "tables"), cli=True
+    "collm.studies.tables": Rule(rooms(), only=frozenset()),
+    "collm.studies.gradients": Rule(rooms(), only=TORCH),
+    "collm.studies.launch": Rule(rooms("errors")),
+    "collm.studies.runs": Rule(rooms("errors", "metrics")),
+    "collm.studies.plots": Rule(rooms("errors") | studies("runs")),
+    "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
+    "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
+    "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
+    "collm.studies.gradient_page": Rule(studies("gradients", "plots", "tables")),
+    "collm.studies.gradient_test": Rule(
+        rooms("cli", "command", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
-    "collm.report": Rule(
-        rooms("claims", "command", "errors", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
+    "collm.studies.comparison": Rule(
+        rooms("cli", "command", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
     ),
-    "collm.study": Rule(rooms("claims", "command", "comparison", "errors", "launch", "outcomes")),
+    "collm.studies.report": Rule(
+        rooms("command", "errors")
+        | studies("claims", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
+    ),
+    "collm.studies.study": Rule(rooms("command", "errors") | studies("claims", "comparison", "launch", "outcomes")),
 }
 
 

@@ -39,8 +39,8 @@ from collm.models.backbone import Backbone
 from collm.models.critic import CriticSpec
 from collm.models.policy import Policy, PolicySpec
 from collm.objectives import policy_gradient_loss
-from collm.runs import read_run
 from collm.samplers.parallel import Parallel
+from collm.studies.runs import read_run
 from collm.trajectory import Action, Task, Trajectory, Turn, action_sequences, pad_sequences
 from test_cli import the_message
 from toy import REPOSITORY, Toy, toy_config

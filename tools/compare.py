@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from collm.comparison import main
+from collm.studies.comparison import main
 
 if __name__ == "__main__":
     sys.exit(main(default_config=Path(__file__).resolve().parents[1] / "configs" / "base.yaml"))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from collm.gradient_test import main
+from collm.studies.gradient_test import main
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent

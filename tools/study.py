@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from collm.study import main
+from collm.studies.study import main
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent

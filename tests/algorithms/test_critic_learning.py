@@ -15,7 +15,7 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.critic import Critic, CriticSpec
 from collm.models.policy import PolicySpec
-from collm.runs import read_run
+from collm.studies.runs import read_run
 from collm.trajectory import RolloutBatch, TokenSequence, pad_sequences
 
 SPEC = {"agent_ids": ["a", "b"], "policy": PolicySpec("tiny"), "critic": CriticSpec("tiny")}

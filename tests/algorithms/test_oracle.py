@@ -17,9 +17,9 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
 from collm.returns import generalized_advantages
-from collm.runs import read_run
 from collm.samplers.oracle import Oracle
 from collm.samplers.parallel import Parallel
+from collm.studies.runs import read_run
 from collm.trajectory import TokenSequence, collate, pad_sequences
 from toy import REPOSITORY
 

@@ -14,7 +14,7 @@ from capture import Capture
 from collm.environments.base import EpisodeFailure, Step
 from collm.models.backbone import Backbone
 from collm.models.critic import Critic, CriticSpec
-from collm.runs import read_run
+from collm.studies.runs import read_run
 from collm.trajectory import Action, Task, Trajectory, Turn
 from toy import Toy
 

@@ -14,11 +14,11 @@ from collm.errors import ConfigurationError
 from collm.models.critic import Critic, CriticSpec
 from collm.models.dialogue import Dialogue
 from collm.models.tiny import build_tokenizer
-from collm.runs import read_run
 from collm.samplers.base import Sampler
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
 from collm.samplers.pipeline import Pipeline
+from collm.studies.runs import read_run
 from collm.trajectory import Action, Message, Task, Trajectory, Turn, action_sequences
 from toy import Toy
 

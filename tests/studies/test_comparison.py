@@ -14,16 +14,16 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from collm import comparison, plots
 from collm.callbacks.resources import LogResources, peak_memory
-from collm.comparison import Entry, Job, compare, find, tabulate, training
 from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
-from collm.runs import Curve, band, read_run
-from collm.tables import Row, as_cell, as_text, write_csv
+from collm.studies import comparison, plots
+from collm.studies.comparison import Entry, Job, compare, find, tabulate, training
+from collm.studies.runs import Curve, band, read_run
+from collm.studies.tables import Row, as_cell, as_text, write_csv
 from collm.trajectory import collate
 
-BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
+BASE = Path(__file__).parents[2] / "configs" / "base.yaml"
 
 
 # Intervals

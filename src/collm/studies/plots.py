@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from collm.errors import ConfigurationError
-from collm.runs import Curve, band
+from collm.studies.runs import Curve, band
 
 AXES = {"samples": "joint samples", "seconds": "seconds of training (playing and updating)"}
 

@@ -2,7 +2,7 @@
 
 A study of claims has more: cells, the settings of the game in which every method is trained; candidates, settings that
 each method may choose from on tuning seeds; and a rule, which is written down before the evaluation begins and alone
-decides what the evaluation says (`collm.claims`, and `collm.report` for the page).
+decides what the evaluation says (`collm.studies.claims`, and `collm.studies.report` for the page).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import yaml
 
-from collm.claims import Rule
 from collm.command import run_command
-from collm.comparison import Entry, compare
 from collm.errors import ConfigurationError
-from collm.launch import Cell, Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
-from collm.outcomes import measured, read_outcome
+from collm.studies.claims import Rule
+from collm.studies.comparison import Entry, compare
+from collm.studies.launch import Cell, Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
+from collm.studies.outcomes import measured, read_outcome
 
 _OF_COMPARE = set(inspect.signature(compare).parameters) - {"entries", "out", "default_config"}
 

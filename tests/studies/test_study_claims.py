@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
+from test_study import SCRIPT, calls, values
 from torch.utils.tensorboard import SummaryWriter
 
-from collm import study as module
-from collm.claims import Claim, Rule
 from collm.errors import ConfigurationError
-from collm.launch import Cell, Method
-from collm.outcomes import Outcome
-from collm.report import report
-from collm.study import Tuning, deep_merged, study
-from test_study import SCRIPT, calls, values
+from collm.studies import study as module
+from collm.studies.claims import Claim, Rule
+from collm.studies.launch import Cell, Method
+from collm.studies.outcomes import Outcome
+from collm.studies.report import report
+from collm.studies.study import Tuning, deep_merged, study
 from toy import REPOSITORY
 
 RATES = [{"model": {"rate": 1}}, {"model": {"rate": 2}}]

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from collm.claims import Rule
 from collm.errors import ConfigurationError
-from collm.runs import Curve, read_run
-from collm.statistics import area_under, first_reaching, smoothed
+from collm.studies.claims import Rule
+from collm.studies.runs import Curve, read_run
+from collm.studies.statistics import area_under, first_reaching, smoothed
 
 MEASURES = ("auc", "final", "samples", "seconds")
 

@@ -24,9 +24,9 @@ from collm import cli
 from collm.command import run_command
 from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
-from collm.plots import draw_curves, draw_table, pyplot
-from collm.runs import read_run
-from collm.tables import RENAMED, Row, as_text, names_of, write_csv
+from collm.studies.plots import draw_curves, draw_table, pyplot
+from collm.studies.runs import read_run
+from collm.studies.tables import RENAMED, Row, as_text, names_of, write_csv
 
 CURVE = "eval/return"
 

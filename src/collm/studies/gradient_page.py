@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from collm.gradients import NAMES
-from collm.plots import draw_lines, draw_table
-from collm.tables import Row, as_cell, write_csv
+from collm.studies.gradients import NAMES
+from collm.studies.plots import draw_lines, draw_table
+from collm.studies.tables import Row, as_cell, write_csv
 
 MEANING = """\
 At policies that are held still. `noise_to_signal`: episodes an update needs until its noise is as large as its signal.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from collm.claims import Claim, Rule, decide, judge
 from collm.errors import ConfigurationError
-from collm.outcomes import Outcome, horizons, measured
-from collm.report import report
+from collm.studies.claims import Claim, Rule, decide, judge
+from collm.studies.outcomes import Outcome, horizons, measured
+from collm.studies.report import report
 
 BETTER = Claim("A beats B", "game", "A", "B", "auc", "better", 0.1)
 EQUAL = Claim("A is as good as B", "game", "A", "B", "auc", "equal", 0.1)

@@ -16,11 +16,11 @@ from typing import Any
 from collm import cli  # noqa: F401 (once, for all runs that are forked from here)
 from collm.command import run_command
 from collm.errors import ConfigurationError
-from collm.gradient_page import write_page
-from collm.gradients import load, statistics
-from collm.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
-from collm.plots import pyplot
-from collm.tables import Row, as_text
+from collm.studies.gradient_page import write_page
+from collm.studies.gradients import load, statistics
+from collm.studies.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
+from collm.studies.plots import pyplot
+from collm.studies.tables import Row, as_text
 
 FILE = "gradients.pt"
 FIRST_SEED = 2**33  # no run has a seed as large

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collm.statistics import (
+from collm.studies.statistics import (
     area_under,
     censored_median,
     difference,

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from collm.errors import ConfigurationError
-from collm.statistics import difference, improvement, interval, saving
+from collm.studies.statistics import difference, improvement, interval, saving
 
 LESS_IS_BETTER = ("samples", "seconds")
 

@@ -11,12 +11,12 @@ import yaml
 from torch import Tensor
 from torch.testing import assert_close
 
-from collm.gradient_test import main
-from collm.gradients import Measured, load, statistics
 from collm.models.backbone import Backbone
 from collm.objectives import policy_gradient_loss
-from collm.report import report
 from collm.returns import discounted_returns, generalized_advantages
+from collm.studies.gradient_test import main
+from collm.studies.gradients import Measured, load, statistics
+from collm.studies.report import report
 from enumerated import FULL, Enumerated
 from tabular import AGENTS
 from toy import REPOSITORY, toy_config

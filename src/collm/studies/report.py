@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from collm.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
 from collm.command import run_command
 from collm.errors import ConfigurationError
-from collm.gradient_page import from_record, write_page
-from collm.launch import homes_of
-from collm.outcomes import Outcome, horizons, measured, read_outcome
-from collm.plots import draw_curves, draw_table, pyplot
-from collm.statistics import censored_median, interquartile_mean, interval, scipy_stats
-from collm.tables import as_cell
+from collm.studies.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
+from collm.studies.gradient_page import from_record, write_page
+from collm.studies.launch import homes_of
+from collm.studies.outcomes import Outcome, horizons, measured, read_outcome
+from collm.studies.plots import draw_curves, draw_table, pyplot
+from collm.studies.statistics import censored_median, interquartile_mean, interval, scipy_stats
+from collm.studies.tables import as_cell
 
 
 def report(study: str | None = None, out: str = "results/claims", raw: str | None = None, note: str = "") -> None:

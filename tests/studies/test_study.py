@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from collm import study as module
 from collm.errors import ConfigurationError, TrainingError
-from collm.study import Method, study
+from collm.studies import study as module
+from collm.studies.study import Method, study
 
 # Stands in for the training command: notes its arguments, leaves a checkpoint, and fails the first time if told to.
 SCRIPT = """
@@ -145,7 +145,7 @@ def test_last_line_of_a_run(settings: dict[str, Any], tmp_path: Path, compared: 
 
 def test_the_study_that_ships(compared: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It parses, its files exist, and it trains 5 methods by 3 seeds on equal numbers of episodes."""
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     trained: list[Any] = []
     monkeypatch.setattr(module, "train", lambda runs, jobs, script: trained.extend(runs))
     args = ["study", "--config", "configs/studies/str_build_tiny.yaml", "--out", str(tmp_path / "study")]
