@@ -182,7 +182,7 @@ def test_uneven_ranks_do_not_wait_for_each_other(runs: Path) -> None:
         folder = runs / f"uneven_{name}" / LOGS
         written[name] = [path.read_text() for path in sorted((folder / "transcripts").iterdir())]
         weights[name], curves = result(runs / f"uneven_{name}")
-        assert len(set(curves["rollout/turns"])) + len(set(curves["eval/turns"])) > 2  # episodes differ in length
+        assert any(mean % 1 for mean in [*curves["rollout/turns"], *curves["eval/turns"]])  # episodes differ in length
     assert len(written["ddp"]) == 3
     assert written["gathered"] == written["synchronized"] == written["ddp"]
     for name in ("gathered", "synchronized"):

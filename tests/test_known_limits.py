@@ -149,19 +149,19 @@ def team(tiny_folder: str) -> dict[str, Policy]:
 
 
 def test_l05_several_turns_of_several_generations(team: dict[str, Policy], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    sample = Policy.sample
+    asked: list[list[int]] = []
+    sample = Policy.sample_together
 
-    def spy(policy: Policy, prompts: Sequence[Sequence[int]], *args: Any) -> list[Action]:
-        asked.append(len(prompts))
-        return sample(policy, prompts, *args)
+    def spy(policy: Policy, policies: Sequence[Policy], prompts: Sequence, *args: Any) -> list[list[Action]]:
+        asked.append([len(own) for own in prompts])
+        return sample(policy, policies, prompts, *args)
 
-    monkeypatch.setattr(Policy, "sample", spy)
+    monkeypatch.setattr(Policy, "sample_together", spy)
     game = Toy(horizon=3)
     trajectories = Parallel().rollout(game, game.tasks("train"), team, 0, "cpu", num_generations=2)
     assert [trajectory.group for trajectory in trajectories] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert {len(trajectory.turns) for trajectory in trajectories} == {3}
-    assert asked == [8] * 6  # both agents, three turns, all eight episodes in one batch
+    assert asked == [[8, 8]] * 3  # both agents and all eight episodes in one batch
 
 
 @pytest.mark.usefixtures("no_weights")

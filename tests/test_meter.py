@@ -12,11 +12,12 @@ import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM
 
 from collm.callbacks.resources import LogResources, distinct_actions
 from collm.meter import Meter, Reading, meter
+from collm.models.backbone import Backbone
 from collm.models.generation import Sampling, generate
+from collm.models.reader import reader_for
 from collm.trajectory import Action, Task, Trajectory, Turn, collate
 
 
@@ -106,10 +107,10 @@ def test_padding_share() -> None:
 
 
 def test_decoding_counts_what_it_computes(tiny_folder: str) -> None:
-    lm = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    reader = reader_for([(Backbone(tiny_folder, "float32"), None)])
     prompts = [[5, 6, 7], [8], [8]]  # the equal ones are read once: 6 places in the prefill, 4 of them prompt
     meter.take()
-    generate(lm, prompts, Sampling(6, min_new_tokens=6), [], torch.Generator().manual_seed(0))
+    generate(reader, prompts, Sampling(6, min_new_tokens=6), [], torch.Generator().manual_seed(0))
     reading = meter.take()
     # of 6 tokens each the last is not read
     assert reading.useful["generate"] == 4 + 3 * 5

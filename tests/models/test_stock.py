@@ -11,6 +11,7 @@ from collm.models import generation, stock
 from collm.models.backbone import Backbone
 from collm.models.generation import Sampling
 from collm.models.policy import Policy, PolicySpec
+from collm.models.reader import Reader, reader_for
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
 
@@ -20,23 +21,29 @@ def lm(tiny_folder: str):
     return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
 
 
+@pytest.fixture(scope="module")
+def reader(tiny_folder: str) -> Reader:
+    return reader_for([(Backbone(tiny_folder, "float32").eval(), None)])
+
+
 def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 5}, {"temperature": 0.6}, {"allowed_ids": range(9, 200)}])
-def test_greedy_responses_are_the_same(lm, options: dict) -> None:
-    free = generation.generate(lm, PROMPTS, Sampling(12, greedy=True), [], chance())
+def test_greedy_responses_are_the_same(lm, reader: Reader, options: dict) -> None:
+    free = generation.generate(reader, PROMPTS, Sampling(12, greedy=True), [], chance())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]
     sampling = Sampling(12, greedy=True, **options)
-    ours, theirs = (engine.generate(lm, PROMPTS, sampling, ends, chance()) for engine in (generation, stock))
+    ours = generation.generate(reader, PROMPTS, sampling, ends, chance())
+    theirs = stock.generate(lm, PROMPTS, sampling, ends, chance())
     assert len({len(tokens) for tokens, _ in ours}) > 1
     for (tokens, log_probs), (other, other_log_probs) in zip(ours, theirs, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=1e-4)
 
 
-def test_sampled_responses_are_alike(lm) -> None:
+def test_sampled_responses_are_alike(lm, reader: Reader) -> None:
     """Each engine's first two tokens against the exact distribution of the pairs that are likely enough to count."""
     sampling, num_draws, ends = Sampling(2, temperature=0.8, top_k=3), 4000, [5]
     first = lm(torch.tensor([[7, 8, 9]])).logits[0, -1] / 0.8
@@ -48,8 +55,8 @@ def test_sampled_responses_are_alike(lm) -> None:
             pairs[token, other] = probability * conditional
     assert len(pairs) == 9
     assert not {5} & {token for pair in pairs for token in pair}
-    for engine in (generation, stock):
-        drawn = engine.generate(lm, [[7, 8, 9]] * num_draws, sampling, ends, chance(1))
+    for engine, with_what in ((generation, reader), (stock, lm)):
+        drawn = engine.generate(with_what, [[7, 8, 9]] * num_draws, sampling, ends, chance(1))
         counts = dict.fromkeys(pairs, 0)
         for tokens, _ in drawn:
             counts[tuple(tokens)] += 1  # nothing else is drawn

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from collm.models import generation, prefill
+from collm.models import lean, reader
 from collm.models.backbone import Backbone
+from collm.models.lean import LeanReader
 from collm.models.policy import Policy, PolicySpec
+from collm.models.reader import StockReader
 from collm.samplers.parallel import Parallel
 from toy import Toy
 
@@ -39,17 +41,25 @@ def team(folder: str, lora: bool = True, **options) -> dict[str, Policy]:
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every forward pass."""
     seen: list[int] = []
-    forward = prefill.forward
-    for module in (prefill, generation):
-        monkeypatch.setattr(module, "forward", lambda lm, ids, *args: seen.append(len(ids)) or forward(lm, ids, *args))
+    for kind in (LeanReader, StockReader):
+
+        def spy(self, ids: torch.Tensor, *args, forward=kind.forward) -> torch.Tensor:
+            seen.append(len(ids))
+            return forward(self, ids, *args)
+
+        monkeypatch.setattr(kind, "forward", spy)
     return seen
 
 
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("keep_cache", [True, False])
+@pytest.mark.parametrize("known", [True, False])
 def test_episodes_are_those_of_agents_asked_one_by_one(
-    tiny_folder: str, sizes: list[int], lora: bool, keep_cache: bool
+    tiny_folder: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch, lora: bool, keep_cache: bool, known: bool
 ) -> None:
+    """Whether the architecture is one that is read straight from its weights or not."""
+    if not known:
+        monkeypatch.setattr(reader, "decoder_of", lambda lm: None)
     game = Toy(len(AGENTS), horizon=3)
     policies = team(tiny_folder, lora, keep_cache=keep_cache)
     together = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", num_generations=2, greedy=True)
@@ -81,10 +91,14 @@ def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
     assert len({tuple(answers[0].token_ids) for answers in found}) == len(AGENTS)
 
 
-def test_who_can_be_asked_together(tiny_folder: str) -> None:
+@pytest.mark.parametrize("small", [True, False])
+def test_who_can_be_asked_together(tiny_folder: str, monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
     policies = team(tiny_folder)
+    if not small:
+        monkeypatch.setattr(lean, "_SMALL", 0)
     assert len({policy.decoder for policy in policies.values()}) == 1
-    assert team(tiny_folder)["a1"].decoder != policies["a1"].decoder  # another model
+    another_model = team(tiny_folder)["a1"]
+    assert (another_model.decoder == policies["a1"].decoder) == small
     for change in ({"temperature": 0.5}, {"engine": "transformers"}):
         assert Policy("a1", PolicySpec(tiny_folder, **change), policies["a1"].backbone, "a1").decoder not in {
             policy.decoder for policy in policies.values()

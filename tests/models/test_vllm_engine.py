@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from collm.errors import ConfigurationError
-from collm.models import generation, vllm_engine
+from collm.models import stock, vllm_engine
 from collm.models.backbone import Backbone
 from collm.models.generation import Sampling
 from collm.models.policy import Policy, PolicySpec
@@ -70,7 +70,7 @@ class LLM:
             )
             chance = torch.Generator().manual_seed(params.seed)
             ids = [prompt["prompt_token_ids"]]
-            [(tokens, log_probs)] = generation.generate(self.model, ids, sampling, params.stop_token_ids, chance)
+            [(tokens, log_probs)] = stock.generate(self.model, ids, sampling, params.stop_token_ids, chance)
             at = [{token: SimpleNamespace(logprob=value)} for token, value in zip(tokens, log_probs, strict=True)]
             answers.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=at)]))
         return answers

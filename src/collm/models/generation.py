@@ -6,17 +6,17 @@ in a second pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from collm.meter import meter
 from collm.models.cache import Rows, is_plain, join_rows
-from collm.models.prefill import Memory, forward, prefill
+from collm.models.prefill import Memory, prefill
+from collm.models.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -45,35 +45,33 @@ class Sampling:
 @meter.phase("generate")
 @torch.no_grad()
 def generate(
-    lm: PreTrainedModel,
+    reader: Reader,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     eos_ids: Sequence[int],
     generator: torch.Generator,
     memory: Memory | None = None,
     owners: Sequence[int] | None = None,
-    announce: Callable[[Sequence[int]], None] = lambda owners: None,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue every prompt until it ends itself or reaches the limit.
 
     Args:
-        lm: The model; the active adapter is the caller's business.
+        reader: What reads them; call this within its `reading`.
         prompts: Token ids of each prompt, at least one token each.
         sampling: How tokens are drawn.
         eos_ids: Tokens that end a response; the one that did is part of it.
-        generator: Source of chance on the model's device.
-        memory: What the model has read before; afterwards it holds what was read and written here.
+        generator: Source of chance on the reader's device.
+        memory: What has been read before; afterwards it holds what was read and written here.
         owners: Whose each prompt is, where several policies read at once; those of one next to each other.
-        announce: Told the owner of every row before forward passes whose rows are new.
 
     Returns:
         For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
         before top-p and top-k cut it.
     """
-    device, limit = lm.device, sampling.max_new_tokens
     owned = [(owner, tuple(prompt)) for owner, prompt in zip(owners or [0] * len(prompts), prompts, strict=True)]
-    start, logits = prefill(lm, owned, memory or Memory(), announce)
-    announce([owner for owner, _ in owned])
+    owners = [owner for owner, _ in owned]
+    device, limit = reader.device, sampling.max_new_tokens
+    start, logits = prefill(reader, owned, memory or Memory())
     cache, width = start.cache, start.mask.shape[1]
     # room for every token to come, so that the mask is sliced and never rebuilt
     mask = torch.cat([start.mask, start.mask.new_ones(len(prompts), limit)], dim=1)
@@ -103,9 +101,9 @@ def generate(
                 left.append((join_rows([(read, gone, torch.arange(len(gone), device=device))]), rows[gone]))
             cache.batch_select_indices(keep)
             rows, mask, position, token, alive = (x[keep] for x in (rows, mask, position, token, alive))
-            announce([owned[row][0] for row in rows.tolist()])
+            owners = [owned[row][0] for row in rows.tolist()]
         computed += len(token)
-        logits = forward(lm, token[:, None], mask[:, : width + step + 1], position, cache)
+        logits = reader.forward(token[:, None], mask[:, : width + step + 1], position, cache, owners)
         position = position + 1
     sizes = lengths.tolist()
     # the last token of a response is drawn and never read
@@ -163,5 +161,9 @@ def draw(
         logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
     if sampling.top_p < 1.0:
         logits = TopPLogitsWarper(sampling.top_p)(None, logits)
-    token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    # one number per row and the inverse of the cumulative distribution; `multinomial` draws one for every token there
+    # is, which takes longer than a small model
+    below = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    chance = torch.rand(len(below), 1, dtype=torch.float64, device=below.device, generator=generator)
+    token = torch.searchsorted(below, chance * below[:, -1:], right=True)
     return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1)

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from collm.errors import ConfigurationError
+from collm.meter import meter
 from collm.models import stock, vllm_engine
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.generation import Sampling, generate, restrict
 from collm.models.loading import DTYPES, load_config, load_tokenizer
 from collm.models.prefill import Memory
+from collm.models.reader import Reader, reader_for, side_by_side
 from collm.trajectory import Action, SequenceBatch
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
@@ -180,9 +182,10 @@ class Policy:
         self.tokenizer = load_tokenizer(spec.path)
         self.dialogue = make_dialogue(spec)
         eos = backbone.lm.generation_config.eos_token_id if backbone.lm.generation_config else None
-        self.memory: Memory | None = None
         self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
         self.allowed_ids = spec.allowed_ids()
+        self.memory: Memory | None = None
+        self.readers: dict[tuple, Reader] | None = None  # by what they read with
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains when this agent learns."""
@@ -197,13 +200,15 @@ class Policy:
         if self.backbone.engine is not None:
             self.backbone.engine.outdate()
         self.memory = Memory() if on and self.spec.keep_cache else None
+        self.readers = {} if on else None
 
     @property
     def decoder(self) -> Hashable:
         """Policies for which this is equal can be sampled in one decode loop."""
         if self.spec.engine == "transformers":
             return id(self)
-        return id(self.backbone), self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+        together = side_by_side(self.backbone) if self.spec.engine == "collm" else id(self.backbone)
+        return together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:
         """How its tokens are drawn."""
@@ -220,12 +225,7 @@ class Policy:
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         """One response to each prompt, all prompts in one decode loop."""
-        if self.spec.engine == "vllm":
-            return self.sample_together([self], [prompts], generator, greedy)[0]
-        how = (self.backbone.lm, prompts, self.sampling(greedy), sorted(self.eos_ids), generator)
-        with self.backbone.using(self.adapter):
-            drawn = stock.generate(*how) if self.spec.engine == "transformers" else generate(*how, self.memory)
-        return self.actions(prompts, drawn)
+        return self.sample_together([self], [prompts], generator, greedy)[0]
 
     def sample_together(
         self,
@@ -246,22 +246,32 @@ class Policy:
             The responses of each policy.
         """
         everything = [prompt for own in prompts for prompt in own]
-        owners = [index for index, own in enumerate(prompts) for _ in own]
-        drawing = (everything, self.sampling(greedy), sorted(self.eos_ids), generator)
-        how = (self.backbone.lm, *drawing, self.memory)
-        adapters = [policy.adapter for policy in policies]
-        if self.spec.engine == "vllm":
+        how = (everything, self.sampling(greedy), sorted(self.eos_ids), generator)
+        if self.spec.engine == "transformers":
+            with self.backbone.using(self.adapter):
+                drawn = stock.generate(self.backbone.lm, *how)
+        elif self.spec.engine == "vllm":
             if self.backbone.engine is None:
                 self.backbone.engine = vllm_engine.Engine(self.backbone, self.spec)
-            drawn = self.backbone.engine.generate([adapters[owner] for owner in owners], *drawing)
-        elif len(set(adapters)) == 1:
-            with self.backbone.using(self.adapter):
-                drawn = generate(*how)
+            adapters = [policy.adapter for policy, own in zip(policies, prompts, strict=True) for _ in own]
+            drawn = self.backbone.engine.generate(adapters, *how)
         else:
-            with self.backbone.mixed(adapters) as announce:
-                drawn = generate(*how, owners, announce)
+            members = [(policy.backbone, policy.adapter) for policy in policies]
+            numbers = {member: number for number, member in enumerate(dict.fromkeys(members))}
+            owners = [numbers[member] for member, own in zip(members, prompts, strict=True) for _ in own]
+            reader = self.reader(list(numbers))
+            with reader.reading():
+                drawn = generate(reader, *how, self.memory, owners)
         rest = iter(drawn)
         return [policy.actions(own, [next(rest) for _ in own]) for policy, own in zip(policies, prompts, strict=True)]
+
+    @meter.phase("generate")
+    def reader(self, members: Sequence[tuple[Backbone, str | None]]) -> Reader:
+        """What reads for policies on these backbones with these adapters, as their weights are now."""
+        kept = {} if self.readers is None else self.readers
+        if tuple(members) not in kept:
+            kept[tuple(members)] = reader_for(members)
+        return kept[tuple(members)]
 
     def actions(self, prompts: Sequence[Sequence[int]], drawn: Sequence[tuple[list[int], list[float]]]) -> list[Action]:
         """Sampled tokens and their log-probabilities as responses."""

@@ -6,16 +6,16 @@ the states of both between the turns of a rollout, and only the new tokens are r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
 from collm.errors import TrainingError
 from collm.lengths import similar_lengths
 from collm.meter import meter
 from collm.models.cache import Rows, is_plain, join_rows, make_cache
+from collm.models.reader import Reader
 
 Prompt = tuple[int, tuple[int, ...]]
 """Whose it is, where several policies read at once, and its tokens."""
@@ -47,19 +47,13 @@ class Memory:
         return found
 
 
-def prefill(
-    lm: PreTrainedModel,
-    prompts: Sequence[Prompt],
-    memory: Memory,
-    announce: Callable[[Sequence[int]], None] = lambda owners: None,
-) -> tuple[Rows, Tensor]:
+def prefill(reader: Reader, prompts: Sequence[Prompt], memory: Memory) -> tuple[Rows, Tensor]:
     """Read prompts, those of similar length together.
 
     Args:
-        lm: The model; the active adapter is the caller's business.
-        prompts: At least one token each.
+        reader: What reads them.
+        prompts: At least one token each; those of one owner next to each other.
         memory: What it has read before.
-        announce: Told the owner of every row before each forward pass.
 
     Returns:
         The states of all prompts, aligned at their last token, and the logits of the next token, [R, V].
@@ -67,7 +61,7 @@ def prefill(
     distinct = list(dict.fromkeys(prompts))
     known = memory.recall(distinct)
     groups = [list(range(len(distinct)))]
-    if is_plain(make_cache(lm.config)):  # otherwise groups could not be joined
+    if is_plain(make_cache(reader.config)):  # otherwise groups could not be joined
         sizes = [len(prompt[1]) - (start[0] if start else 0) for prompt, start in zip(distinct, known, strict=True)]
         sides = [[i for i, start in enumerate(known) if bool(start) == continued] for continued in (True, False)]
         groups = [
@@ -76,15 +70,14 @@ def prefill(
     groups = [sorted(group) for group in groups]
     read = []
     for group in groups:
-        announce([distinct[i][0] for i in group])
-        read.append(_read(lm, [distinct[i][1] for i in group], [known[i] for i in group]))
+        read.append(_read(reader, [distinct[i] for i in group], [known[i] for i in group]))
     if not all(logits.isfinite().all() for _, logits in read):
         raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
     if len(groups) == 1 and len(distinct) == len(prompts):
         return read[0]
 
     # a group of generations shares the reading of its prompt
-    device, place = lm.device, {prompt: index for index, prompt in enumerate(distinct)}
+    device, place = reader.device, {prompt: index for index, prompt in enumerate(distinct)}
     copies = torch.tensor([place[prompt] for prompt in prompts], device=device)
     if len(groups) == 1:
         rows, logits = read[0]
@@ -99,27 +92,6 @@ def prefill(
     return join_rows(parts), everything[order[copies]]
 
 
-def forward(lm: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits after the last of the new tokens, [R, V].
-
-    Args:
-        lm: The model.
-        ids: New tokens, [R, S].
-        mask: True at the tokens that count, the W - S in the cache and the new ones, [R, W].
-        positions: Place of each new token in its sequence, [R, S].
-        cache: States of the tokens before; it grows by those of the new ones.
-    """
-    output = lm(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1]
-
-
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask of prompts aligned at their last token, [R, L] each; masked positions hold token 0."""
     width = max(map(len, prompts))
@@ -129,17 +101,17 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def _read(
-    lm: PreTrainedModel, prompts: Sequence[tuple[int, ...]], starts: Sequence[tuple[int, Rows, int] | None]
+    reader: Reader, prompts: Sequence[Prompt], starts: Sequence[tuple[int, Rows, int] | None]
 ) -> tuple[Rows, Tensor]:
     """The states of some prompts, all of them with a known beginning or none, and the logits of their next tokens."""
     before = _recalled([start[1:] for start in starts]) if starts[0] else None
-    new = [prompt[start[0] if start else 0 :] for prompt, start in zip(prompts, starts, strict=True)]
-    ids, mask = pad_left(new, lm.device)
+    new = [tokens[start[0] if start else 0 :] for (_, tokens), start in zip(prompts, starts, strict=True)]
+    ids, mask = pad_left(new, reader.device)
     meter.count(sum(map(len, new)), ids.numel())
-    cache = before.cache if before else make_cache(lm.config)
+    cache = before.cache if before else make_cache(reader.config)
     mask = torch.cat([before.mask, mask], dim=1) if before else mask
-    positions = mask.cumsum(1)[:, -ids.shape[1] :] - 1
-    return Rows(cache, mask), forward(lm, ids, mask, positions, cache)
+    positions = (mask.cumsum(1)[:, -ids.shape[1] :] - 1).clamp(min=0)
+    return Rows(cache, mask), reader.forward(ids, mask, positions, cache, [owner for owner, _ in prompts])
 
 
 def _recalled(places: Sequence[tuple[Rows, int]]) -> Rows:

@@ -1,0 +1,291 @@
+"""The forward pass of common decoders straight from their weights, for sampling: few operations, and no modules called.
+
+On small models most of the time of a decoding step goes into what surrounds the arithmetic. Here a step is a dozen
+operations per layer. Small models are copied into a form that needs even fewer: maps of the same input joined, norms
+and adapters multiplied into the maps. Several of them, of one shape, then read side by side, each row with its own
+weights, so that a team of agents takes one decode loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from collm.models.families import Decoder, Layer, low_rank, matrix
+
+Member = tuple[PreTrainedModel, Decoder, str | None]
+"""A language model, its parts, and the adapter on it, if any."""
+
+Spans = Sequence[tuple[int, slice]]
+"""Whose rows are where: the number of a member and rows next to each other."""
+
+_SMALL = 2**23  # weights: up to here copies cost less than they save
+
+
+def is_small(lm: PreTrainedModel) -> bool:
+    """Whether `lm` is read from a copy: it is small, and at full precision, where products of weights lose nothing."""
+    weights = list(lm.parameters())
+    return sum(weight.numel() for weight in weights) <= _SMALL and {weight.dtype for weight in weights} == {
+        torch.float32
+    }
+
+
+class LeanReader:
+    """Reads tokens into a cache and says what comes next, each row with the weights of its owner.
+
+    Args:
+        members: Adapters on one model, or small models of one shape.
+    """
+
+    def __init__(self, members: Sequence[Member]):
+        lms, decoders, adapters = zip(*members, strict=True)
+        first, copied = decoders[0], is_small(lms[0])
+        self.config = lms[0].config
+        self.device = lms[0].device
+        self.tokens = _Table([decoder.tokens.weight for decoder in decoders])
+        self.places = _Table([decoder.places.weight for decoder in decoders]) if first.places else None
+        self.rotation = _Rotation(first) if first.rotation else None
+        stacks = zip(*(decoder.layers for decoder in decoders), strict=True)
+        self.layers = [_Layer(stack, adapters, copied, first.head_size) for stack in stacks]
+        self.norm = _Norm(first.norm, bare=copied)
+        self.head = _Maps([([decoder.head], decoder.norm) for decoder in decoders], adapters, copied)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Nothing has to be prepared."""
+        yield
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, owners: Sequence[int]
+    ) -> Tensor:
+        """Logits after the last of the new tokens, [R, V]; see `reader.Reader`."""
+        num_rows, new = ids.shape
+        spans, ends = _spans(owners, new), _spans(owners, 1)
+        states = self.tokens(ids.flatten(), spans)
+        rotation = self.rotation(positions.flatten(), mask.shape[1], states.dtype) if self.rotation else None
+        if self.places:
+            states = states + self.places(positions.flatten(), spans)
+        seen = _visible(mask, new, states.dtype)
+        for index, layer in enumerate(self.layers):
+            states = layer.attend(states, spans, num_rows, rotation, seen, cache.layers[index])
+            states = layer.feed_forward(states, spans)
+        last = states.view(num_rows, new, -1)[:, -1]
+        return self.head(self.norm(last), ends)
+
+
+class _Layer:
+    """One layer of all members; states are [M, hidden size], the tokens of one row next to each other."""
+
+    def __init__(self, stack: Sequence[Layer], adapters: Sequence[str | None], copied: bool, head_size: int):
+        first = stack[0]
+        self.head_size = head_size
+        self.before_attention = _Norm(first.before_attention, bare=copied)
+        self.attention_in = _Maps([(one.attention_in, one.before_attention) for one in stack], adapters, copied)
+        self.attention_out = _Maps([([one.attention_out], None) for one in stack], adapters, copied)
+        self.before_feed_forward = _Norm(first.before_feed_forward, bare=copied)
+        self.feed_forward_in = _Maps(
+            [(one.feed_forward_in, one.before_feed_forward) for one in stack], adapters, copied
+        )
+        self.feed_forward_out = _Maps([([one.feed_forward_out], None) for one in stack], adapters, copied)
+        self.num_queries = matrix(first.attention_out)[0].shape[1] // head_size
+        self.gated = len(first.feed_forward_in) == 2
+        self.head_norms = None
+        if first.query_norm is not None:
+            self.head_norms = [(_Norm(one.query_norm), _Norm(one.key_norm)) for one in stack]
+
+    def attend(
+        self,
+        states: Tensor,
+        spans: Spans,
+        num_rows: int,
+        rotation: tuple[Tensor, Tensor] | None,
+        seen: Tensor | None,
+        cache: nn.Module,
+    ) -> Tensor:
+        """States after attention to all that is visible, [M, hidden size]."""
+        heads = self.attention_in(self.before_attention(states), spans)
+        heads = heads.view(len(heads), -1, self.head_size)
+        num_keys = (heads.shape[1] - self.num_queries) // 2
+        turning, values = heads.split([self.num_queries + num_keys, num_keys], dim=1)
+        if self.head_norms:
+            turning = self._normed(turning, spans)
+        if rotation is not None:
+            cos, sin = rotation
+            turning = torch.addcmul(turning * cos, turning.roll(self.head_size // 2, -1), sin)
+        queries, keys = turning.split([self.num_queries, num_keys], dim=1)
+        queries, keys, values = (
+            part.view(num_rows, -1, part.shape[1], self.head_size).transpose(1, 2) for part in (queries, keys, values)
+        )
+        keys, values = cache.update(keys, values)
+        new = queries.shape[2]
+        if new == 1:  # the queries that share a key stand in for several tokens
+            queries = queries.reshape(num_rows, num_keys, -1, self.head_size)
+        read = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=seen,
+            is_causal=seen is None and new > 1,
+            scale=self.head_size**-0.5,
+            enable_gqa=queries.shape[1] > num_keys,
+        )
+        if new > 1:
+            read = read.transpose(1, 2)
+        return states + self.attention_out(read.reshape(len(states), -1), spans)
+
+    def feed_forward(self, states: Tensor, spans: Spans) -> Tensor:
+        """States after the feed-forward network, [M, hidden size]."""
+        hidden = self.feed_forward_in(self.before_feed_forward(states), spans)
+        if self.gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * hidden
+        else:
+            hidden = F.gelu(hidden, approximate="tanh")
+        return states + self.feed_forward_out(hidden, spans)
+
+    def _normed(self, turning: Tensor, spans: Spans) -> Tensor:
+        queries, keys = turning.split([self.num_queries, turning.shape[1] - self.num_queries], dim=1)
+        members = spans if len(self.head_norms) > 1 else [(0, slice(None))]
+        parts = [
+            torch.cat([norms[0](queries[rows]), norms[1](keys[rows])], dim=1)
+            for norms, rows in ((self.head_norms[member], rows) for member, rows in members)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+class _Maps:
+    """Linear maps of one input side by side: [M, in] to [M, out of all], each row with the maps of its owner.
+
+    Args:
+        stack: For each member its maps and the norm before them, if any.
+        adapters: Adapter of each member.
+        copied: Multiply norms and adapters into copies; otherwise the weights are used where they are.
+    """
+
+    def __init__(
+        self,
+        stack: Sequence[tuple[Sequence[nn.Module], nn.Module | None]],
+        adapters: Sequence[str | None],
+        copied: bool,
+    ):
+        self.changes: list[tuple[Tensor, Tensor] | None] = []
+        if copied:
+            self.maps = [[_merged(maps, norm, adapter)] for (maps, norm), adapter in zip(stack, adapters, strict=True)]
+        else:
+            maps = stack[0][0]
+            self.maps = [[matrix(one) for one in maps]]
+            self.changes = [_side_by_side(maps, adapter) for adapter in adapters]
+
+    def __call__(self, states: Tensor, spans: Spans) -> Tensor:
+        if len(self.maps) == 1:
+            out = _apply(states, self.maps[0])
+        else:
+            out = torch.cat([_apply(states[rows], self.maps[member]) for member, rows in spans])
+        for member, rows in spans if self.changes else ():
+            if self.changes[member] is not None:
+                down, up = self.changes[member]
+                out[rows] += (states[rows].to(down.dtype) @ down @ up).to(out.dtype)
+        return out
+
+
+class _Norm:
+    """A norm over the last dimension; `bare` without its weights, which are in the maps behind it then."""
+
+    def __init__(self, module: nn.Module, bare: bool = False):
+        self.shape = tuple(module.weight.shape)
+        self.centers = isinstance(module, nn.LayerNorm)
+        self.eps = module.eps if self.centers else module.variance_epsilon
+        self.weight = None if bare else module.weight
+        self.bias = None if bare or not self.centers else module.bias
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self.centers:
+            return F.layer_norm(states, self.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(states, self.shape, self.weight, self.eps)
+
+
+class _Table:
+    """Embeddings: numbers [M] to states [M, hidden size], each row from the table of its owner."""
+
+    def __init__(self, weights: Sequence[Tensor]):
+        self.weights = list(weights) if len(set(map(id, weights))) > 1 else [weights[0]]
+
+    def __call__(self, numbers: Tensor, spans: Spans) -> Tensor:
+        if len(self.weights) == 1:
+            return F.embedding(numbers, self.weights[0])
+        return torch.cat([F.embedding(numbers[rows], self.weights[member]) for member, rows in spans])
+
+
+class _Rotation:
+    """Rotary places: the factors by which queries and keys are multiplied as they are, and turned by half."""
+
+    def __init__(self, decoder: Decoder):
+        self.module = decoder.rotation
+        self.head_size = decoder.head_size
+        self.factors: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, positions: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Factors at `positions` [M], all below `length`; [M, 1, head size] each."""
+        if self.factors is None or len(self.factors[0]) < length:
+            everywhere = torch.arange(2 * length, device=positions.device)[None]
+            cos, sin = self.module(torch.empty((), dtype=dtype, device=positions.device), everywhere)
+            half = self.head_size // 2
+            self.factors = (cos[0, :, None], torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1))
+        return self.factors[0][positions], self.factors[1][positions]
+
+
+def _apply(states: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    if len(maps) == 1:
+        return F.linear(states, *maps[0])
+    return torch.cat([F.linear(states, *one) for one in maps], dim=-1)
+
+
+def _merged(maps: Sequence[nn.Module], norm: nn.Module | None, adapter: str | None) -> tuple[Tensor, Tensor | None]:
+    """One weight [out of all, in] and bias for several maps, with what stands before and beside them."""
+    weights, biases = [], []
+    for one in maps:
+        weight, bias = matrix(one)
+        down, up = low_rank(one, adapter)
+        if down.numel():
+            weight = weight + (down @ up).T
+        if isinstance(norm, nn.LayerNorm):
+            bias = weight @ norm.bias + (0.0 if bias is None else bias)
+        weights.append(weight if norm is None else weight * norm.weight)
+        biases.append(bias)
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+
+
+def _side_by_side(maps: Sequence[nn.Module], adapter: str | None) -> tuple[Tensor, Tensor] | None:
+    """What an adapter adds to maps of one input: [in, rank of all] and [rank of all, out of all]; None for nothing."""
+    down, up = zip(*(low_rank(one, adapter) for one in maps), strict=True)
+    joined = torch.cat(down, dim=1)
+    return (joined, torch.block_diag(*up)) if joined.numel() else None
+
+
+def _visible(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to attention, [R, 1, S, W]: 0 where a token is seen; None where all before a token is."""
+    num_rows, width = mask.shape
+    seen = mask[:, None, None, :]
+    if new > 1:
+        if new == width and bool(mask.all()):
+            return None
+        order = torch.arange(width, device=mask.device)
+        seen = seen & (order <= order[width - new :, None])
+    # the smallest number instead of -inf, with which a row of padding alone would be NaN
+    return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _spans(owners: Sequence[int], size: int) -> list[tuple[int, slice]]:
+    """Where the `size` tokens of each row are, by owner."""
+    spans, start = [], 0
+    for owner, rows in groupby(owners):
+        stop = start + size * len(list(rows))
+        spans.append((owner, slice(start, stop)))
+        start = stop
+    return spans
