@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +112,9 @@ def test_measures_are_read_up_to_what_all_runs_have() -> None:
 
 
 def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
-    rule = Rule("rollout/return", window=1, threshold=0.75, claims=[BETTER, EQUAL])
+    timed = replace(BETTER, measure="seconds")
+    claims = [BETTER, EQUAL, timed, replace(timed, method="B", versus="A")]
+    rule = Rule("rollout/return", window=1, threshold=0.75, claims=claims)
     document = {
         "rule": asdict(rule),
         "began": "2026-01-02T03:04:05+00:00",
@@ -129,7 +131,10 @@ def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
         "A remark.",
         "10 of 13 runs",
         "2026-01-02",
-        "97.50 %",
+        "98.75 %",
+        "A reaches the threshold in 15 s and 500 joint samples, B in 18 s and 600",
+        "level if playing a joint sample took 30.00 ms less",  # (15 - 18) s / (600 - 500)
+        "B needs as many joint samples as A or more, so no price",
         "0 of 5",
         "0.75",
     ):
@@ -139,8 +144,7 @@ def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
     assert "| never | never | 0 of 5 | 0.25 |" in text
     assert {path.name for path in (tmp_path / "page").glob("*.png")} == {
         "game.png",
-        "claims_better.png",
-        "claims_equal.png",
+        "claims.png",
     }
     report(raw=str(raw), out=str(tmp_path / "again"), note="A remark.")
     assert (tmp_path / "again" / "README.md").read_text() == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from collm.errors import ConfigurationError
 from collm.studies.runs import Curve, band
 
+LABEL_WIDTH = 60
 AXES = {"samples": "joint samples", "seconds": "seconds of training (playing and updating)"}
 
 
@@ -37,7 +39,10 @@ def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence
     plt = pyplot()
     width = min(4, len(columns))
     height = -(-len(columns) // width)
-    size = (3.2 * width + 1.2, (0.28 * len(labels) + 0.9) * height)
+    labels = [textwrap.fill(label, LABEL_WIDTH) for label in labels]
+    rows = [label.split("\n") for label in labels]
+    longest, lines = max(len(line) for row in rows for line in row), max(map(len, rows))
+    size = (3.2 * width + 0.08 * longest, ((0.1 + 0.18 * lines) * len(labels) + 0.9) * height)
     figure, panels = plt.subplots(height, width, figsize=size, squeeze=False, sharey=True, layout="constrained")
     for panel in panels.flat[len(columns) :]:
         panel.set_visible(False)

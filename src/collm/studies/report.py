@@ -61,13 +61,9 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
             if outcome.cell == cell:
                 curves.setdefault(outcome.method, []).append(outcome.curve(rule.window))
         draw_curves(folder / f"{homes[cell]}.png", curves, rule.metric, rule.threshold, cell)
-    if any(np.isfinite(verdict.advantage[1]) for verdict in verdicts):
-        for name in ("better", "equal"):
-            chosen = [verdict for verdict in verdicts if verdict.claim.expect == name]
-            if chosen:
-                columns = {"advantage": [verdict.advantage for verdict in chosen]}
-                labels = [f"{v.claim.text} ({v.decision})" for v in chosen]
-                draw_table(folder / f"claims_{name}.png", labels, columns)
+    if verdicts:
+        labels = [f"{verdict.claim.text}: {verdict.decision}" for verdict in verdicts]
+        draw_table(folder / "claims.png", labels, {"advantage": [verdict.advantage for verdict in verdicts]})
     text = page(document, rule, outcomes, numbers, verdicts, homes, note)
     (folder / "README.md").write_text(text)
     print(text)
@@ -125,6 +121,8 @@ def page(
             f"{'within ±' if claim.expect == 'equal' else 'above '}{claim.margin:g} | {as_cell(verdict.improvement)} | "
             f"{verdict.runs[0]}, {verdict.runs[1]} |"
         )
+    lines += ["", "![Advantages](claims.png)"] if verdicts else []
+    lines += ["", *(level_at(verdict, numbers) for verdict in verdicts if verdict.claim.measure == "seconds")]
     ends = horizons(outcomes)
     for cell, methods in numbers.items():
         lines += [
@@ -153,6 +151,26 @@ def page(
         "Made again from `outcomes.json`, figures and all, by `python tools/report.py --raw <it> --out <folder>`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def level_at(verdict: Verdict, numbers: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
+    """What a joint sample would have to cost for both methods of a claim about time to need the same time."""
+    claim = verdict.claim
+    pair = [numbers.get(claim.cell, {}).get(name) for name in (claim.method, claim.versus)]
+    text = f"Time in {claim.cell}: "
+    if None in pair:
+        return text + f"{claim.method} and {claim.versus} have not both been run."
+    (samples, seconds), (other_samples, other_seconds) = (
+        [float(interquartile_mean(np.asarray(measures[name]))) for name in LESS_IS_BETTER] for measures in pair
+    )
+    if samples >= other_samples:
+        return text + f"{claim.method} needs as many joint samples as {claim.versus} or more, so no price helps it."
+    price = 1000 * (seconds - other_seconds) / (other_samples - samples)
+    return (
+        text + f"{claim.method} reaches the threshold in {seconds:.0f} s and {samples:,.0f} joint samples, "
+        f"{claim.versus} in {other_seconds:.0f} s and {other_samples:,.0f}; they would be level if playing a joint "
+        f"sample took {abs(price):.2f} ms {'more' if price > 0 else 'less'}."
+    )
 
 
 def explained(outcomes: Sequence[Outcome], cell: str, method: str) -> str:
