@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from collm.models import prefixes
 from collm.models.loading import load_model
 
 T = TypeVar("T")
@@ -36,6 +37,8 @@ class Backbone(nn.Module):
         self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
         self.lm.train()  # from_pretrained leaves it in evaluation mode
         self.adapters: list[str] = []
+        # not where the states of a pass are dropped, nor where all ranks have to make the same passes
+        self.shares_prefixes = not gradient_checkpointing
         self.engine: Any = None  # what samples with weights of its own, if anything does
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -122,4 +125,6 @@ class Backbone(nn.Module):
 
     def hidden_states(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden state of every position, [R, L, hidden size]; the head is not applied. Call it `within`."""
+        if self.shares_prefixes:
+            return prefixes.hidden_states(self.lm, ids, attention_mask)
         return self.lm.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
