@@ -1,25 +1,23 @@
-"""Runs without the command line, whose parsing takes most of a short run, in this process or in two at once.
-
-`python pair.py runs.json` is started once for each rank, with the variables in which Lightning looks for it.
-"""
+"""Runs without the command line, whose parsing takes most of a short run, in this process or in two at once."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 
 from collm.callbacks.baseline import EvaluateFirst
 from collm.callbacks.export import ExportAgents
@@ -30,14 +28,15 @@ from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.strategies.checkpoints import FileOrFolder
 from collm.strategies.fsdp import FullySharded
-from toy import REPOSITORY, TellToStop
+from collm.strategies.placed import Placed
+from toy import TellToStop
 
 
 @dataclass
 class Run:
     """One run: the folder it is in, a configuration as `toy_config` makes it, and how its processes work together.
 
-    `strategy` is `one` (a single process), `ddp`, or the arguments of `FullySharded`.
+    `strategy` is `one` (a single process), `ddp`, or the arguments of `FullySharded`, or of `Placed` (in one process).
     """
 
     folder: str
@@ -47,7 +46,7 @@ class Run:
     told_to_stop: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
 
-    def fit(self) -> None:
+    def fit(self) -> L.Trainer:
         Path(self.folder).mkdir(exist_ok=True)
         L.seed_everything(0, verbose=False)
         given, data = self.config["model"]["init_args"], dict(self.config["data"])
@@ -66,10 +65,8 @@ class Run:
         callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
         options = {"enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
         trainer = L.Trainer(
-            strategy={"one": "auto", "ddp": "ddp"}[self.strategy]
-            if isinstance(self.strategy, str)
-            else FullySharded(**self.strategy),
-            devices=1 if self.strategy == "one" else 2,
+            strategy=self.made_strategy(),
+            devices=1 if self.strategy == "one" or "devices" in self.strategy else 2,
             logger=TensorBoardLogger(f"{self.folder}/logs", "collm", default_hp_metric=False),
             callbacks=callbacks + ([TellToStop()] if self.told_to_stop else []),
             inference_mode=False,
@@ -77,6 +74,12 @@ class Run:
         )
         trainer.strategy.checkpoint_io = FileOrFolder()
         trainer.fit(module, datamodule=datamodule, ckpt_path=self.checkpoint)
+        return trainer
+
+    def made_strategy(self) -> str | Strategy:
+        if isinstance(self.strategy, str):
+            return {"one": "auto", "ddp": "ddp"}[self.strategy]
+        return Placed(**self.strategy) if "devices" in self.strategy else FullySharded(**self.strategy)
 
 
 def named(path: str) -> type:
@@ -93,49 +96,41 @@ def later(spec: str | dict[str, Any]) -> Any:
     return functools.partial(named(spec["class_path"]), **spec.get("init_args", {}))
 
 
-def fit_in_pair(folder: Path, runs: list[Run], timeout: float = 300) -> None:
+def fit_in_pair(folder: Path, runs: Sequence[Run], timeout: float = 300) -> None:
     """Do `runs` one after another in two processes; the exit status of each is left in its folder."""
-    (folder / "runs.json").write_text(json.dumps([asdict(run) for run in runs]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY / "tests")]),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "NODE_RANK": "0",
-    }
     logs = [folder / f"rank_{rank}.log" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder / "runs.json")],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
+    processes = [  # forked, as the imports take longer than many a run
+        multiprocessing.get_context("fork").Process(target=fit_as_rank, args=(rank, port, runs, log))
         for rank, log in enumerate(logs)
     ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout
     try:
-        codes = [process.wait(timeout) for process in processes]
+        for process in processes:
+            process.join(max(0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    for given in json.loads(Path(sys.argv[1]).read_text()):
-        run, status = Run(**given), 0
-        print(f"--- {run.folder}", flush=True)
+def fit_as_rank(rank: int, port: int, runs: Sequence[Run], log: Path) -> None:
+    """Do `runs` as one of two processes, with the variables in which Lightning looks for the other one."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    for descriptor in (1, 2):  # what is printed below Python
+        os.dup2(sys.stdout.fileno(), descriptor)
+    for run in runs:
+        status = 0
+        print(f"--- {run.folder}")
         try:
             run.fit()
         except SystemExit as stopped:
             status = stopped.code
-        Path(run.folder, f"status_{os.environ['LOCAL_RANK']}").write_text(str(status))
-
-
-if __name__ == "__main__":
-    main()
+        Path(run.folder, f"status_{rank}").write_text(str(status))

@@ -83,6 +83,7 @@ class TabularPolicy:
 
     def __init__(self, logits: Tensor):
         self.logits = logits
+        self.device = "cpu"
         self.num_batches = 0
         self.num_rows = 0
 

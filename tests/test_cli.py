@@ -34,6 +34,7 @@ def the_message(capsys: pytest.CaptureFixture[str]) -> str:
     return written.partition("error: ")[2].partition("\n(COLLM_TRACEBACK")[0]
 
 
+PLACED = "collm.strategies.placed.Placed"
 MISTAKES = {
     "environment": (["--data.environment=StrBuidl"], ["data.environment", "'StrBuidl'", "did you mean 'StrBuild'"]),
     "environment_module": (
@@ -112,6 +113,30 @@ MISTAKES = {
     "eval_tree": (
         ["--data.eval_sampler=Tree", "--data.eval_episodes_per_task=8", "--data.environment.horizon=5"],
         ["37,448 joint samples", "74,896 in a rollout of 2 tasks"],
+    ),
+    "a_network_that_is_not_there": (
+        [f"--trainer.strategy={PLACED}", '--trainer.strategy.devices={"a1": "cpu", "a2": "cpu", "judge": "cpu"}'],
+        ["a1, a2, judge", "each network of this run", "a1, a2, critic"],
+    ),
+    "a_device_that_is_not_there": (
+        [f"--trainer.strategy={PLACED}", '--trainer.strategy.devices={"a1": "cuda:77", "a2": "cpu", "critic": "cpu"}'],
+        ["devices.a1 is 'cuda:77'", "not here", "there is cpu"],
+    ),
+    "a_precision_that_is_not_there": (
+        [
+            f"--config={REPOSITORY / 'configs' / 'strategies' / 'fsdp.yaml'}",
+            "--trainer.strategy.mixed_precision=bf8",
+        ],
+        ["trainer.strategy", "bfloat16", "bf8"],
+    ),
+    "adapters_apart": (
+        [
+            f"--config={REPOSITORY / 'configs' / 'strategies' / 'placed.yaml'}",
+            "--model.parameters=lora",
+            "--model.policy.lora_rank=2",
+            "--model.critic.lora_rank=2",
+        ],
+        ["'lora'", "one model", "separate"],
     ),
     "nobody_to_talk_to": (
         ["--data.sampler=Discussion", "--data.environment.num_agents=1"],

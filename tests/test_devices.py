@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from collm.studies.launch import execute
 from pair import Run, fit_in_pair
-from toy import toy_config
+from toy import REPOSITORY, toy_config
 
 STRATEGIES: dict[str, Any] = {"ddp": "ddp", "fsdp": {}}
 LOGS = Path("logs", "collm", "version_0")
@@ -70,13 +75,21 @@ UNEVEN = {"ddp": "ddp", "gathered": {"sampling": "gathered"}, "synchronized": {"
 
 
 def adam(tiny_folder: str) -> dict[str, Any]:
-    """A case with optimizer states; eps keeps rounding noise from becoming a step."""
-    made = config(tiny_folder, "collm_cc.CoLLMCC", "separate", {"target_critic_rate": 0.5})
+    """A case with optimizer states, and all of a replay read; eps keeps rounding noise from becoming a step."""
+    given = {"target_critic_rate": 0.5, "critic_replay": 2, "critic_replay_batch": 100}
+    made = config(tiny_folder, "collm_cc.CoLLMCC", "separate", given)
     made["model"]["init_args"] |= {
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"eps": 0.01}},
         "lr_schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}},
     }
     return made
+
+
+def checkpointing(made: dict[str, Any]) -> dict[str, Any]:
+    """A case whose activations are computed again in the backward pass."""
+    given = made["model"]["init_args"]
+    specs = {name: given[name] | {"gradient_checkpointing": True} for name in ("policy", "critic")}
+    return made | {"model": made["model"] | {"init_args": given | specs}}
 
 
 def uneven(tiny_folder: str) -> dict[str, Any]:
@@ -132,6 +145,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Path:
     every.append(Run(str(root / "told"), longer, "ddp", told_to_stop=True))
     every.append(Run(str(root / "after"), longer, {}, last("told")))
     every += [Run(str(root / f"uneven_{name}"), uneven(tiny_folder), how) for name, how in UNEVEN.items()]
+    every.append(Run(str(root / "lean"), checkpointing(made), {"cpu_offload": True}))
+    every.append(Run(str(root / "mixed"), made, {"mixed_precision": "bfloat16"}))
     alone = [run for run in every if run.strategy == "one"]
     for run in alone:
         if run.checkpoint is None:
@@ -168,10 +183,30 @@ def test_any_strategy_goes_on_from_the_checkpoint_of_any_other(runs: Path, stopp
     torch.testing.assert_close(found["collm"]["target_critics"], expected["collm"]["target_critics"])
     for optimizer, other in zip(found["optimizer_states"], expected["optimizer_states"], strict=True):
         torch.testing.assert_close(optimizer["state"], other["state"])
-        assert float(optimizer["state"][0]["step"]) == 3
+    # the critic reads every rollout again
+    assert [float(optimizer["state"][0]["step"]) for optimizer in found["optimizer_states"]] == [3, 3, 6]
     for agent_id in ("a1", "a2"):
         agent, other = (load_file(one / "agents" / agent_id / "model.safetensors") for one in (resumed, whole))
         torch.testing.assert_close(agent, other)
+
+
+@pytest.mark.slow
+def test_memory_is_saved_without_another_result(runs: Path) -> None:
+    whole, lean = (result(runs / name) for name in ("whole", "lean"))
+    torch.testing.assert_close(lean[0], whole[0])
+    assert lean[1] == {
+        name: pytest.approx(values, rel=1e-4, abs=1e-5, nan_ok=True) for name, values in whole[1].items()
+    }
+
+
+@pytest.mark.slow
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(runs: Path) -> None:
+    (_, curves), (mixed, mixed_curves) = (result(runs / name) for name in ("whole", "mixed"))
+    assert {weight.dtype for name, weight in mixed.items() if "backbones" in name} == {torch.float32}
+    for name in ("a1", "a2", "critic"):  # of the first update, before they drift apart
+        norm, found = (one[f"optim/grad_norm/{name}"][0] for one in (curves, mixed_curves))
+        assert found == pytest.approx(norm, rel=0.05)
+        assert found != pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -200,3 +235,30 @@ def test_a_process_that_is_told_to_stop_ends_all_of_them_in_order(runs: Path) ->
     assert resumed["collm"]["num_rollouts"] == whole["collm"]["num_rollouts"] == 9
     for part in ("state_dict", "lr_schedulers"):
         torch.testing.assert_close(resumed[part], whole[part])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_run_which_goes_on_from_its_checkpoint(
+    fit: Callable[..., int], tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user starts it: the command starts the second process, which `kill -9` ends."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY / "tests")]))
+    begin = ["fit", "--config=toy.yaml", "--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=3"]
+    log = tmp_path / "log.txt"
+    script = str(REPOSITORY / "tools" / "fit.py")
+    process = multiprocessing.get_context("fork").Process(
+        target=execute, args=(script, [*begin, "--trainer.callbacks+=toy.Perish"], log, 1)
+    )
+    process.start()
+    process.join(120)
+    ended = time.time()
+    process.kill()
+    assert process.exitcode == 1
+    assert ended - float((tmp_path / "killed").read_text()) < 60
+    last = run_folder / "checkpoints" / "last.ckpt"
+    assert "another process of this run has ended or does not answer" in log.read_text()
+    assert "goes on from the last checkpoint" in log.read_text()
+    assert torch.load(last, weights_only=True)["collm"]["num_rollouts"] == 1
+    assert fit("--trainer.max_epochs=3", f"--ckpt_path={last}") == 0
+    resumed = run_folder.with_name("version_1") / "checkpoints" / "last.ckpt"
+    assert torch.load(resumed, weights_only=True)["collm"]["num_rollouts"] == 3

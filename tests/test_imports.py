@@ -46,6 +46,7 @@ TORCH = frozenset({"torch"})
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
     "collm.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
+    "collm.chance": Rule(rooms(), only=TORCH),
     "collm.meter": Rule(rooms(), only=TORCH),
     "collm.lengths": Rule(rooms(), only=frozenset()),
     "collm.trajectory": Rule(rooms("lengths"), only=TORCH),
@@ -58,9 +59,12 @@ RULES = {
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
-    "collm.models": Rule(rooms("trajectory", "lengths", "errors", "meter", "models", "objectives"), never=LIGHTNING),
+    "collm.models": Rule(
+        rooms("chance", "trajectory", "lengths", "errors", "meter", "models", "objectives"), never=LIGHTNING
+    ),
     "collm.samplers": Rule(
-        rooms("trajectory", "environments.base", "errors", "meter", "samplers"), never=LIGHTNING | {"transformers"}
+        rooms("chance", "trajectory", "environments.base", "errors", "meter", "samplers"),
+        never=LIGHTNING | {"transformers"},
     ),
     "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "meter")),
     "collm.algorithms": Rule(

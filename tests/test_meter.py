@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,29 @@ def test_an_earlier_reading_can_be_put_back() -> None:
     assert meter.take() == Reading({"other": 3}, {"other": 3}, {"other": 4})
 
 
+def test_a_thread_that_is_waited_for_counts_tokens_and_no_time() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+
+    def work() -> None:
+        with meter.aside():
+            meter.count(1, 2)
+            with meter.phase("values"):
+                clock.now += 4
+                meter.count(8, 16)
+            meter.count(32, 64)
+
+    with meter.phase("generate"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        clock.now += 1
+    clock.now += 2
+    assert meter.take() == Reading(
+        {"other": 2, "generate": 5}, {"generate": 33, "values": 8}, {"generate": 66, "values": 16}
+    )
+
+
 def test_padding_share() -> None:
     meter = Meter()
     for phase, useful, computed in (("generate", 8, 10), ("update/policy", 6, 10), ("update/critic", 30, 30)):
@@ -174,7 +198,7 @@ def test_speed_is_that_of_the_whole_iteration(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(meter, "take", lambda: reading)
     turn = Turn({"x": "?"}, {"x": Action("a", token_ids=[1] * 8)}, 1.0)
     logged = {}
-    module = SimpleNamespace(device=torch.device("cpu"), log=logged.__setitem__)
+    module = SimpleNamespace(device=torch.device("cpu"), places={}, log=logged.__setitem__)
     LogResources().on_train_batch_end(None, module, None, collate([Trajectory(Task("t", {}), 0, 1, 1.0, [turn])]), 0)
     assert logged["throughput/tokens_per_second"] == 2
     assert logged["throughput/joint_samples_per_hour"] == 900

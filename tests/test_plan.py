@@ -71,6 +71,16 @@ def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
     assert fsdp.gathered == 2 * (QWEN3_4B - 34 * layer)
 
 
+def test_a_network_with_a_device_of_its_own_needs_what_it_would_alone(house_build: plan.Plan) -> None:
+    one, agent, critic = (house_build.needs(1, sharded=False), *map(house_build.needs_of, ("builder_1", "critic")))
+    assert agent.parameters == agent.gradients == QWEN3_4B * 2
+    assert critic.parameters == critic.gradients == QWEN3_4B * 2 + HEAD * 4
+    assert agent.optimizer == pytest.approx(4 * QWEN3_4B, rel=1e-6)
+    assert (agent.activations, agent.cache) == (one.activations, one.cache)
+    assert critic.cache == 0
+    assert house_build.placed() == agent  # whose cache is more than the critic's head
+
+
 def test_lora_trains_adapters_on_one_frozen_model(monkeypatch: pytest.MonkeyPatch) -> None:
     found = planned(
         monkeypatch,
@@ -118,6 +128,6 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path
     shown = capsys.readouterr().out
     assert "1,720,574,976 parameters in bfloat16" in shown
     rows = [line.split("|")[1:-1] for line in shown.splitlines() if line.startswith("|")]
-    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [["2", "ddp"], ["2", "fsdp"]]
+    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [["2", "ddp"], ["2", "fsdp"], ["2", "placed"]]
     # 2 x 1.72e9 x 2 bytes whole, and in two halves
-    assert [row[2].strip() for row in rows[2:]] == ["6.9", "3.4"]
+    assert [row[2].strip() for row in rows[2:]] == ["6.9", "3.4", "3.4"]

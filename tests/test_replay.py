@@ -46,10 +46,34 @@ def test_a_restored_replay_draws_the_same() -> None:
     replay, other = Replay(2), Replay(2)
     replay.add(lesson(1, 4, 2))
     other.add(lesson(50, 1, 1))
-    other.load_state_dict(replay.state_dict())
+    other.load_state_dicts([replay.state_dict()], rank=0, num_ranks=1)
     torch.manual_seed(3)
     expected = replay.draw(2)
     torch.manual_seed(3)
     found = other.draw(2)
     assert found.histories == expected.histories
     assert_close(found.targets, expected.targets)
+
+
+def read_by(replays: list[Replay], num_ranks: int) -> list[list[list[int]]]:
+    """The numbers of the rows of each lesson that each of `num_ranks` processes goes on with."""
+    found = []
+    for rank in range(num_ranks):
+        own = Replay(2)
+        own.load_state_dicts([replay.state_dict() for replay in replays], rank, num_ranks)
+        for one in own.lessons:  # rows of tokens still belong to their targets
+            assert [one.targets[sequence.row, 0] for sequence in one.histories] == [
+                100.0 * sequence.ids[0] for sequence in one.histories
+            ]
+        found.append([[sequence.ids[0] for sequence in one.histories] for one in own.lessons])
+    return found
+
+
+def test_other_processes_share_out_what_was_kept() -> None:
+    first, second = Replay(2), Replay(2)
+    for one, starts in ((first, ((1, 2), (3, 2))), (second, ((11, 3), (14, 1)))):
+        for start, num_rows in starts:
+            one.add(lesson(start, num_rows, 1))
+    assert read_by([first, second], 2) == [[[1, 2], [3, 4]], [[11, 12, 13], [14]]]
+    assert read_by([first, second], 1) == [[[1, 2, 11, 12, 13], [3, 4, 14]]]
+    assert read_by([first, second], 3) == [[[1, 12], [3]], [[2, 13], [4]], [[11], [14]]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,15 @@ class TellToStop(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Perish(L.Callback):
+    """The last process of a run is killed at the beginning of the second epoch and leaves the time it was."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.current_epoch == 1 and trainer.global_rank == trainer.world_size - 1:
+            Path("killed").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Scripted(Sampler):
     """Every agent writes `text`, or nothing at all if it is None, whatever its policy thinks."""
 
@@ -147,26 +157,30 @@ class Replayed(Sampler):
         generator: torch.Generator,
         greedy: bool,
     ) -> list[dict[str, Action]]:
-        joint: list[dict[str, Action]] = []
+        numbers = []
         places: dict[int, int] = {}
         for episode in episodes:
             group = episode.trajectory.group
             place = places[group] = places.get(group, -1) + 1
-            number = episode.trajectory.task.data["index"] + place + len(episode.trajectory.turns)
-            joint.append(
-                {
-                    agent_id: self.action(policy, policy.prompt(*episode.history(agent_id)), (number + index) % 3)
-                    for index, (agent_id, policy) in enumerate(policies.items())
-                }
-            )
-        return joint
+            numbers.append(episode.trajectory.task.data["index"] + place + len(episode.trajectory.turns))
+        answers = {}
+        for index, (agent_id, policy) in enumerate(policies.items()):
+            prompts = [policy.prompt(*episode.history(agent_id)) for episode in episodes]
+            texts = [("7", "no", "x")[(number + index) % 3] for number in numbers]
+            answers[agent_id] = self.actions(policy, prompts, texts)
+        return [{agent_id: answers[agent_id][index] for agent_id in policies} for index in range(len(episodes))]
 
     @staticmethod
-    def action(policy: SamplingPolicy, prompt: Sequence[int], number: int) -> Action:
-        """A response with the log-probabilities it has under the policy now, as if it had been sampled."""
-        action = policy.encode_action(("7", "no", "x")[number], prompt)
-        ids = [*prompt, *action.token_ids]
-        turns = [-1] * len(prompt) + [0] * len(action.token_ids)
+    def actions(policy: SamplingPolicy, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[Action]:
+        """Responses with the log-probabilities they have under the policy now, as if they had been sampled."""
+        actions = [policy.encode_action(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        sequences = [
+            TokenSequence(row, [*prompt, *action.token_ids], [-1] * len(prompt) + [0] * len(action.token_ids))
+            for row, (prompt, action) in enumerate(zip(prompts, actions, strict=True))
+        ]
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(pad_sequences([TokenSequence(0, ids, turns)], 0, "cpu"))
-        return replace(action, log_probs=log_probs[0, len(prompt) :].tolist())
+            log_probs, _ = policy.log_probs(pad_sequences(sequences, 0, policy.device))
+        return [
+            replace(action, log_probs=row[len(prompt) : len(prompt) + len(action.token_ids)])
+            for action, prompt, row in zip(actions, prompts, log_probs.tolist(), strict=True)
+        ]

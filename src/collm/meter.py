@@ -2,10 +2,13 @@
 
 Phases do not overlap. One that begins within another stops its clock until it ends, and what lies in none of them is
 `other`, so that they add up to the wall time. Two readings of a clock for each phase are all it costs.
+
+Threads that work while another one waits for them do so `aside`: the time is that of who waits.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +49,10 @@ class Reading:
         return 1 - sum(self.useful[name] for name in under) / computed if computed else 0.0
 
 
+class _Aside(threading.local):
+    phase: str | None = None  # of this thread, if it works aside
+
+
 class Meter:
     """Seconds and tokens by phase since the last reading.
 
@@ -57,6 +64,8 @@ class Meter:
         self.clock = clock
         self.synchronize = False  # wait for the GPU at the borders of phases: exact, and slower
         self._phase = OTHER
+        self._aside = _Aside()
+        self._counting = threading.Lock()
         self._seconds: Counter[str] = Counter()
         self._useful: Counter[str] = Counter()
         self._computed: Counter[str] = Counter()
@@ -71,6 +80,15 @@ class Meter:
         finally:
             self._enter(before)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For a thread that another one waits for: what it computes counts in phases of its own, its time does not."""
+        self._aside.phase = self._phase
+        try:
+            yield
+        finally:
+            self._aside.phase = None
+
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
         """`items`; the time it takes to make them belongs to `name`, not to the phase that asks for them."""
         iterator = iter(items)
@@ -84,8 +102,10 @@ class Meter:
 
     def count(self, useful: int, computed: int) -> None:
         """Note that the phase that runs computes this many tokens, `useful` of them of sequences."""
-        self._useful[self._phase] += useful
-        self._computed[self._phase] += computed
+        phase = self._aside.phase or self._phase
+        with self._counting:
+            self._useful[phase] += useful
+            self._computed[phase] += computed
 
     def take(self) -> Reading:
         """What was measured since the last call."""
@@ -103,6 +123,9 @@ class Meter:
 
     def _enter(self, name: str) -> str:
         """Go on to the phase `name`; returns the one that ends."""
+        if self._aside.phase:
+            before, self._aside.phase = self._aside.phase, name
+            return before
         if self.synchronize and torch.cuda.is_available():
             torch.cuda.synchronize()
         now = self.clock()

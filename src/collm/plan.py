@@ -103,6 +103,25 @@ class Plan:
             cache=rows * self.history * _RESERVED * max(cache_per_token(one) for one in agents),
         )
 
+    def placed(self) -> Needs:
+        """What the fullest device needs where every network has one of its own."""
+        return max((self.needs_of(name) for name in self.module.networks()), key=lambda needs: needs.peak)
+
+    def needs_of(self, name: str) -> Needs:
+        """What one network needs, with its frozen copy if it has one."""
+        backbones = [one for key, one in self.module.backbones.items() if key in (name, f"reference_{name}")]
+        trains = self.module.learners[name]
+        acts = name in self.module.team
+        return Needs(
+            parameters=sum(map(size, {*trains, *(weight for one in backbones for weight in one.parameters())})),
+            gradients=sum(map(size, trains)),
+            optimizer=sum(self.states.get(weight, 0) for weight in trains),
+            activations=max(map(self.activations, backbones)) + _LOGITS,
+            gathered=0.0,
+            sampled=0.0,
+            cache=acts * self.rows * self.history * _RESERVED * max(map(cache_per_token, backbones)),
+        )
+
     def backbones(self) -> list[Backbone]:
         return [one for one in self.module.modules() if isinstance(one, Backbone)]
 
@@ -183,17 +202,23 @@ def size(tensor: torch.Tensor) -> int:
 
 
 def table(plan: Plan, devices: Sequence[int], memory: float) -> Iterator[str]:
-    """The plan as Markdown, in GB of 10^9 bytes per device."""
+    """The plan as Markdown, in GB of 10^9 bytes per device; of devices that differ, of the fullest."""
     columns = ["parameters", "gradients", "optimizer", "activations", "gathered", "sampled", "cache", "peak"]
+    found = [
+        (number, strategy, plan.needs(number, strategy == "fsdp"))
+        for number in devices
+        for strategy in (("ddp", "fsdp") if number > 1 else ("one device",))
+    ]
+    networks = plan.module.networks()
+    if len(networks) > 1 and plan.module.parameters_mode != "lora":
+        found.append((len(networks), "placed", plan.placed()))
     yield "| devices | strategy | " + " | ".join(columns) + f" | of {memory:g} GB |"
     yield "|---|---|" + "---:|" * len(columns) + "---|"
-    for number in devices:
-        for strategy in ("ddp", "fsdp") if number > 1 else ("one device",):
-            needs = plan.needs(number, strategy == "fsdp")
-            cells = [f"{getattr(needs, name) / GB:.1f}" for name in columns]
-            free = memory - _CONTEXT - needs.peak / GB
-            verdict = f"fits, {free:.0f} GB free" if free >= 0 else f"{-free:.0f} GB too much"
-            yield f"| {number} | {strategy} | " + " | ".join(cells) + f" | {verdict} |"
+    for number, strategy, needs in sorted(found, key=lambda one: one[0]):
+        cells = [f"{getattr(needs, name) / GB:.1f}" for name in columns]
+        free = memory - _CONTEXT - needs.peak / GB
+        verdict = f"fits, {free:.0f} GB free" if free >= 0 else f"{-free:.0f} GB too much"
+        yield f"| {number} | {strategy} | " + " | ".join(cells) + f" | {verdict} |"
 
 
 class _Planning(cli.CollmCLI):

@@ -46,11 +46,15 @@ class Replay:
 
     def draw(self, num_rows: int) -> Lesson:
         """A lesson of `num_rows` trajectories at random out of all that are kept, or of all where there are fewer."""
+        total = sum(len(lesson.targets) for lesson in self.lessons)
+        return self.take(torch.randperm(total)[:num_rows].sort().values.tolist())
+
+    def take(self, rows: Sequence[int]) -> Lesson:
+        """A lesson of some trajectories, counted through all that are kept from the oldest lesson on."""
         offsets = [0]
         for lesson in self.lessons:
             offsets.append(offsets[-1] + len(lesson.targets))
-        chosen = torch.randperm(offsets[-1])[:num_rows].sort().values.tolist()
-        place = {row: index for index, row in enumerate(chosen)}
+        place = {row: index for index, row in enumerate(rows)}
         histories = [
             replace(sequence, row=place[start + sequence.row])
             for start, lesson in zip(offsets, self.lessons, strict=False)
@@ -58,7 +62,7 @@ class Replay:
             if start + sequence.row in place
         ]
         tensors = (
-            _stacked([getattr(lesson, name) for lesson in self.lessons])[chosen]
+            _stacked([getattr(lesson, name) for lesson in self.lessons])[list(rows)]
             for name in ("values", "targets", "turn_mask")
         )
         return Lesson(histories, *tensors)
@@ -68,16 +72,26 @@ class Replay:
         return [
             {
                 "histories": [(sequence.row, sequence.ids, sequence.turns) for sequence in lesson.histories],
-                "tensors": [lesson.values, lesson.targets, lesson.turn_mask],
+                "tensors": [tensor.cpu() for tensor in (lesson.values, lesson.targets, lesson.turn_mask)],
             }
             for lesson in self.lessons
         ]
 
-    def load_state_dict(self, state: Sequence[dict]) -> None:
-        """Keep the lessons of a checkpoint in place of the own ones."""
+    def load_state_dicts(self, states: Sequence[list[dict]], rank: int, num_ranks: int) -> None:
+        """Keep what belongs to `rank` of `num_ranks` processes of what those of a checkpoint kept, in place of the own.
+
+        As many processes go on with their own; others share out the trajectories of each rollout anew.
+        """
         self.lessons.clear()
-        for lesson in state:
-            self.add(Lesson([TokenSequence(*parts) for parts in lesson["histories"]], *lesson["tensors"]))
+        if len(states) == num_ranks:
+            states = [states[rank]]
+            rank, num_ranks = 0, 1
+        for rollout in zip(*states, strict=True):
+            parts = Replay(len(rollout))
+            for part in rollout:
+                parts.add(Lesson([TokenSequence(*sequence) for sequence in part["histories"]], *part["tensors"]))
+            total = sum(len(lesson.targets) for lesson in parts.lessons)
+            self.add(parts.take(range(rank, total, num_ranks)))
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

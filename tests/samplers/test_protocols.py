@@ -30,6 +30,7 @@ class Speaker:
 
     def __init__(self, name: str, seconds: float = 0.0):
         self.name = name
+        self.device = "cpu"
         self.seconds = seconds
         self.asked: list[str] = []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
+from collm.collectives import gather_objects, gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
@@ -42,7 +42,8 @@ class ActorCritic(MultiAgentModule):
         critic_replay: Rollouts, the newest one included, that critics read again after those passes, with the targets
             they had; 0 for none.
         critic_replay_steps: Steps of each critic on them, per rollout.
-        critic_replay_batch: Trajectories of one such step, drawn at random; by default as many as a rollout has.
+        critic_replay_batch: Trajectories of one such step, drawn at random, of all processes together; by default as
+            many as a rollout has.
         critic_warmup: Rollouts at the beginning in which only critics learn.
         value_loss_weight: Scale of the value loss; it matters together with gradient clipping.
         lm_loss_weight: Weight of the language-model loss of what critics read, per token: an auxiliary task that
@@ -139,6 +140,9 @@ class ActorCritic(MultiAgentModule):
         """The critics by name, and the agents whose histories each of them reads."""
         raise TypeError(f"{type(self).__name__} must say which critics it has")
 
+    def networks(self) -> list[str]:
+        return super().networks() + (list(self.critic_readers()) if self.separate_critics else [])
+
     def configure_model(self) -> None:
         if self.policies:
             return
@@ -190,7 +194,7 @@ class ActorCritic(MultiAgentModule):
         self._first_passes[name] = histories, kept
         values = batch.rewards.new_zeros(shape)
         for chunk, states, _ in kept:
-            values += chunk.sum_by_turn(critic(chunk, states), shape)
+            values += chunk.sum_by_turn(critic(chunk, states), shape).to(values.device)
         return values
 
     def passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
@@ -207,7 +211,7 @@ class ActorCritic(MultiAgentModule):
     def new_passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
         """Passes over the histories of `rows` with the critic as it is now, by micro-batches."""
         critic = self.critics[name]
-        for chunk in self.chunks(histories, rows, critic.tokenizer.pad_token_id):
+        for chunk in self.chunks(histories, rows, critic):
             if self.lm_loss_weight:
                 yield CriticPass(chunk, *critic.states_and_lm_loss(chunk))
             else:
@@ -219,8 +223,8 @@ class ActorCritic(MultiAgentModule):
         """The values of a critic as its weights are now, in the shape of `values`."""
         critic = self.critics[name]
         values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
-        for chunk in self.chunks(histories, set(range(len(batch.trajectories))), critic.tokenizer.pad_token_id):
-            values += chunk.sum_by_turn(critic(chunk), tuple(values.shape))
+        for chunk in self.chunks(histories, set(range(len(batch.trajectories))), critic):
+            values += chunk.sum_by_turn(critic(chunk), tuple(values.shape)).to(values.device)
         return values
 
     @torch.no_grad()
@@ -267,7 +271,8 @@ class ActorCritic(MultiAgentModule):
             replay = self.replays.setdefault(name, Replay(self.critic_replay))
             replay.add(lesson)
             for _ in range(self.critic_replay_steps):
-                drawn = replay.draw(self.critic_replay_batch or len(targets))
+                share = -(-self.critic_replay_batch // num_ranks()) if self.critic_replay_batch else len(targets)
+                drawn = replay.draw(share)
                 rows = set(range(len(drawn.targets)))
                 self.optimize(name, self.value_losses(name, drawn, rows), f"loss/{name}/replay")
         self.move_target_critic(name)
@@ -285,17 +290,19 @@ class ActorCritic(MultiAgentModule):
     def value_losses(self, name: str, lesson: Lesson, rows: set[int]) -> Iterator[Tensor]:
         """Losses of one critic on some rows of a lesson, one per micro-batch."""
         critic, shape = self.critics[name], tuple(lesson.targets.shape)
+        device = self.device_of(critic)
+        old_values, targets = lesson.values.to(device), lesson.targets.to(device)
         own_tokens = sum(len(sequence.ids) - 1 for sequence in lesson.histories if sequence.row in rows)
         sizes = torch.stack([lesson.turn_mask[sorted(rows)].sum().cpu(), torch.tensor(own_tokens)])
-        num_turns, num_tokens = sum_over_ranks(sizes, self.device).clamp(min=1)
+        num_turns, num_tokens = sum_over_ranks(sizes, device).clamp(min=1)
         for chunk, states, lm_loss in self.passes(name, lesson.histories, rows):
             scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
             now = chunk.sum_by_turn(critic(chunk, states), shape)
             if self.value_clip is None:
-                loss = value_loss(now, lesson.targets, scored)
+                loss = value_loss(now, targets, scored)
             else:
                 bound = self.value_clip * float(critic.scale)
-                loss = clipped_value_loss(now, lesson.values, lesson.targets, scored, bound)
+                loss = clipped_value_loss(now, old_values, targets, scored, bound)
             loss = self.value_loss_weight * loss / critic.scale.square() / num_turns
             if lm_loss is not None:
                 loss = loss + self.lm_loss_weight * lm_loss / num_tokens
@@ -325,16 +332,19 @@ class ActorCritic(MultiAgentModule):
         if self.target_critics:
             checkpoint["collm"]["target_critics"] = gathered(self.target_critics, True)
         if self.replays:
-            checkpoint["collm"]["replays"] = {name: replay.state_dict() for name, replay in self.replays.items()}
+            own = {name: replay.state_dict() for name, replay in self.replays.items()}
+            checkpoint["collm"]["replays"] = gather_objects(own)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
         self.num_rollouts = checkpoint["collm"]["num_rollouts"]
         if self.target_critic_rate is not None:
             self.target_critics = checkpoint["collm"].get("target_critics", {})
-        for name, lessons in checkpoint["collm"].get("replays", {}).items():
+        kept = checkpoint["collm"].get("replays", [{}])
+        for name in kept[0] if self.critic_replay else ():
             self.replays[name] = Replay(self.critic_replay)
-            self.replays[name].load_state_dict(lessons)
+            states = [of_rank[name] for of_rank in kept]
+            self.replays[name].load_state_dicts(states, self.global_rank, num_ranks())
 
 
 @contextmanager

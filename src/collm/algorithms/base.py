@@ -25,6 +25,7 @@ from collm.errors import ConfigurationError, TrainingError
 from collm.meter import meter
 from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
+from collm.models.critic import Network
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
@@ -118,6 +119,7 @@ class MultiAgentModule(Checkpointed):
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
         self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
+        self.places: Mapping[str, torch.device] = {}  # set by a strategy that gives networks devices of their own
         # set by a strategy that shards weights: has policies ready to be sampled from
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
@@ -157,6 +159,10 @@ class MultiAgentModule(Checkpointed):
         """How each agent's history becomes tokens; needs tokenizers only."""
         return {agent_id: make_dialogue(spec) for agent_id, spec in self.specs.items()}
 
+    def networks(self) -> list[str]:
+        """Names of all that has weights of its own; the frozen copy of an agent, if it has one, goes with it."""
+        return ["team"] if self.parameters_mode == "shared" else list(self.agent_ids)
+
     def configure_model(self) -> None:
         """Load the weights: the first moment at which anything large is read."""
         if self.policies:
@@ -169,17 +175,18 @@ class MultiAgentModule(Checkpointed):
             self.team.setdefault(name, []).append(agent_id)
             self.learners[name] = policy.parameters()
             if self.kl_weight and adapter is None:
-                frozen = self.backbone(f"reference_{name}", spec, None)
+                frozen = self.backbone(name, spec, None, "reference_")
                 frozen.freeze()
                 self.references[agent_id] = Policy(agent_id, spec, frozen, None)
 
-    def backbone(self, name: str, spec: Any, adapter: str | None) -> Backbone:
+    def backbone(self, name: str, spec: Any, adapter: str | None, prefix: str = "") -> Backbone:
         """The language model for `name`, shared where `parameters` says so, with `adapter` on it."""
-        key = name
+        key = prefix + name
         if self.parameters_mode == "lora" and adapter is not None:
             key = "backbone_" + re.sub(r"\W", "_", f"{spec.path}_{spec.dtype}")
         if key not in self.backbones:
             self.backbones[key] = Backbone(spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
+            self.backbones[key].settle(self.places.get(name))
         backbone = self.backbones[key]
         if adapter is not None and adapter not in backbone.adapters:
             backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
@@ -217,14 +224,19 @@ class MultiAgentModule(Checkpointed):
             for part in range(self.num_minibatches):
                 yield set(order[part :: self.num_minibatches])
 
-    def chunks(self, sequences: Iterable[TokenSequence], rows: set[int], pad_id: int) -> Iterator[SequenceBatch]:
-        """Micro-batches of the sequences that belong to `rows`."""
+    def device_of(self, network: Network) -> torch.device:
+        """Where a network reads what it is given."""
+        return network.backbone.home or self.device
+
+    def chunks(self, sequences: Iterable[TokenSequence], rows: set[int], network: Network) -> Iterator[SequenceBatch]:
+        """Micro-batches of the sequences that belong to `rows`, for `network` to read."""
+        pad_id, device = network.tokenizer.pad_token_id, self.device_of(network)
         chosen = [sequence for sequence in sequences if sequence.row in rows]
         meter.count(sum(len(sequence.ids) for sequence in chosen), 0)
-        batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, self.device)
+        batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, device)
         if self.gathering:  # every pass gathers weights from all ranks, so all have to make as many
-            nothing = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, self.device)
-            batches = iter(evened(batches, nothing, self.device))
+            nothing = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, device)
+            batches = iter(evened(batches, nothing, device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
             yield chunk
@@ -251,11 +263,13 @@ class MultiAgentModule(Checkpointed):
     ) -> Iterator[Tensor]:
         """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`."""
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
+        device = self.device_of(policy)
+        advantages = advantages.to(device)
         own_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
-        num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), self.device).clamp(min=1)
+        num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), device).clamp(min=1)
         shape = tuple(advantages.shape)
-        sums = torch.zeros(3, device=self.device)  # of entropy, KL and drift
-        for chunk in self.chunks(sequences, rows, policy.tokenizer.pad_token_id):
+        sums = torch.zeros(3, device=device)  # of entropy, KL and drift
+        for chunk in self.chunks(sequences, rows, policy):
             mask = chunk.action_mask
             if self.kl_weight:
                 with torch.no_grad():
@@ -284,7 +298,7 @@ class MultiAgentModule(Checkpointed):
                 sums[1] += divergence.detach()
             sums[2] += (log_probs.detach() - chunk.old_log_probs)[mask].abs().sum() / num_tokens
             yield loss
-        entropy, kl, drift = sum_over_ranks(sums, self.device)
+        entropy, kl, drift = sum_over_ranks(sums, device)
         self.log(f"policy/entropy/{agent_id}", entropy)
         self.log(f"policy/log_prob_drift/{agent_id}", drift)
         if self.kl_weight:
@@ -303,15 +317,14 @@ class MultiAgentModule(Checkpointed):
         Raises:
             TrainingError: The loss or its gradient is not finite; the rollout is saved beside the logs.
         """
-        names = list(self.learners)
         optimizers = self.optimizers()
-        optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[names.index(name)]
+        optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[list(self.learners).index(name)]
         with meter.phase("update/policy" if name in self.team else "update/critic"):
             optimizer.zero_grad()
             total = torch.zeros((), device=self.device)
             for loss in losses:
                 self.manual_backward(loss)
-                total += loss.detach()
+                total += loss.detach().to(self.device)
             total = sum_over_ranks(total, self.device)
             sum_gradients(self.learners[name])
             weights = [weight for weight in self.learners[name] if weight.grad is not None]

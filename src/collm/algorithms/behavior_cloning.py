@@ -37,7 +37,7 @@ class BehaviorCloning(MultiAgentModule):
         """Negative log-likelihood of the demonstrated tokens, a mean over them, one loss per micro-batch."""
         policy = self.policies[agent_id]
         own_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
-        num_tokens = sum_over_ranks(own_tokens, self.device).clamp(min=1)
-        for chunk in self.chunks(sequences, rows, policy.tokenizer.pad_token_id):
+        num_tokens = sum_over_ranks(own_tokens, self.device_of(policy)).clamp(min=1)
+        for chunk in self.chunks(sequences, rows, policy):
             log_probs, _ = policy.log_probs(chunk)
             yield -log_probs.sum() / num_tokens

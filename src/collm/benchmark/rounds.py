@@ -14,6 +14,8 @@ import torch
 
 from collm.benchmark.floor import Floor
 from collm.callbacks.resources import LogResources, distinct_actions, peak_memory
+from collm.collectives import sum_over_ranks
+from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.trajectory import RolloutBatch
 
@@ -39,8 +41,10 @@ class Rounds(L.Callback):
         self.rounds: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.with_floor and trainer.world_size > 1:
+            raise ConfigurationError("the floor is for one process; give --no-floor with several.")
         self.floor = Floor(pl_module) if self.with_floor else None
-        self._wait()
+        self._wait(trainer)
 
     def on_train_batch_start(self, *args: Any) -> None:
         self._update_began = meter.clock()
@@ -50,13 +54,17 @@ class Rounds(L.Callback):
     ) -> None:
         reading = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources)).reading
         actions = distinct_actions(batch)
+        sizes = (
+            batch.joint_samples,
+            sum(len(action.prompt_ids) for action in actions),
+            sum(len(action.token_ids) for action in actions),
+        )
+        totals = sum_over_ranks(torch.tensor(sizes), pl_module.device).tolist()
         record = {
             "seconds": reading.wall_time,
             "update_seconds": meter.clock() - self._update_began,
             "phases": reading.seconds,
-            "joint_samples": batch.joint_samples,
-            "prompt_tokens": sum(len(action.prompt_ids) for action in actions),
-            "sampled_tokens": sum(len(action.token_ids) for action in actions),
+            **dict(zip(("joint_samples", "prompt_tokens", "sampled_tokens"), totals, strict=True)),
             "padding_share": {
                 "rollout": reading.padding_share("generate"),
                 "update": reading.padding_share("values", "update"),
@@ -66,9 +74,9 @@ class Rounds(L.Callback):
             phases = self.floor.round(batch)
             record["floor"] = {"seconds": sum(phases.values()), "phases": phases}
         self.rounds.append(record)
-        if self.in_turn:
+        if self.in_turn and trainer.is_global_zero:
             print(MARK + json.dumps(record), flush=True)
-        self._wait()
+        self._wait(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         result = {
@@ -80,12 +88,14 @@ class Rounds(L.Callback):
             "rounds": self.rounds,
             "summary": summarize(self.rounds[self.warmup :]),
         }
-        Path(self.path).write_text(json.dumps(result, indent=1))
+        if trainer.is_global_zero:
+            Path(self.path).write_text(json.dumps(result, indent=1))
 
-    def _wait(self) -> None:
-        """Until it is this process's turn; the time is nobody's."""
-        if self.in_turn:
+    def _wait(self, trainer: L.Trainer) -> None:
+        """Until it is this run's turn; the time is nobody's."""
+        if self.in_turn and trainer.is_global_zero:
             sys.stdin.readline()
+        trainer.strategy.barrier()
         meter.take()
 
 

@@ -2,10 +2,12 @@
 
     python tools/bench.py run --config configs/experiments/str_build_tiny.yaml
     python tools/bench.py table --out bench [--comlrl PYTHON] [--trl PYTHON] [--only floor/tiny growth]
+    python tools/bench.py scaling --processes 2 --tasks 8 --config configs/experiments/tldr_smollm2.yaml
 
 `run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures everything in
 processes of their own and leaves a JSON file for each ratio; what is there already is not measured again. Peers are
-compared with where the interpreter of an environment that holds them is given.
+compared with where the interpreter of an environment that holds them is given. `scaling` sets several processes of one
+thread, each with as many tasks, against one; it needs as many cores.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 from collm import cli
 from collm.benchmark.cells import PROMPT_WORDS, Cell, Work, cells, chosen
 from collm.benchmark.rounds import overhead_share
+from collm.benchmark.scaling import measure_scaling
 from collm.benchmark.sides import Side, alternate, ratio
 from collm.benchmark.tiny_model import build_benchmark_model
 from collm.data import RolloutDataModule
@@ -60,10 +63,15 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
     table.add_argument("--only", nargs="*", default=[], help="beginnings of the names of the ratios to measure")
     for peer in PEERS:
         table.add_argument(f"--{peer}", metavar="PYTHON", help=f"interpreter of an environment with {peer}")
+    scaling = commands.add_parser("scaling", help="several processes against one; all other arguments are those of fit")
+    scaling.add_argument("--processes", type=int, default=2, help="processes with one thread each (2)")
+    scaling.add_argument("--tasks", type=int, default=8, help="tasks per rollout of each process (8)")
     for command, out in ((run, "bench.json"), (table, "bench")):
         command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
+    for command in (run, table, scaling):
         command.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
         command.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
+    for command in (run, table):
         command.add_argument(
             "--clock",
             choices=list(CLOCKS),
@@ -75,6 +83,9 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
         parser.error("--rounds must be at least 1 and --warmup at least 0")
     if known.command == "run":
         return measure(known, rest, configs)
+    if known.command == "scaling":
+        print(measure_scaling(script, rest, known.processes, known.tasks, known.rounds, known.warmup))
+        return 0
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:

@@ -114,10 +114,15 @@ class _Stopwatch:
         """Its own: agents are timed one by one."""
         return id(self)
 
+    @property
+    def device(self) -> None:
+        """Not said, so that none are asked at the same time."""
+        return None
+
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
-        began = _now(generator.device)
+        began = _now(self.policy.device)
         actions = self.policy.sample(prompts, generator, greedy)
-        seconds = _now(generator.device) - began
+        seconds = _now(self.policy.device) - began
         return [replace(action, seconds=seconds) for action in actions]
 
 

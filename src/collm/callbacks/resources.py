@@ -23,7 +23,7 @@ class LogResources(L.Callback):
     `throughput/joint_samples_per_hour` joint actions with a reward, of all processes, in that time. `padding_share`,
     of `rollout` and `update`, is the share of computed tokens that belong to no sequence. `memory/peak_rss_gb` is the
     most main memory held so far, weights and libraries included, `memory/peak_cuda_gb` what PyTorch has
-    allocated on the run's CUDA device; both in units of 10^9 bytes.
+    allocated on the fullest of the run's CUDA devices; both in units of 10^9 bytes.
 
     Args:
         synchronize: Wait for the GPU at the borders of phases, so that its time counts where it is spent; the run
@@ -65,7 +65,7 @@ class LogResources(L.Callback):
         }
         for name, value in scalars.items():
             pl_module.log(name, value)
-        for name, gigabytes in peak_memory(pl_module.device).items():
+        for name, gigabytes in peak_memory(pl_module.device, *pl_module.places.values()).items():
             pl_module.log(f"memory/{name}", gigabytes)
 
 
@@ -81,11 +81,12 @@ def distinct_actions(batch: RolloutBatch) -> list[Action]:
     return list({id(action): action for action in written}.values())
 
 
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory held so far, in units of 10^9 bytes."""
+def peak_memory(*devices: torch.device) -> dict[str, float]:
+    """The most memory held so far, of GPUs that of the fullest one, in units of 10^9 bytes."""
     # kilobytes everywhere but on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    if device.type == "cuda":
-        peaks["peak_cuda_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    held = [torch.cuda.max_memory_allocated(device) for device in devices if device.type == "cuda"]
+    if held:
+        peaks["peak_cuda_gb"] = max(held) / 1e9
     return peaks

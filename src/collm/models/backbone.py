@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from collm.models import prefixes
 from collm.models.loading import load_model
+from collm.models.resident import Resident
 
 T = TypeVar("T")
 
 
-class Backbone(nn.Module):
+class Backbone(Resident):
     """A causal language model with any number of LoRA adapters.
 
     Args:

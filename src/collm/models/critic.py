@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import encode, load_tokenizer
-from collm.models.policy import LOGITS_PER_CHUNK, check_model_numbers, context_length
+from collm.models.policy import LOGITS_PER_CHUNK, Policy, check_model_numbers, context_length
+from collm.models.resident import Resident
 from collm.trajectory import Message, SequenceBatch, TokenSequence, Trajectory
 
 _FORGETTING = 0.05  # how fast the scale of values follows that of the targets, per rollout
@@ -63,7 +64,7 @@ class CriticSpec:
         load_tokenizer(self.path)
 
 
-class Critic(nn.Module):
+class Critic(Resident):
     """V(h) over the histories of the agents it reads.
 
     Args:
@@ -101,6 +102,7 @@ class Critic(nn.Module):
         self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("moments", torch.zeros(3))  # running mean, mean square, and how often they moved
+        self.settle(backbone.home)
 
     @property
     def backbone(self) -> Backbone:
@@ -228,6 +230,10 @@ class Critic(nn.Module):
     def tokens(self, text: str) -> list[int]:
         """`text` in the critic's own tokens."""
         return list(encode(self.spec.path, text))
+
+
+Network = Policy | Critic
+"""What reads sequences of tokens over a backbone."""
 
 
 def _cross_entropy(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from collm.chance import forked
 from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models import stock, vllm_engine
@@ -203,6 +204,11 @@ class Policy:
         self.readers = {} if on else None
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are; policies on different devices can be sampled at the same time."""
+        return self.backbone.lm.device
+
+    @property
     def decoder(self) -> Hashable:
         """Policies for which this is equal can be sampled in one decode loop."""
         if self.spec.engine == "transformers":
@@ -239,14 +245,14 @@ class Policy:
         Args:
             policies: Whose prompts they are, this policy first.
             prompts: Prompts of each policy.
-            generator: Source of chance on the model's device.
+            generator: Source of chance.
             greedy: Take the most likely tokens.
 
         Returns:
             The responses of each policy.
         """
         everything = [prompt for own in prompts for prompt in own]
-        how = (everything, self.sampling(greedy), sorted(self.eos_ids), generator)
+        how = (everything, self.sampling(greedy), sorted(self.eos_ids), self.own(generator))
         if self.spec.engine == "transformers":
             with self.backbone.using(self.adapter):
                 drawn = stock.generate(self.backbone.lm, *how)
@@ -272,6 +278,10 @@ class Policy:
         if tuple(members) not in kept:
             kept[tuple(members)] = reader_for(members)
         return kept[tuple(members)]
+
+    def own(self, generator: torch.Generator) -> torch.Generator:
+        """`generator`, or one on the model's device that follows from it."""
+        return generator if generator.device == self.device else forked(generator, self.device)
 
     def actions(self, prompts: Sequence[Sequence[int]], drawn: Sequence[tuple[list[int], list[float]]]) -> list[Action]:
         """Sampled tokens and their log-probabilities as responses."""

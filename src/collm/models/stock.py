@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from collm.meter import meter
 from collm.models.generation import Sampling, restrict
 from collm.models.prefill import pad_left
+
+_CHANCE = threading.Lock()  # torch's own source is one for all threads
 
 
 @meter.phase("generate")
@@ -34,7 +37,7 @@ def generate(
     )
     # its chance is torch's own, which is put back afterwards
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
+    with _CHANCE, torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = lm.generate(
             ids,

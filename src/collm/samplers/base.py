@@ -26,6 +26,9 @@ class SamplingPolicy(Protocol):
     decoder: Hashable
     """Policies for which it is equal can be sampled together."""
 
+    device: Hashable
+    """Policies for which it differs can be sampled at the same time."""
+
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t of one agent."""
         ...
@@ -159,7 +162,7 @@ class Sampler(ABC):
             tasks: What is played; each is one group.
             policies: Policy of each agent.
             seed: Fixes everything that is drawn, of the environment and of the policies.
-            device: Where the policies are.
+            device: Where chance is drawn.
             num_generations: Episodes of each task; they share the environment's chance and differ in actions.
             greedy: Take the most likely tokens.
             on_turn: Told the turn that begins and how many episodes are still played.

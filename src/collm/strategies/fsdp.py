@@ -30,8 +30,6 @@ from collm.strategies.checkpoints import meta_file, read_folder
 from collm.strategies.lockstep import Lockstep
 from collm.strategies.sharding import gathered_bytes, make_equal, shard, sharded_modules
 
-_MODES = ("auto", "gathered", "synchronized")
-
 
 class FullySharded(ModelParallelStrategy):
     """Every process holds a part of each weight, gradient and optimizer state (FSDP2).
@@ -39,8 +37,6 @@ class FullySharded(ModelParallelStrategy):
     Args:
         mixed_precision: Number format in which weights are gathered and used, such as `bfloat16`, while their parts
             stay as they were loaded; gradients are reduced in float32. By default the format of the weights.
-        reshard_after_forward: Let go of a layer's weights between its forward and backward pass: less memory, one more
-            gathering.
         cpu_offload: Keep parts, gradients and optimizer states in main memory; slow, but little is left on the GPU.
         sampling: How responses are sampled from sharded weights. `gathered`: the agents' weights are gathered once per
             rollout, which is fast and takes the memory of the whole models. `synchronized`: layer by layer at every
@@ -54,8 +50,7 @@ class FullySharded(ModelParallelStrategy):
 
     def __init__(
         self,
-        mixed_precision: str | None = None,
-        reshard_after_forward: bool = True,
+        mixed_precision: Literal["float32", "bfloat16", "float16"] | None = None,
         cpu_offload: bool = False,
         sampling: Literal["auto", "gathered", "synchronized"] = "auto",
         save_distributed_checkpoint: bool = False,
@@ -70,14 +65,7 @@ class FullySharded(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        if mixed_precision is not None and mixed_precision not in DTYPES:
-            raise ConfigurationError(
-                f"trainer.strategy.mixed_precision is {mixed_precision!r}; choose one of {', '.join(DTYPES)}."
-            )
-        if sampling not in _MODES:
-            raise ConfigurationError(f"trainer.strategy.sampling is {sampling!r}; choose one of {', '.join(_MODES)}.")
         self.param_dtype = None if mixed_precision is None else DTYPES[mixed_precision]
-        self.reshard_after_forward = reshard_after_forward
         self.cpu_offload = cpu_offload
         self.sampling = sampling
         self.lockstep: Lockstep | None = None  # while sampling is synchronized
@@ -103,7 +91,6 @@ class FullySharded(ModelParallelStrategy):
                 self.device_mesh["data_parallel"],
                 MixedPrecisionPolicy(param_dtype=self.param_dtype, reduce_dtype=torch.float32),
                 CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda") if self.cpu_offload else OffloadPolicy(),
-                self.reshard_after_forward,
             )
         super().setup(trainer)
         self._choose_sampling(module)
@@ -148,7 +135,7 @@ class FullySharded(ModelParallelStrategy):
         finally:
             for lm in lms:
                 for one in sharded_modules(lm):
-                    one.set_reshard_after_forward(self.reshard_after_forward or one is lm, recurse=False)
+                    one.set_reshard_after_forward(True, recurse=False)
                     one.reshard()
 
     # Checkpoints: one file is what a single process would have written

@@ -26,7 +26,6 @@ def shard(
     mesh: DeviceMesh,
     mixed_precision: MixedPrecision,
     offload: OffloadPolicy,
-    reshard_after_forward: bool = True,
 ) -> None:
     """Shard all backbones in `module` layer by layer, and the heads of critics that train whole backbones.
 
@@ -35,7 +34,6 @@ def shard(
         mesh: The ranks that share, one dimension.
         mixed_precision: What weights are gathered and gradients reduced in.
         offload: Where the parts lie.
-        reshard_after_forward: Let go of a layer's weights between its forward and its backward pass.
     """
     names = {id(weight): name for name, weight in module.named_parameters()}
     backbones = [one for one in module.modules() if isinstance(one, Backbone)]
@@ -45,7 +43,7 @@ def shard(
         given = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
         layers = set(lm._no_split_modules or ())
         for layer in [one for one in lm.modules() if type(one).__name__ in layers]:
-            fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=reshard_after_forward, **given)
+            fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **given)
         fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **given)
         lm.within = lambda work: work()
         register_fsdp_forward_method(lm, "within")
