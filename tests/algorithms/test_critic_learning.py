@@ -37,7 +37,7 @@ def test_lm_loss_is_that_of_every_token_but_the_first(tiny_folder: str) -> None:
     critic = Critic(CriticSpec(tiny_folder), backbone, None, ["a"])
     rows = [TokenSequence(0, [5, 6, 7, 8], [-1, -1, -1, 0]), TokenSequence(1, [9, 10], [-1, 0])]
     batch = pad_sequences(rows, 0, "cpu")
-    found = critic.lm_loss(critic.hidden_states(batch), batch)
+    _, found = critic.states_and_lm_loss(batch)
     expected = sum(
         len(row.ids[1:]) * backbone.lm(torch.tensor([row.ids]), labels=torch.tensor([row.ids])).loss for row in rows
     )

@@ -63,7 +63,7 @@ def test_log_probabilities_and_gradients_are_those_of_every_row_alone(
     )
     found = {}
     for shares in (True, False):
-        backbone.shares_prefixes = shares
+        backbone.saves_work = shares
         log_probs, entropies = policy.log_probs(batch)
         ((log_probs * torch.arange(1.0, 1 + log_probs.numel()).view_as(log_probs)).sum() + entropies.sum()).backward()
         gradients = [weight.grad.clone() for weight in policy.parameters()]
@@ -78,9 +78,10 @@ def test_rows_that_share_nothing_take_one_pass(tiny_folder: str, rows: list[list
     backbone = Backbone(tiny_folder, "float32")
     passes = []
     backbone.lm.base_model.register_forward_pre_hook(lambda *args: passes.append(1))
-    backbone.hidden_states(torch.tensor(rows), torch.ones(len(rows), 3, dtype=torch.bool))
+    everywhere = torch.ones(len(rows), 3, dtype=torch.bool)
+    backbone.hidden_states(torch.tensor(rows), everywhere, everywhere)
     assert len(passes) == 1
 
 
 def test_a_model_that_drops_its_states_reads_every_row(tiny_folder: str) -> None:
-    assert not Backbone(tiny_folder, "float32", gradient_checkpointing=True).shares_prefixes
+    assert not Backbone(tiny_folder, "float32", gradient_checkpointing=True).saves_work

@@ -39,7 +39,7 @@ class Backbone(Resident):
         self.lm.train()  # from_pretrained leaves it in evaluation mode
         self.adapters: list[str] = []
         # not where the states of a pass are dropped, nor where all ranks have to make the same passes
-        self.shares_prefixes = not gradient_checkpointing
+        self.saves_work = not gradient_checkpointing
         self.engine: Any = None  # what samples with weights of its own, if anything does
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -124,8 +124,14 @@ class Backbone(Resident):
         """
         return work()
 
-    def hidden_states(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden state of every position, [R, L, hidden size]; the head is not applied. Call it `within`."""
-        if self.shares_prefixes:
-            return prefixes.hidden_states(self.lm, ids, attention_mask)
+    def hidden_states(self, ids: Tensor, attention_mask: Tensor, needed: Tensor) -> Tensor:
+        """Last hidden states, [R, L, hidden size]; the head is not applied. Call it `within`.
+
+        Args:
+            ids: Rows padded on the right, [R, L].
+            attention_mask: True at tokens, False at padding, [R, L].
+            needed: True at the positions whose states are read, [R, L]; those of others may be anything.
+        """
+        if self.saves_work:
+            return prefixes.hidden_states(self.lm, ids, attention_mask, needed)
         return self.lm.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -154,13 +154,14 @@ class Critic(Resident):
             return self.backbone.within(lambda: self._states_and_lm_loss(batch))
 
     def _states_and_lm_loss(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        states = self.backbone.hidden_states(batch.ids, batch.attention_mask)
+        states = self.backbone.hidden_states(batch.ids, batch.attention_mask, batch.attention_mask)
         return states, self.lm_loss(states, batch)
 
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
-        """What the backbone makes of every position, [R, L, hidden size]."""
+        """What the backbone makes of the scored positions, [R, L, hidden size]; elsewhere it may be anything."""
+        read = (batch.ids, batch.attention_mask, batch.action_mask)
         with self.backbone.using(self.adapter):
-            return self.backbone.within(lambda: self.backbone.hidden_states(batch.ids, batch.attention_mask))
+            return self.backbone.within(lambda: self.backbone.hidden_states(*read))
 
     def values(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         """Values at the scored positions, 0 elsewhere, from hidden states [R, L, hidden size]; [R, L]."""

@@ -33,6 +33,8 @@ class Layer:
     """The modules of one layer.
 
     Args:
+        whole: The layer itself.
+        number: Its place, from 0.
         before_attention: Its norm.
         attention_in: Maps to queries, keys and values, one after the other.
         query_norm: Norm of each head's queries, if any.
@@ -43,6 +45,8 @@ class Layer:
         feed_forward_out: Map back.
     """
 
+    whole: nn.Module
+    number: int
     before_attention: nn.Module
     attention_in: Sequence[nn.Module]
     query_norm: nn.Module | None
@@ -134,6 +138,8 @@ def _is_at_hand(weight: Tensor) -> bool:
 def _llama(lm: PreTrainedModel) -> Decoder:
     layers = [
         Layer(
+            whole=layer,
+            number=number,
             before_attention=layer.input_layernorm,
             attention_in=[layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj],
             query_norm=getattr(layer.self_attn, "q_norm", None),
@@ -143,7 +149,7 @@ def _llama(lm: PreTrainedModel) -> Decoder:
             feed_forward_in=[layer.mlp.gate_proj, layer.mlp.up_proj],
             feed_forward_out=layer.mlp.down_proj,
         )
-        for layer in lm.model.layers
+        for number, layer in enumerate(lm.model.layers)
     ]
     size = lm.model.layers[0].self_attn.head_dim
     return Decoder(lm.model.embed_tokens, None, lm.model.rotary_emb, layers, lm.model.norm, lm.lm_head, size)
@@ -152,6 +158,8 @@ def _llama(lm: PreTrainedModel) -> Decoder:
 def _gpt2(lm: PreTrainedModel) -> Decoder:
     layers = [
         Layer(
+            whole=layer,
+            number=number,
             before_attention=layer.ln_1,
             attention_in=[layer.attn.c_attn],
             query_norm=None,
@@ -161,7 +169,7 @@ def _gpt2(lm: PreTrainedModel) -> Decoder:
             feed_forward_in=[layer.mlp.c_fc],
             feed_forward_out=layer.mlp.c_proj,
         )
-        for layer in lm.transformer.h
+        for number, layer in enumerate(lm.transformer.h)
     ]
     size = lm.transformer.h[0].attn.head_dim
     return Decoder(lm.transformer.wte, lm.transformer.wpe, None, layers, lm.transformer.ln_f, lm.lm_head, size)

@@ -65,7 +65,7 @@ class LeanReader:
         self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, owners: Sequence[int]
     ) -> Tensor:
         """Logits after the last of the new tokens, [R, V]; see `reader.Reader`."""
-        num_rows, new = ids.shape
+        new = ids.shape[1]
         spans, ends = _spans(owners, new), _spans(owners, 1)
         states = self.tokens(ids.flatten(), spans)
         rotation = self.rotation(positions.flatten(), mask.shape[1], states.dtype) if self.rotation else None
@@ -73,10 +73,10 @@ class LeanReader:
             states = states + self.places(positions.flatten(), spans)
         seen = _visible(mask, new, states.dtype)
         for index, layer in enumerate(self.layers):
-            states = layer.attend(states, spans, num_rows, rotation, seen, cache.layers[index])
-            states = layer.feed_forward(states, spans)
-        last = states.view(num_rows, new, -1)[:, -1]
-        return self.head(self.norm(last), ends)
+            newest = index == len(self.layers) - 1  # what others become there is not read
+            states = layer.attend(states, spans, rotation, seen, cache.layers[index], ends if newest else None)
+            states = layer.feed_forward(states, ends if newest else spans)
+        return self.head(self.norm(states), ends)
 
 
 class _Layer:
@@ -103,12 +103,13 @@ class _Layer:
         self,
         states: Tensor,
         spans: Spans,
-        num_rows: int,
         rotation: tuple[Tensor, Tensor] | None,
-        seen: Tensor | None,
+        seen: Tensor,
         cache: nn.Module,
+        ends: Spans | None,
     ) -> Tensor:
-        """States after attention to all that is visible, [M, hidden size]."""
+        """States after attention to all that is visible, [M, hidden size]; where there are `ends`, at the last token of
+        each row alone, [R, hidden size]."""
         heads = self.attention_in(self.before_attention(states), spans)
         heads = heads.view(len(heads), -1, self.head_size)
         num_keys = (heads.shape[1] - self.num_queries) // 2
@@ -119,10 +120,14 @@ class _Layer:
             cos, sin = rotation
             turning = torch.addcmul(turning * cos, turning.roll(self.head_size // 2, -1), sin)
         queries, keys = turning.split([self.num_queries, num_keys], dim=1)
+        num_rows = len(seen)
         queries, keys, values = (
             part.view(num_rows, -1, part.shape[1], self.head_size).transpose(1, 2) for part in (queries, keys, values)
         )
         keys, values = cache.update(keys, values)
+        if ends is not None:
+            states, spans = states.view(num_rows, -1, states.shape[-1])[:, -1], ends
+            queries, seen = queries[:, :, -1:], seen[:, :, -1:]
         new = queries.shape[2]
         if new == 1:  # the queries that share a key stand in for several tokens
             queries = queries.reshape(num_rows, num_keys, -1, self.head_size)
@@ -131,7 +136,6 @@ class _Layer:
             keys,
             values,
             attn_mask=seen,
-            is_causal=seen is None and new > 1,
             scale=self.head_size**-0.5,
             enable_gqa=queries.shape[1] > num_keys,
         )
@@ -268,13 +272,11 @@ def _side_by_side(maps: Sequence[nn.Module], adapter: str | None) -> tuple[Tenso
     return (joined, torch.block_diag(*up)) if joined.numel() else None
 
 
-def _visible(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor | None:
-    """What is added to attention, [R, 1, S, W]: 0 where a token is seen; None where all before a token is."""
-    num_rows, width = mask.shape
+def _visible(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+    """What is added to attention, [R, 1, S, W]: 0 where a token is seen."""
+    width = mask.shape[1]
     seen = mask[:, None, None, :]
     if new > 1:
-        if new == width and bool(mask.all()):
-            return None
         order = torch.arange(width, device=mask.device)
         seen = seen & (order <= order[width - new :, None])
     # the smallest number instead of -inf, with which a row of padding alone would be NaN

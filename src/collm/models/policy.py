@@ -318,8 +318,8 @@ class Policy:
 
     def _log_probs(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         mask = batch.action_mask
-        hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask)
         # the token at position l is predicted from position l - 1; a prompt has at least one token
+        hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask, mask.roll(-1, dims=1))
         states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
         head = self.backbone.lm.get_output_embeddings()
         size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from collm.models.cache import is_plain, make_cache
+from collm.models.last_layer import only_at
 
 _WORTH_A_LEVEL = 128  # tokens; computing them again takes longer than another pass
 _WORTH_IT = 0.85  # of the tokens of all rows; splitting has costs of its own
@@ -60,8 +61,8 @@ def split(rows: Sequence[Sequence[int]]) -> list[list[Segment]]:
     return levels
 
 
-def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden state of every position, [R, L, hidden size], with what rows share computed once.
+def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor) -> Tensor:
+    """Last hidden states, [R, L, hidden size], right where they are `needed`, with what rows share computed once.
 
     Noise, where a model has dropout, is drawn once for what is shared.
 
@@ -69,10 +70,12 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
         lm: The model.
         ids: Rows padded on the right, [R, L].
         mask: True at tokens, False at padding, [R, L].
+        needed: True at the positions whose states are read, [R, L].
     """
     levels = _worthwhile(lm, ids, mask)
     if levels is None:
-        return lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        with only_at(lm, needed):
+            return lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     cache, before, computed, offset = DynamicCache(), mask.new_zeros(1, 0), [], 0
     places = torch.zeros(mask.shape, dtype=torch.long)  # of every position among all that is computed
     for segments in levels:
@@ -85,13 +88,15 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
         before = torch.cat([before[parents], steps < sizes[:, None]], dim=1)
         for layer in cache.layers:  # the gradient of `index_select` is fast, that of other indexing is not
             layer.keys, layer.values = (states.index_select(0, parents) for states in (layer.keys, layer.values))
-        output = lm.base_model(
-            input_ids=ids[first[:, None], positions],
-            attention_mask=before,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
+        with only_at(lm, read & (steps < sizes[:, None])):
+            output = lm.base_model(
+                input_ids=ids[first[:, None], positions],
+                attention_mask=before,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
         computed.append(output.last_hidden_state.flatten(0, 1))
         for number, segment in enumerate(segments):
             where = torch.arange(segment.stop - segment.start) + offset + number * len(steps)

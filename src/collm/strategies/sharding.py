@@ -48,7 +48,7 @@ def shard(
         lm.within = lambda work: work()
         register_fsdp_forward_method(lm, "within")
         backbone.within = lm.within
-        backbone.shares_prefixes = False
+        backbone.saves_work = False
     for critic in [one for one in module.modules() if isinstance(one, Critic) and one.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
     for one in sharded_modules(module):
