@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from collm.models import prefill
 from collm.models.backbone import Backbone
 from collm.models.cache import Rows, join_rows, make_cache
 from collm.models.generation import Sampling, generate
@@ -59,6 +60,22 @@ def test_later_turns_go_on_from_earlier_ones(reader: Reader, shapes: list) -> No
         histories = [[*histories[row], *drawn[row][0], *bridge] for row, bridge in bridges.items()]
         histories.append([*histories[0][:-1], 77, 78])  # goes on from the same response in another way
     assert len({len(tokens) for tokens, _ in drawn}) > 1
+
+
+def test_states_of_equal_rows_are_gone_on_from_where_they_are(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a row goes on in two ways, or the order changes."""
+    copies: list[int] = []
+    join = prefill.join_rows
+    monkeypatch.setattr(prefill, "join_rows", lambda parts: copies.append(len(parts)) or join(parts))
+    starts = [[7, 8, 9], [20, 21, 22], [30, 31, 32]]
+    for chosen, copied in (([0, 1, 2], False), ([0, 1], True), ([2, 1, 0], True), ([0, 1, 2, 1], True)):
+        memory = Memory()
+        drawn = generate(reader, starts, GREEDY, [], chance(), memory)
+        histories = [[*starts[row], *drawn[row][0], 40 + place] for place, row in enumerate(chosen)]
+        copies.clear()
+        found = generate(reader, histories, GREEDY, [], chance(), memory)
+        assert bool(copies) == copied
+        assert [tokens for tokens, _ in found] == [alone(reader, history, [])[0] for history in histories]
 
 
 def test_what_does_not_go_on_is_read_anew(reader: Reader, shapes: list) -> None:

@@ -8,6 +8,7 @@ pass score an episode and one key/value cache serve it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -113,7 +114,13 @@ class Dialogue:
         )
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return list(_tokens(self.tokenizer, text))
 
     def _system_text(self) -> str:
         return self.system[0]["content"] + "\n" if self.system else ""
+
+
+@lru_cache(maxsize=4096)
+def _tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Tokens of `text` as it stands; what is said in one turn is often said in the next and in other episodes."""
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)

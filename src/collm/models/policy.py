@@ -187,6 +187,7 @@ class Policy:
         self.allowed_ids = spec.allowed_ids()
         self.memory: Memory | None = None
         self.readers: dict[tuple, Reader] | None = None  # by what they read with
+        self.together: Hashable = None  # equal for backbones that one reader can serve
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains when this agent learns."""
@@ -202,6 +203,7 @@ class Policy:
             self.backbone.engine.outdate()
         self.memory = Memory() if on and self.spec.keep_cache else None
         self.readers = {} if on else None
+        self.together = None
 
     @property
     def device(self) -> torch.device:
@@ -213,8 +215,9 @@ class Policy:
         """Policies for which this is equal can be sampled in one decode loop."""
         if self.spec.engine == "transformers":
             return id(self)
-        together = side_by_side(self.backbone) if self.spec.engine == "collm" else id(self.backbone)
-        return together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+        if self.readers is None or self.together is None:
+            self.together = side_by_side(self.backbone) if self.spec.engine == "collm" else id(self.backbone)
+        return self.together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:
         """How its tokens are drawn."""

@@ -68,9 +68,11 @@ def prefill(reader: Reader, prompts: Sequence[Prompt], memory: Memory) -> tuple[
             [side[place] for place in group] for side in sides for group in similar_lengths([sizes[i] for i in side])
         ]
     groups = [sorted(group) for group in groups]
+    starts = [(id(start[1]), start[2]) for start in known if start]
+    alone = len(starts) == len(set(starts))  # no two prompts go on from the same states
     read = []
     for group in groups:
-        read.append(_read(reader, [distinct[i] for i in group], [known[i] for i in group]))
+        read.append(_read(reader, [distinct[i] for i in group], [known[i] for i in group], alone))
     if not all(logits.isfinite().all() for _, logits in read):
         raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
     if len(groups) == 1 and len(distinct) == len(prompts):
@@ -101,10 +103,10 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def _read(
-    reader: Reader, prompts: Sequence[Prompt], starts: Sequence[tuple[int, Rows, int] | None]
+    reader: Reader, prompts: Sequence[Prompt], starts: Sequence[tuple[int, Rows, int] | None], alone: bool
 ) -> tuple[Rows, Tensor]:
     """The states of some prompts, all of them with a known beginning or none, and the logits of their next tokens."""
-    before = _recalled([start[1:] for start in starts]) if starts[0] else None
+    before = _recalled([start[1:] for start in starts], alone) if starts[0] else None
     new = [tokens[start[0] if start else 0 :] for (_, tokens), start in zip(prompts, starts, strict=True)]
     ids, mask = pad_left(new, reader.device)
     meter.count(sum(map(len, new)), ids.numel())
@@ -114,9 +116,12 @@ def _read(
     return Rows(cache, mask), reader.forward(ids, mask, positions, cache, [owner for owner, _ in prompts])
 
 
-def _recalled(places: Sequence[tuple[Rows, int]]) -> Rows:
-    """Copies of rows that lie here and there."""
-    device = places[0][0].mask.device
+def _recalled(places: Sequence[tuple[Rows, int]], alone: bool) -> Rows:
+    """Copies of rows that lie here and there; or, where nobody else needs them, the very rows as they lie together."""
+    first, device = places[0][0], places[0][0].mask.device
+    together = alone and [index for rows, index in places if rows is first] == list(range(len(first.mask)))
+    if together and len(places) == len(first.mask) and bool(first.mask.all()):
+        return first
     parts: dict[int, tuple[Rows, list[int], list[int]]] = {}
     for place, (rows, index) in enumerate(places):
         _, chosen, taken = parts.setdefault(id(rows), (rows, [], []))
