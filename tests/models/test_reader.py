@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from collm.callbacks import resources
 from collm.models import backbone as backbone_module
 from collm.models import lean
+from collm.models import policy as policy_module
 from collm.models.backbone import Backbone
 from collm.models.cache import make_cache
 from collm.models.generation import Sampling, generate
@@ -182,3 +185,15 @@ def test_weights_are_read_as_they_are_in_each_rollout(tiny_folder: str) -> None:
         policy.keep_cache(False)
         policy.backbone.lm.model.layers[0].mlp.up_proj.weight.data.mul_(2)
     assert answers[0] != pytest.approx(answers[1], abs=1e-4)
+
+
+def test_a_run_says_which_agents_are_sampled_the_slower_way(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(resources, "rank_zero_info", said.append)
+    backbone = Backbone(tiny_folder, "float32")
+    ways = {"ours": "collm", "theirs": "transformers"}
+    policies = {name: Policy(name, PolicySpec(tiny_folder, engine=way), backbone, None) for name, way in ways.items()}
+    for known in (True, False):
+        monkeypatch.setattr(policy_module, "decoder_of", lambda lm, known=known: known or None)
+        resources.LogResources().on_train_start(None, SimpleNamespace(policies=policies))
+        assert [line.endswith(": ours") for line in said] == ([] if known else [True])

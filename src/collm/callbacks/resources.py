@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from collm.collectives import sum_over_ranks
 from collm.meter import Reading, meter
@@ -37,6 +38,9 @@ class LogResources(L.Callback):
         self._interrupted = Reading({}, {}, {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        slower = [name for name, policy in pl_module.policies.items() if not policy.knows_model]
+        if slower:
+            rank_zero_info(f"sampled by the forward pass of transformers, which is slower: {', '.join(slower)}")
         meter.synchronize = self.synchronize
         meter.take()
 

@@ -17,6 +17,7 @@ from collm.meter import meter
 from collm.models import stock, vllm_engine
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
+from collm.models.families import decoder_of
 from collm.models.generation import Sampling, generate, restrict
 from collm.models.loading import DTYPES, load_config, load_tokenizer
 from collm.models.prefill import Memory
@@ -209,6 +210,11 @@ class Policy:
     def device(self) -> torch.device:
         """Where its weights are; policies on different devices can be sampled at the same time."""
         return self.backbone.lm.device
+
+    @property
+    def knows_model(self) -> bool:
+        """Whether it can sample straight from the weights, if that is what it is told to do."""
+        return self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
 
     @property
     def decoder(self) -> Hashable:

@@ -96,7 +96,8 @@ def reader_for(members: Sequence[tuple[Backbone, str | None]]) -> Reader:
 
 
 def side_by_side(backbone: Backbone) -> Hashable:
-    """Equal for backbones whose policies one reader can serve: the same one, or small ones of one shape."""
+    """Equal for backbones whose policies one reader can serve: the same one, or small ones of one shape and place."""
     if not is_small(backbone.lm) or decoder_of(backbone.lm) is None:
         return id(backbone)
-    return json.dumps({**backbone.lm.config.to_dict(), "_name_or_path": ""}, sort_keys=True, default=str)
+    shape = json.dumps({**backbone.lm.config.to_dict(), "_name_or_path": ""}, sort_keys=True, default=str)
+    return shape, backbone.lm.device
