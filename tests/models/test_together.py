@@ -91,14 +91,22 @@ def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
     assert len({tuple(answers[0].token_ids) for answers in found}) == len(AGENTS)
 
 
-@pytest.mark.parametrize("small", [True, False])
-def test_who_can_be_asked_together(tiny_folder: str, monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+@pytest.mark.parametrize(
+    ("limits", "adapters", "models"),
+    [
+        ({}, True, True),  # tiny: all models of one shape
+        ({"_TINY": 0}, False, False),  # small: adapters become weights of their own
+        ({"_SMALL": 0}, True, False),  # large: one model for all adapters
+    ],
+)
+def test_who_is_asked_together(
+    tiny_folder: str, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], adapters: bool, models: bool
+) -> None:
     policies = team(tiny_folder)
-    if not small:
-        monkeypatch.setattr(lean, "_SMALL", 0)
-    assert len({policy.decoder for policy in policies.values()}) == 1
-    another_model = team(tiny_folder)["a1"]
-    assert (another_model.decoder == policies["a1"].decoder) == small
+    for name, value in limits.items():
+        monkeypatch.setattr(lean, name, value)
+    assert len({policy.decoder for policy in policies.values()}) == (1 if adapters else len(AGENTS))
+    assert (team(tiny_folder)["a1"].decoder == policies["a1"].decoder) == models
     for change in ({"temperature": 0.5}, {"engine": "transformers"}):
         assert Policy("a1", PolicySpec(tiny_folder, **change), policies["a1"].backbone, "a1").decoder not in {
             policy.decoder for policy in policies.values()

@@ -25,15 +25,23 @@ Member = tuple[PreTrainedModel, Decoder, str | None]
 Spans = Sequence[tuple[int, slice]]
 """Whose rows are where: the number of a member and rows next to each other."""
 
-_SMALL = 2**23  # weights: up to here copies cost less than they save
+# Weights, adapters apart. Up to the first number copies cost less than they save; up to the second what surrounds the
+# arithmetic takes longer than it does. Above it the states of several agents at once would only crowd a CPU's cache.
+_SMALL, _TINY = 2**23, 2**19
 
 
 def is_small(lm: PreTrainedModel) -> bool:
     """Whether `lm` is read from a copy: it is small, and at full precision, where products of weights lose nothing."""
-    weights = list(lm.parameters())
-    return sum(weight.numel() for weight in weights) <= _SMALL and {weight.dtype for weight in weights} == {
-        torch.float32
-    }
+    return _size(lm) <= _SMALL and all(weight.dtype == torch.float32 for weight in lm.parameters())
+
+
+def is_tiny(lm: PreTrainedModel) -> bool:
+    """Whether models like `lm` are faster side by side than one after the other, each with weights of its own."""
+    return is_small(lm) and _size(lm) <= _TINY
+
+
+def _size(lm: PreTrainedModel) -> int:
+    return sum(weight.numel() for name, weight in lm.named_parameters() if "lora_" not in name)
 
 
 class LeanReader:

@@ -188,7 +188,7 @@ class Policy:
         self.allowed_ids = spec.allowed_ids()
         self.memory: Memory | None = None
         self.readers: dict[tuple, Reader] | None = None  # by what they read with
-        self.together: Hashable = None  # equal for backbones that one reader can serve
+        self.together: Hashable = None  # equal for policies that one reader serves
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains when this agent learns."""
@@ -222,7 +222,8 @@ class Policy:
         if self.spec.engine == "transformers":
             return id(self)
         if self.readers is None or self.together is None:
-            self.together = side_by_side(self.backbone) if self.spec.engine == "collm" else id(self.backbone)
+            ours = self.spec.engine == "collm"
+            self.together = side_by_side(self.backbone, self.adapter) if ours else id(self.backbone)
         return self.together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from collm.models.backbone import Backbone
 from collm.models.families import decoder_of
-from collm.models.lean import LeanReader, is_small
+from collm.models.lean import LeanReader, is_small, is_tiny
 
 
 class Reader(Protocol):
@@ -95,9 +95,14 @@ def reader_for(members: Sequence[tuple[Backbone, str | None]]) -> Reader:
     return StockReader(members[0][0], [adapter for _, adapter in members])
 
 
-def side_by_side(backbone: Backbone) -> Hashable:
-    """Equal for backbones whose policies one reader can serve: the same one, or small ones of one shape and place."""
+def side_by_side(backbone: Backbone, adapter: str | None) -> Hashable:
+    """Equal for policies that are sampled fastest by one reader: on one model, or on tiny ones of one shape and place.
+
+    Where adapters are multiplied into copies of a small model, each has weights of its own.
+    """
     if not is_small(backbone.lm) or decoder_of(backbone.lm) is None:
         return id(backbone)
+    if not is_tiny(backbone.lm):
+        return id(backbone), adapter
     shape = json.dumps({**backbone.lm.config.to_dict(), "_name_or_path": ""}, sort_keys=True, default=str)
     return shape, backbone.lm.device
