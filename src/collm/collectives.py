@@ -50,8 +50,24 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     copies = [parameter.grad for parameter in parameters if not isinstance(parameter, DTensor)]
-    for work in [dist.all_reduce(gradient, async_op=True) for gradient in copies]:
-        work.wait()
+    for bucket in buckets(copies):  # one by one, the many matrices of an adapter take longer to begin than to travel
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def buckets(tensors: Sequence[Tensor], limit: int = 2**25) -> list[list[Tensor]]:
+    """Tensors of one type next to each other, in groups of at most `limit` bytes or one tensor."""
+    found: list[list[Tensor]] = []
+    held = 0
+    for tensor in tensors:
+        if not found or found[-1][0].dtype != tensor.dtype or held + tensor.nbytes > limit:
+            found.append([])
+            held = 0
+        found[-1].append(tensor)
+        held += tensor.nbytes
+    return found
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -176,12 +176,12 @@ class ActorCritic(MultiAgentModule):
     def passes_once(self, histories: Sequence[TokenSequence]) -> bool:
         """Whether the pass that gives the values can be that of the critic's first optimizer step too.
 
-        It can if that step is over the same rows, the activations of all of them fit at once, and no slow copy takes
-        the place of the weights in between.
+        It can if that step is over the same rows, the activations of all of them fit at once, no slow copy takes the
+        place of the weights in between, and every rank may make as many passes as it likes.
         """
         tokens = len(histories) * max((len(sequence.ids) for sequence in histories), default=0)
         whole = self.separate_critics and self.num_minibatches == 1 and self.target_critic_rate is None
-        return whole and tokens <= self.tokens_per_micro_batch and num_ranks() == 1
+        return whole and tokens <= self.tokens_per_micro_batch and self.gathering is None
 
     @meter.phase("values")
     @torch.no_grad()
