@@ -13,6 +13,8 @@ from typing import Any
 from collm.benchmark.rounds import MARK
 from collm.errors import TrainingError
 
+_PATIENCE = 30.0  # seconds
+
 
 class Side:
     """A process that makes one round whenever it is told to.
@@ -54,11 +56,14 @@ class Side:
         raise TrainingError(f"{self.label} ended with status {self.process.wait()}: {self.log.read()[-3000:]}")
 
     def close(self) -> None:
-        """Let it end."""
+        """Let it end, which it does on its own where it has no more rounds to wait for."""
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:  # signals that can be caught are not enough: runs of several processes confer
+            self.process.kill()
+            self.process.wait()
         self.log.close()
 
     def _say(self, line: str) -> None:
