@@ -5,6 +5,7 @@ Both sides take turns, so that a machine that is slow for a while is slow for bo
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def measure_scaling(
     low, high = numbers["range"]
     lines = [f"{'seconds per round':24}{'1 process':>12}{f'{processes} processes':>14}"]
     for phase in measured["one"][0]["phases"]:
-        cells = [sum(one["phases"].get(phase, 0.0) for one in measured[name]) / rounds for name in counts]
+        cells = [statistics.median(one["phases"].get(phase, 0.0) for one in measured[name]) for name in counts]
         lines.append(f"{phase:24}{cells[0]:12.3f}{cells[1]:14.3f}")
     lines += [f"joint samples per second: {numbers['ratio']:.2f} times those of one process [{low:.2f}, {high:.2f}]"]
     return "\n".join([*lines, f"medians and range of {rounds} rounds after {warmup}"])
