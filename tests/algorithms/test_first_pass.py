@@ -96,3 +96,17 @@ def test_values_are_those_of_the_histories_they_are_asked_for(make: Make) -> Non
     module.update_critic(name, histories, found, torch.ones_like(found), second)
     other.update_critic(name, histories, expected, torch.ones_like(found), second)
     assert_close(module.critics[name].trainable_parameters(), other.critics[name].trainable_parameters())
+
+
+def test_a_step_on_other_histories_does_not_use_the_kept_passes(make: Make) -> None:
+    module, other = make(), make()
+    name = next(iter(module.critics))
+    first, second = play(module, 0), play(module, 1)
+    for one in (module, other):
+        one.critics[name].center(torch.tensor([0.0]))
+    module.values(name, module.critics[name].encode(first.trajectories), first)  # never used
+    for one in (module, other):
+        histories = one.critics[name].encode(second.trajectories)
+        values = one.read(name, histories, second)
+        one.update_critic(name, histories, values, torch.ones_like(values), second)
+    assert_close(module.critics[name].trainable_parameters(), other.critics[name].trainable_parameters())
