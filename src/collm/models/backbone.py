@@ -134,4 +134,4 @@ class Backbone(Resident):
         """
         if self.saves_work:
             return prefixes.hidden_states(self.lm, ids, attention_mask, needed)
-        return self.lm.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state  # no token sees padding behind it

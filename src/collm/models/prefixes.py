@@ -74,8 +74,8 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
     """
     levels = _worthwhile(lm, ids, mask)
     if levels is None:
-        with only_at(lm, needed):
-            return lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        with only_at(lm, needed):  # no token sees the padding behind it, so there is nothing to mask
+            return lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
     cache, before, computed, offset = DynamicCache(), mask.new_zeros(1, 0), [], 0
     places = torch.zeros(mask.shape, dtype=torch.long)  # of every position among all that is computed
     for segments in levels:
