@@ -22,6 +22,12 @@ def reader(request: pytest.FixtureRequest, tiny_folder: str) -> Reader:
     return reader_for([(backbone, None)]) if request.param == "lean" else StockReader(backbone, [None])
 
 
+@pytest.fixture(autouse=True, params=["branched", "copied"])
+def branching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether prompts that are the same are held once while responses are sampled, or for each response."""
+    monkeypatch.setattr(prefill, "_WORTH_BRANCHING", 0 if request.param == "branched" else 2**30)
+
+
 def chance() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 

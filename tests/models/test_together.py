@@ -92,20 +92,16 @@ def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "adapters", "models"),
+    ("largest", "models"),
     [
-        ({}, True, True),  # tiny: all models of one shape
-        ({"_TINY": 0}, False, False),  # small: adapters become weights of their own
-        ({"_SMALL": 0}, True, False),  # large: one model for all adapters
+        (2**23, True),  # small: all models of one shape
+        (0, False),  # large: one model for all adapters
     ],
 )
-def test_who_is_asked_together(
-    tiny_folder: str, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], adapters: bool, models: bool
-) -> None:
+def test_who_is_asked_together(tiny_folder: str, monkeypatch: pytest.MonkeyPatch, largest: int, models: bool) -> None:
     policies = team(tiny_folder)
-    for name, value in limits.items():
-        monkeypatch.setattr(lean, name, value)
-    assert len({policy.decoder for policy in policies.values()}) == (1 if adapters else len(AGENTS))
+    monkeypatch.setattr(lean, "_SMALL", largest)
+    assert len({policy.decoder for policy in policies.values()}) == 1
     assert (team(tiny_folder)["a1"].decoder == policies["a1"].decoder) == models
     for change in ({"temperature": 0.5}, {"engine": "transformers"}):
         assert Policy("a1", PolicySpec(tiny_folder, **change), policies["a1"].backbone, "a1").decoder not in {

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from collm.meter import meter
+from collm.models.branches import unfolded
 from collm.models.cache import Rows, is_plain, join_rows
 from collm.models.prefill import Memory, prefill
 from collm.models.reader import Reader
@@ -98,7 +99,8 @@ def generate(
             keep, gone = (which.nonzero().squeeze(1) for which in (alive, ~alive))
             if memory is not None and is_plain(cache):
                 read = Rows(cache, _read(mask[:, : width + step], width, lengths[rows]))
-                left.append((join_rows([(read, gone, torch.arange(len(gone), device=device))]), rows[gone]))
+                everyone = torch.arange(len(gone), device=device)
+                left.append((join_rows([(*unfolded(read, gone), everyone)]), rows[gone]))
             cache.batch_select_indices(keep)
             rows, mask, position, token, alive = (x[keep] for x in (rows, mask, position, token, alive))
             owners = [owned[row][0] for row in rows.tolist()]

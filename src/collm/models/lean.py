@@ -3,13 +3,14 @@
 On small models most of the time of a decoding step goes into what surrounds the arithmetic. Here a step is a dozen
 operations per layer. Small models are copied into a form that needs even fewer: maps of the same input joined, norms
 and adapters multiplied into the maps. Several of them, of one shape, then read side by side, each row with its own
-weights, so that a team of agents takes one decode loop.
+weights, so that a team of agents takes one decode loop and the operations of one agent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -17,31 +18,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from collm.models.branches import BranchedCache
 from collm.models.families import Decoder, Layer, low_rank, matrix
 
 Member = tuple[PreTrainedModel, Decoder, str | None]
 """A language model, its parts, and the adapter on it, if any."""
 
-Spans = Sequence[tuple[int, slice]]
-"""Whose rows are where: the number of a member and rows next to each other."""
 
-# Weights, adapters apart. Up to the first number copies cost less than they save; up to the second what surrounds the
-# arithmetic takes longer than it does. Above it the states of several agents at once would only crowd a CPU's cache.
-_SMALL, _TINY = 2**23, 2**19
+@dataclass(frozen=True)
+class Spans:
+    """Whose rows are where.
+
+    Args:
+        parts: The number of a member and rows next to each other.
+        even: Whether all members have equally many rows, in order.
+    """
+
+    parts: Sequence[tuple[int, slice]]
+    even: bool
+
+
+_SMALL = 2**23  # weights, adapters apart; what copies of more of them cost is more than they save
 
 
 def is_small(lm: PreTrainedModel) -> bool:
     """Whether `lm` is read from a copy: it is small, and at full precision, where products of weights lose nothing."""
-    return _size(lm) <= _SMALL and all(weight.dtype == torch.float32 for weight in lm.parameters())
-
-
-def is_tiny(lm: PreTrainedModel) -> bool:
-    """Whether models like `lm` are faster side by side than one after the other, each with weights of its own."""
-    return is_small(lm) and _size(lm) <= _TINY
-
-
-def _size(lm: PreTrainedModel) -> int:
-    return sum(weight.numel() for name, weight in lm.named_parameters() if "lora_" not in name)
+    size = sum(weight.numel() for name, weight in lm.named_parameters() if "lora_" not in name)
+    return size <= _SMALL and all(weight.dtype == torch.float32 for weight in lm.parameters())
 
 
 class LeanReader:
@@ -56,11 +59,14 @@ class LeanReader:
         first, copied = decoders[0], is_small(lms[0])
         self.config = lms[0].config
         self.device = lms[0].device
+        self.num_members = len(members)
         self.tokens = _Table([decoder.tokens.weight for decoder in decoders])
         self.places = _Table([decoder.places.weight for decoder in decoders]) if first.places else None
         self.rotation = _Rotation(first) if first.rotation else None
         stacks = zip(*(decoder.layers for decoder in decoders), strict=True)
         self.layers = [_Layer(stack, adapters, copied, first.head_size) for stack in stacks]
+        # fused attention rounds its scores less
+        self.branches = torch.finfo(first.head.weight.dtype).bits >= 32
         self.norm = _Norm(first.norm, bare=copied)
         self.head = _Maps([([decoder.head], decoder.norm) for decoder in decoders], adapters, copied)
 
@@ -74,7 +80,7 @@ class LeanReader:
     ) -> Tensor:
         """Logits after the last of the new tokens, [R, V]; see `reader.Reader`."""
         new = ids.shape[1]
-        spans, ends = _spans(owners, new), _spans(owners, 1)
+        spans, ends = (_spans(owners, size, self.num_members) for size in (new, 1))
         states = self.tokens(ids.flatten(), spans)
         rotation = self.rotation(positions.flatten(), mask.shape[1], states.dtype) if self.rotation else None
         if self.places:
@@ -82,7 +88,7 @@ class LeanReader:
         seen = _visible(mask, new, states.dtype)
         for index, layer in enumerate(self.layers):
             newest = index == len(self.layers) - 1  # what others become there is not read
-            states = layer.attend(states, spans, rotation, seen, cache.layers[index], ends if newest else None)
+            states = layer.attend(states, spans, rotation, seen, cache, ends if newest else None)
             states = layer.feed_forward(states, ends if newest else spans)
         return self.head(self.norm(states), ends)
 
@@ -92,6 +98,7 @@ class _Layer:
 
     def __init__(self, stack: Sequence[Layer], adapters: Sequence[str | None], copied: bool, head_size: int):
         first = stack[0]
+        self.number = first.number
         self.head_size = head_size
         self.before_attention = _Norm(first.before_attention, bare=copied)
         self.attention_in = _Maps([(one.attention_in, one.before_attention) for one in stack], adapters, copied)
@@ -113,7 +120,7 @@ class _Layer:
         spans: Spans,
         rotation: tuple[Tensor, Tensor] | None,
         seen: Tensor,
-        cache: nn.Module,
+        cache: DynamicCache,
         ends: Spans | None,
     ) -> Tensor:
         """States after attention to all that is visible, [M, hidden size]; where there are `ends`, at the last token of
@@ -132,21 +139,19 @@ class _Layer:
         queries, keys, values = (
             part.view(num_rows, -1, part.shape[1], self.head_size).transpose(1, 2) for part in (queries, keys, values)
         )
-        keys, values = cache.update(keys, values)
+        keys, values = cache.layers[self.number].update(keys, values)
         if ends is not None:
             states, spans = states.view(num_rows, -1, states.shape[-1])[:, -1], ends
             queries, seen = queries[:, :, -1:], seen[:, :, -1:]
         new = queries.shape[2]
         if new == 1:  # the queries that share a key stand in for several tokens
             queries = queries.reshape(num_rows, num_keys, -1, self.head_size)
-        read = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=seen,
-            scale=self.head_size**-0.5,
-            enable_gqa=queries.shape[1] > num_keys,
-        )
+        scale = self.head_size**-0.5
+        if isinstance(cache, BranchedCache):
+            read = cache.attend(self.number, queries, seen, scale)
+        else:
+            grouped = queries.shape[1] > num_keys
+            read = F.scaled_dot_product_attention(queries, keys, values, seen, scale=scale, enable_gqa=grouped)
         if new > 1:
             read = read.transpose(1, 2)
         return states + self.attention_out(read.reshape(len(states), -1), spans)
@@ -163,7 +168,7 @@ class _Layer:
 
     def _normed(self, turning: Tensor, spans: Spans) -> Tensor:
         queries, keys = turning.split([self.num_queries, turning.shape[1] - self.num_queries], dim=1)
-        members = spans if len(self.head_norms) > 1 else [(0, slice(None))]
+        members = spans.parts if len(self.head_norms) > 1 else [(0, slice(None))]
         parts = [
             torch.cat([norms[0](queries[rows]), norms[1](keys[rows])], dim=1)
             for norms, rows in ((self.head_norms[member], rows) for member, rows in members)
@@ -186,24 +191,38 @@ class _Maps:
         adapters: Sequence[str | None],
         copied: bool,
     ):
+        self.copies: tuple[Tensor, Tensor | None] | None = None  # [N, in, out of all] and [N, 1, out of all]
+        self.maps: list[tuple[Tensor, Tensor | None]] = []
         self.changes: list[tuple[Tensor, Tensor] | None] = []
         if copied:
-            self.maps = [[_merged(maps, norm, adapter)] for (maps, norm), adapter in zip(stack, adapters, strict=True)]
+            merged = [_merged(*one, adapter) for one, adapter in zip(stack, adapters, strict=True)]
+            weights, biases = zip(*merged, strict=True)
+            self.copies = torch.stack(weights), None if biases[0] is None else torch.stack(biases)[:, None]
         else:
-            maps = stack[0][0]
-            self.maps = [[matrix(one) for one in maps]]
-            self.changes = [_side_by_side(maps, adapter) for adapter in adapters]
+            self.maps = [matrix(one) for one in stack[0][0]]
+            self.changes = [_side_by_side(stack[0][0], adapter) for adapter in adapters]
 
     def __call__(self, states: Tensor, spans: Spans) -> Tensor:
-        if len(self.maps) == 1:
-            out = _apply(states, self.maps[0])
-        else:
-            out = torch.cat([_apply(states[rows], self.maps[member]) for member, rows in spans])
-        for member, rows in spans if self.changes else ():
+        if self.copies is not None:
+            return self._with_copies(states, spans)
+        parts = [F.linear(states, *one) for one in self.maps]
+        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        for member, rows in spans.parts:
             if self.changes[member] is not None:
                 down, up = self.changes[member]
                 out[rows] += (states[rows].to(down.dtype) @ down @ up).to(out.dtype)
         return out
+
+    def _with_copies(self, states: Tensor, spans: Spans) -> Tensor:
+        weights, biases = self.copies
+        if not spans.even:
+            parts = [states[rows] @ weights[member] for member, rows in spans.parts]
+            if biases is not None:
+                parts = [part + biases[member] for part, (member, _) in zip(parts, spans.parts, strict=True)]
+            return torch.cat(parts)
+        states = states.view(len(weights), -1, states.shape[-1])
+        out = torch.bmm(states, weights) if biases is None else torch.baddbmm(biases, states, weights)
+        return out.flatten(0, 1)
 
 
 class _Norm:
@@ -231,7 +250,7 @@ class _Table:
     def __call__(self, numbers: Tensor, spans: Spans) -> Tensor:
         if len(self.weights) == 1:
             return F.embedding(numbers, self.weights[0])
-        return torch.cat([F.embedding(numbers[rows], self.weights[member]) for member, rows in spans])
+        return torch.cat([F.embedding(numbers[rows], self.weights[member]) for member, rows in spans.parts])
 
 
 class _Rotation:
@@ -252,14 +271,8 @@ class _Rotation:
         return self.factors[0][positions], self.factors[1][positions]
 
 
-def _apply(states: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-    if len(maps) == 1:
-        return F.linear(states, *maps[0])
-    return torch.cat([F.linear(states, *one) for one in maps], dim=-1)
-
-
 def _merged(maps: Sequence[nn.Module], norm: nn.Module | None, adapter: str | None) -> tuple[Tensor, Tensor | None]:
-    """One weight [out of all, in] and bias for several maps, with what stands before and beside them."""
+    """One weight [in, out of all] and bias for several maps, with what stands before and beside them."""
     weights, biases = [], []
     for one in maps:
         weight, bias = matrix(one)
@@ -270,7 +283,7 @@ def _merged(maps: Sequence[nn.Module], norm: nn.Module | None, adapter: str | No
             bias = weight @ norm.bias + (0.0 if bias is None else bias)
         weights.append(weight if norm is None else weight * norm.weight)
         biases.append(bias)
-    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+    return torch.cat(weights).T, None if biases[0] is None else torch.cat(biases)
 
 
 def _side_by_side(maps: Sequence[nn.Module], adapter: str | None) -> tuple[Tensor, Tensor] | None:
@@ -291,11 +304,12 @@ def _visible(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
-def _spans(owners: Sequence[int], size: int) -> list[tuple[int, slice]]:
+def _spans(owners: Sequence[int], size: int, num_members: int) -> Spans:
     """Where the `size` tokens of each row are, by owner."""
-    spans, start = [], 0
+    parts, start = [], 0
     for owner, rows in groupby(owners):
         stop = start + size * len(list(rows))
-        spans.append((owner, slice(start, stop)))
+        parts.append((owner, slice(start, stop)))
         start = stop
-    return spans
+    sizes = {rows.stop - rows.start for _, rows in parts}
+    return Spans(parts, len(sizes) == 1 and [owner for owner, _ in parts] == list(range(num_members)))

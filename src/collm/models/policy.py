@@ -223,7 +223,7 @@ class Policy:
             return id(self)
         if self.readers is None or self.together is None:
             ours = self.spec.engine == "collm"
-            self.together = side_by_side(self.backbone, self.adapter) if ours else id(self.backbone)
+            self.together = side_by_side(self.backbone) if ours else id(self.backbone)
         return self.together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:

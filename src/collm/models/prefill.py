@@ -14,8 +14,11 @@ from torch import Tensor
 from collm.errors import TrainingError
 from collm.lengths import similar_lengths
 from collm.meter import meter
+from collm.models.branches import BranchedCache, unfolded
 from collm.models.cache import Rows, is_plain, join_rows, make_cache
 from collm.models.reader import Reader
+
+_WORTH_BRANCHING = 1024  # positions that are copied otherwise; steps have a few more operations then
 
 Prompt = tuple[int, tuple[int, ...]]
 """Whose it is, where several policies read at once, and its tokens."""
@@ -75,23 +78,23 @@ def prefill(reader: Reader, prompts: Sequence[Prompt], memory: Memory) -> tuple[
         read.append(_read(reader, [distinct[i] for i in group], [known[i] for i in group], alone))
     if not all(logits.isfinite().all() for _, logits in read):
         raise TrainingError("the model's logits are not finite: its weights have diverged; lower its learning rate.")
-    if len(groups) == 1 and len(distinct) == len(prompts):
-        return read[0]
+    rows, logits = read[0]
+    if len(groups) > 1:
+        places = [torch.tensor(group, device=reader.device) for group in groups]
+        rows = join_rows(
+            [(part, torch.arange(len(part.mask)), where) for (part, _), where in zip(read, places, strict=True)]
+        )
+        logits = torch.cat([part for _, part in read])[torch.cat(places).argsort()]
+    if len(distinct) == len(prompts):
+        return rows, logits
 
     # a group of generations shares the reading of its prompt
-    device, place = reader.device, {prompt: index for index, prompt in enumerate(distinct)}
-    copies = torch.tensor([place[prompt] for prompt in prompts], device=device)
-    if len(groups) == 1:
-        rows, logits = read[0]
-        rows.cache.batch_select_indices(copies)
-        return Rows(rows.cache, rows.mask[copies]), logits[copies]
-    parts, everything = [], torch.cat([logits for _, logits in read])
-    order = torch.tensor([index for group in groups for index in group], device=device).argsort()
-    for group, (rows, _) in zip(groups, read, strict=True):
-        members = torch.tensor(group, device=device)
-        places = torch.isin(copies, members).nonzero().squeeze(1)
-        parts.append((rows, torch.searchsorted(members, copies[places]), places))
-    return join_rows(parts), everything[order[copies]]
+    numbers = {prompt: index for index, prompt in enumerate(distinct)}
+    copies = torch.tensor([numbers[prompt] for prompt in prompts], device=reader.device)
+    if reader.branches and (len(prompts) - len(distinct)) * rows.mask.shape[1] >= _WORTH_BRANCHING:
+        return Rows(BranchedCache(rows.cache, copies), rows.mask[copies]), logits[copies]
+    rows.cache.batch_select_indices(copies)
+    return Rows(rows.cache, rows.mask[copies]), logits[copies]
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -121,7 +124,7 @@ def _recalled(places: Sequence[tuple[Rows, int]], alone: bool) -> Rows:
     first, device = places[0][0], places[0][0].mask.device
     together = alone and [index for rows, index in places if rows is first] == list(range(len(first.mask)))
     if together and len(places) == len(first.mask) and bool(first.mask.all()):
-        return first
+        return unfolded(first, torch.arange(len(places), device=device))[0]
     parts: dict[int, tuple[Rows, list[int], list[int]]] = {}
     for place, (rows, index) in enumerate(places):
         _, chosen, taken = parts.setdefault(id(rows), (rows, [], []))
@@ -129,7 +132,7 @@ def _recalled(places: Sequence[tuple[Rows, int]], alone: bool) -> Rows:
         taken.append(place)
     return join_rows(
         [
-            (rows, torch.tensor(chosen, device=device), torch.tensor(taken, device=device))
+            (*unfolded(rows, torch.tensor(chosen, device=device)), torch.tensor(taken, device=device))
             for rows, chosen, taken in parts.values()
         ]
     )

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from collm.models.backbone import Backbone
 from collm.models.families import decoder_of
-from collm.models.lean import LeanReader, is_small, is_tiny
+from collm.models.lean import LeanReader, is_small
 
 
 class Reader(Protocol):
@@ -21,6 +21,8 @@ class Reader(Protocol):
 
     config: PretrainedConfig
     device: torch.device
+    branches: bool
+    """Whether it reads, one new token at a time, into a `BranchedCache` too."""
 
     def reading(self) -> AbstractContextManager[None]:
         """All forward passes are made within."""
@@ -52,6 +54,7 @@ class StockReader:
     def __init__(self, backbone: Backbone, adapters: Sequence[str | None]):
         self.backbone = backbone
         self.adapters = list(adapters)
+        self.branches = False
         self.config = backbone.lm.config
         self.device = backbone.lm.device
         self._announce: Callable[[Sequence[int]], None] = lambda owners: None
@@ -95,14 +98,9 @@ def reader_for(members: Sequence[tuple[Backbone, str | None]]) -> Reader:
     return StockReader(members[0][0], [adapter for _, adapter in members])
 
 
-def side_by_side(backbone: Backbone, adapter: str | None) -> Hashable:
-    """Equal for policies that are sampled fastest by one reader: on one model, or on tiny ones of one shape and place.
-
-    Where adapters are multiplied into copies of a small model, each has weights of its own.
-    """
+def side_by_side(backbone: Backbone) -> Hashable:
+    """Equal for policies that are sampled fastest by one reader: on one model, or on small ones of one shape."""
     if not is_small(backbone.lm) or decoder_of(backbone.lm) is None:
         return id(backbone)
-    if not is_tiny(backbone.lm):
-        return id(backbone), adapter
     shape = json.dumps({**backbone.lm.config.to_dict(), "_name_or_path": ""}, sort_keys=True, default=str)
     return shape, backbone.lm.device
