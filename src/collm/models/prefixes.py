@@ -86,8 +86,8 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
         positions = (starts[:, None] + steps).clamp(max=ids.shape[1] - 1)
         parents = torch.tensor([segment.parent for segment in segments], device=ids.device)
         before = torch.cat([before[parents], steps < sizes[:, None]], dim=1)
-        for layer in cache.layers:  # the gradient of `index_select` is fast, that of other indexing is not
-            layer.keys, layer.values = (states.index_select(0, parents) for states in (layer.keys, layer.values))
+        for layer in cache.layers:
+            layer.keys, layer.values = _taken(layer.keys, parents), _taken(layer.values, parents)
         read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
         with only_at(lm, read & (steps < sizes[:, None])):
             output = lm.base_model(
@@ -114,6 +114,14 @@ def _worthwhile(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> list[list[Seg
     levels = split(rows)
     computed = sum(len(level) * max(segment.stop - segment.start for segment in level) for level in levels)
     return levels if len(levels) > 1 and computed <= _WORTH_IT * ids.numel() else None
+
+
+def _taken(states: Tensor, rows: Tensor) -> Tensor:
+    """Some rows; the gradient of `index_select` alone is fast, and only where what comes back lies in one piece."""
+    taken = states.index_select(0, rows)
+    if taken.requires_grad:
+        taken.register_hook(Tensor.contiguous)
+    return taken
 
 
 def _alike(rows: Sequence[Sequence[int]]) -> int:
