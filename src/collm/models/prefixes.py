@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from collm.models.cache import is_plain, make_cache
-from collm.models.last_layer import only_at
+from collm.models.layers import needed_at
 
 _WORTH_A_LEVEL = 128  # tokens; computing them again takes longer than another pass
 _WORTH_IT = 0.85  # of the tokens of all rows; splitting has costs of its own
@@ -74,7 +74,7 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
     """
     levels = _worthwhile(lm, ids, mask)
     if levels is None:
-        with only_at(lm, needed):  # no token sees the padding behind it, so there is nothing to mask
+        with needed_at(lm, needed):  # no token sees the padding behind it, so there is nothing to mask
             return lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
     cache, before, computed, offset = DynamicCache(), mask.new_zeros(1, 0), [], 0
     places = torch.zeros(mask.shape, dtype=torch.long)  # of every position among all that is computed
@@ -89,7 +89,7 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
         for layer in cache.layers:
             layer.keys, layer.values = _taken(layer.keys, parents), _taken(layer.values, parents)
         read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
-        with only_at(lm, read & (steps < sizes[:, None])):
+        with needed_at(lm, read & (steps < sizes[:, None])):
             output = lm.base_model(
                 input_ids=ids[first[:, None], positions],
                 attention_mask=before,
