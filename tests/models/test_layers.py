@@ -110,18 +110,21 @@ def test_adapters_learn_as_they_do_in_peft(family: str) -> None:
     torch.testing.assert_close(frozen, plain.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_adapters_of_higher_precision_than_the_model() -> None:
+def test_adapters_of_higher_precision_than_the_model_lose_no_more_than_in_peft() -> None:
     lm = with_adapters("llama", torch.bfloat16)
     for name, weight in lm.named_parameters():
         if "lora" in name:
             weight.data = weight.data.float()
     ids, mask, needed = rows()
-    expected, gradients = states_and_gradients(lm, ids, mask, needed)
+    states, gradients = states_and_gradients(lm, ids, mask, needed)
     with needed_at(lm, needed):
         found, own = states_and_gradients(lm, ids, mask, needed)
-    assert (found - expected).norm() < 0.02 * expected.norm()
-    for one, other in zip(own, gradients, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            assert one.dtype == torch.float32
-            assert (one - other).norm() < 0.05 * other.norm()
+    exact, true = states_and_gradients(lm.float(), ids, mask, needed)
+    assert (found - exact).norm() < 1.3 * (states - exact).norm()
+    learned = [number for number, gradient in enumerate(true) if gradient is not None]
+    assert all(own[number].dtype == torch.float32 for number in learned)
+    errors = {
+        kind: sum(float((some[number] - true[number]).square().sum()) for number in learned)
+        for kind, some in (("found", own), ("peft", gradients))
+    }
+    assert 0 < errors["found"] < 1.3 * errors["peft"]

@@ -106,4 +106,4 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     if out.dtype == left.dtype:
         out.addmm_(left, right)
     else:
-        out += (left @ right).to(out.dtype)
+        out.copy_(torch.addmm(out.to(left.dtype), left, right))  # rounded once
