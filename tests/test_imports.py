@@ -48,6 +48,7 @@ RULES = {
     "collm.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
     "collm.chance": Rule(rooms(), only=TORCH),
     "collm.meter": Rule(rooms(), only=TORCH),
+    "collm.memory": Rule(rooms(), only=frozenset()),
     "collm.lengths": Rule(rooms(), only=frozenset()),
     "collm.trajectory": Rule(rooms("lengths"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
@@ -66,7 +67,7 @@ RULES = {
         rooms("chance", "trajectory", "environments.base", "errors", "meter", "samplers"),
         never=LIGHTNING | {"transformers"},
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "meter")),
+    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "memory", "meter")),
     "collm.algorithms": Rule(
         rooms(
             *(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from collm.environments.base import Environment, check_observations, check_tasks
 from collm.errors import ConfigurationError
+from collm.memory import give_back
 from collm.meter import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
@@ -152,6 +153,7 @@ class RolloutDataModule(L.LightningDataModule):
             for trajectory in trajectories:
                 if trajectory.turns:
                     trajectory.metrics = self.environment.metrics(trajectory)
+        give_back()  # key/value states, above all
         return collate(trajectories, time.perf_counter() - began)
 
 

@@ -9,8 +9,9 @@ heads, i the width of the feed-forward part and b the bytes of a number, backwar
     A = (8 + 4 b) h + 2 b (q + k) + 4 b i        and (4 + b) (q + k) more where queries and keys are normalized
 
 (two norms in float32 with their results; queries, keys, values and the attention's result; four feed-forward
-activations). With gradient checkpointing it is b h per layer, and A for one layer. The cache takes 2 k b per layer and
-token of history, and half as much again for the room that is reserved ahead.
+activations), if transformers computes the layers; those that `models.layers` computes keep half as much to two thirds,
+so that there is room left. With gradient checkpointing it is b h per layer, and A for one layer. The cache takes 2 k b
+per layer and token of history, and half as much again for the room that is reserved ahead.
 """
 
 from __future__ import annotations
