@@ -53,7 +53,6 @@ def test_states_and_gradients_are_those_of_the_whole_layer(
     monkeypatch.setattr(layers, "mapped", lambda *args: (out := compute(*args)) and seen.append(out[0].shape) or out)
     with needed_at(lm, needed):
         found = states_and_gradients(lm, ids, mask, needed)
-    assert seen[3] == (len(ids), 14, 32)
     assert seen[-1] == (len(ids), 10, 32)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     number = len(seen)
@@ -61,13 +60,11 @@ def test_states_and_gradients_are_those_of_the_whole_layer(
     assert len(seen) == number  # it is itself again
 
 
-def test_where_most_places_are_needed_all_are_computed_and_where_there_is_noise_it_is_left_to_the_model() -> None:
+def test_where_most_places_are_needed_or_there_is_noise_it_is_left_to_the_model() -> None:
     lm = FAMILIES["gpt2"]()
     ids, mask, needed = rows()
     with needed_at(lm, mask):
-        everywhere = lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask]
-    expected = lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask]
-    torch.testing.assert_close(everywhere, expected, rtol=1e-4, atol=1e-5)
+        assert "forward" not in vars(lm.transformer.h[-1])
     lm.config.resid_pdrop = 0.1
     with needed_at(lm.train(), needed):
         assert "forward" not in vars(lm.transformer.h[-1])
@@ -77,6 +74,8 @@ def test_where_most_places_are_needed_all_are_computed_and_where_there_is_noise_
     lm.add_adapter(LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear"), "noisy")
     with needed_at(lm.train(), needed):
         assert "forward" not in vars(lm.transformer.h[-1])
+    with needed_at(lm.eval(), needed):
+        assert "forward" in vars(lm.transformer.h[0])
 
 
 def with_adapters(family: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -91,10 +90,12 @@ def with_adapters(family: str, dtype: torch.dtype) -> PreTrainedModel:
     return lm
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_learn_as_they_do_in_peft(family: str) -> None:
+def test_adapters_learn_as_they_do_in_peft(family: str, everywhere: bool) -> None:
     lm = with_adapters(family, torch.float64)
     ids, mask, needed = rows()
+    needed = mask if everywhere else needed
     expected = states_and_gradients(lm, ids, mask, needed)
     with needed_at(lm, needed):
         found = states_and_gradients(lm, ids, mask, needed)

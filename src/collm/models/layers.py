@@ -1,4 +1,4 @@
-"""The layers of known decoders as updates compute them: with less to keep, and the last one only where it is read.
+"""Layers of known decoders as updates compute them: with adapters, so that less is kept; the last one where it is read.
 
 Nothing reads what a prompt's tokens have become after the last layer. That layer needs their keys and values, but not
 their queries, and not its feed-forward network at their places.
@@ -45,13 +45,15 @@ def needed_at(lm: PreTrainedModel, needed: Tensor) -> Iterator[None]:
     if size <= _WORTH_IT * needed.shape[1]:
         # those that are needed in order, and in rows with fewer of them some others
         places = needed.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, size)]
-    for layer in decoder.layers:
+    # where all weights train, what is computed again takes longer than what is saved
+    own = [layer for layer in decoder.layers if adapter or (layer is decoder.layers[-1] and places is not None)]
+    for layer in own:
         here = places if layer is decoder.layers[-1] else None
         layer.whole.forward = partial(_forward, layer, decoder.head_size, adapter, here)
     try:
         yield
     finally:
-        for layer in decoder.layers:
+        for layer in own:
             del layer.whole.forward
 
 
