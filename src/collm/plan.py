@@ -45,7 +45,8 @@ class Needs:
 
     Args:
         parameters: All weights, frozen ones included.
-        gradients: Of all that trains; replicas (ddp) reserve buckets of the same size.
+        gradients: Of all that trains, though one network's go before the next one's come; replicas (ddp) reserve
+            buckets of the same size.
         optimizer: States of all optimizers.
         activations: Of the largest micro-batch of the largest network, and its logits.
         gathered: Layers in one piece, where weights are sharded.

@@ -26,13 +26,14 @@ from toy import Toy
 DISCOUNT, VALUE_WEIGHT, ENTROPY_WEIGHT = 0.9, 0.6, 0.02
 
 
-def build(algorithm: type[ActorCritic], folder: str, max_tokens: int) -> ActorCritic:
-    """An algorithm without a trainer whose steps subtract the gradient."""
+def build(algorithm: type[ActorCritic], folder: str, max_tokens: int, rank: int) -> ActorCritic:
+    """An algorithm without a trainer whose steps subtract the gradient; with adapters of `rank` if it is not 0."""
     torch.manual_seed(0)
     module = algorithm(
         agent_ids=Toy().agent_ids,
-        policy=PolicySpec(folder, learning_rate=1.0, max_new_tokens=9, temperature=0.7),
-        critic=CriticSpec(folder, learning_rate=1.0),
+        policy=PolicySpec(folder, learning_rate=1.0, max_new_tokens=9, temperature=0.7, lora_rank=rank),
+        critic=CriticSpec(folder, learning_rate=1.0, lora_rank=rank),
+        parameters="lora" if rank else "separate",
         optimizer=torch.optim.SGD,
         discount=DISCOUNT,
         value_loss_weight=VALUE_WEIGHT,
@@ -44,6 +45,9 @@ def build(algorithm: type[ActorCritic], folder: str, max_tokens: int) -> ActorCr
     module.double()
     for critic in module.critics.values():
         torch.nn.init.normal_(critic.head.weight)  # a fresh head gives its weights no gradient
+    for name, weight in module.named_parameters():
+        if "lora_" in name:  # and so does a fresh adapter
+            torch.nn.init.normal_(weight, std=0.2)
     optimizers, _ = module.configure_optimizers()
     module.optimizers = lambda: optimizers
     module.manual_backward = lambda loss: loss.backward()
@@ -71,7 +75,8 @@ def play(module: ActorCritic) -> RolloutBatch:
 
 def response(policy: Policy, prompt: list[int], tokens: list[int]) -> tuple[Tensor, Tensor]:
     """Log-probability of a response and the sum of the entropies it was drawn from."""
-    logits = policy.backbone.lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    with policy.backbone.using(policy.adapter):
+        logits = policy.backbone.lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     log_probs = (logits / 0.7).log_softmax(-1)
     return log_probs[range(len(tokens)), tokens].sum(), -(log_probs.exp() * log_probs).sum()
 
@@ -79,7 +84,8 @@ def response(policy: Policy, prompt: list[int], tokens: list[int]) -> tuple[Tens
 def value(critic: Critic, trajectory: Trajectory, turn: int) -> Tensor:
     """V(h_turn), from the history up to there alone."""
     (row,) = critic.encode([replace(trajectory, turns=trajectory.turns[: turn + 1])])
-    return critic.head(critic.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1])[0]
+    with critic.backbone.using(critic.adapter):
+        return critic.head(critic.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1])[0]
 
 
 def expected_gradients(module: ActorCritic, batch: RolloutBatch) -> dict[str, list[Tensor]]:
@@ -97,7 +103,8 @@ def expected_gradients(module: ActorCritic, batch: RolloutBatch) -> dict[str, li
             for b, t in values
         }
         loss = VALUE_WEIGHT * sum((values[key] - targets[key]).square() for key in values) / len(values)
-        expected[name] = torch.autograd.grad(loss, critic.trainable_parameters())
+        with critic.backbone.using(critic.adapter):
+            expected[name] = torch.autograd.grad(loss, critic.trainable_parameters())
         for agent_id in critic.reads:
             errors[agent_id] = {key: (targets[key] - values[key]).detach() for key in values}
     for agent_id, policy in module.policies.items():
@@ -108,7 +115,8 @@ def expected_gradients(module: ActorCritic, batch: RolloutBatch) -> dict[str, li
             ratio = (log_prob - torch.tensor(action.log_probs).sum()).exp()
             loss = loss - ratio * error / len(batch.trajectories)
             entropy, num_tokens = entropy + entropies, num_tokens + len(action.token_ids)
-        expected[agent_id] = torch.autograd.grad(loss - ENTROPY_WEIGHT * entropy / num_tokens, policy.parameters())
+        with policy.backbone.using(policy.adapter):
+            expected[agent_id] = torch.autograd.grad(loss - ENTROPY_WEIGHT * entropy / num_tokens, policy.parameters())
     return expected
 
 
@@ -125,10 +133,11 @@ def _double_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_double_norms")
 @pytest.mark.parametrize("algorithm", [CoLLMCC, CoLLMDC])
 @pytest.mark.parametrize("max_tokens", [10_000, 150])
+@pytest.mark.parametrize("rank", [0, 2])
 def test_an_update_is_the_plain_one(
-    tiny_folder: str, monkeypatch: pytest.MonkeyPatch, algorithm: type[ActorCritic], max_tokens: int
+    tiny_folder: str, monkeypatch: pytest.MonkeyPatch, algorithm: type[ActorCritic], max_tokens: int, rank: int
 ) -> None:
-    module = build(algorithm, tiny_folder, max_tokens)
+    module = build(algorithm, tiny_folder, max_tokens, rank)
     batch = play(module)
     assert sorted(len(trajectory.turns) for trajectory in batch.trajectories) == [1, 1, 2, 3]
     for name in module.critics:  # moves the bias to the mean return, once

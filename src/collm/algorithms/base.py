@@ -334,6 +334,7 @@ class MultiAgentModule(Checkpointed):
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:
                 nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
             optimizer.step()
+            optimizer.zero_grad()  # their memory is for the next network
         self.log(metric, total)
         self.log(f"optim/grad_norm/{name}", norm)
 
