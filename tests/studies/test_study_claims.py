@@ -163,8 +163,8 @@ def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str)
         ("relay", 11, {16}),
         ("relay_settings", 24, {8, 16}),
         ("relay_ablations", 8, {16}),
-        ("str_build_horizons", 16, {32}),
-        ("house_build_horizons", 16, {32}),
+        ("str_build_horizons", 14, {32}),
+        ("house_build_horizons", 14, {32}),
         ("str_build_ablations", 8, {32}),
     ],
 )
