@@ -1,42 +1,38 @@
-"""Free memory goes back to the system, and not too often."""
+"""Free memory goes back to the system where it is much."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 from collm import memory
 
-
-def resident() -> float:
-    """Memory of this process, in units of 10^6 bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+pytestmark = pytest.mark.skipif(memory._trim is None, reason="only glibc keeps what is free")
 
 
-@pytest.mark.skipif(memory._trim is None, reason="only glibc keeps what is free")
 def test_what_lies_between_blocks_in_use_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_last", -memory._PAUSE)
     memory._trim(0)  # what other tests have left
-    before = resident()
+    before = memory._resident()
+    monkeypatch.setattr(memory, "_least", before)
+    monkeypatch.setattr(memory, "_WORTH_IT", 100_000_000)
     blocks = [torch.ones(25_000) for _ in range(2000)]  # 200 MB in blocks of the heap
     in_use = blocks[::20]
-    assert resident() > before + 150
+    assert memory._resident() > before + 150_000_000
     del blocks
-    assert resident() > before + 150
+    assert memory._resident() > before + 150_000_000
     memory.give_back()
-    assert resident() < before + 50
+    assert memory._resident() < before + 50_000_000
     assert all(block.sum() == 25_000 for block in in_use)
 
 
-def test_it_is_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, now = [], [100.0]
+def test_it_is_given_back_when_it_has_grown_by_much_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, held = [], [0]
     monkeypatch.setattr(memory, "_trim", calls.append)
-    monkeypatch.setattr(memory, "_last", -memory._PAUSE)
-    monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])
-    for moment in (100.0, 101.0, 100.0 + memory._PAUSE, 101.0 + memory._PAUSE):
-        now[0] = moment
+    monkeypatch.setattr(memory, "_least", 0)
+    monkeypatch.setattr(memory, "_resident", lambda: held[0])
+    much, given_back = memory._WORTH_IT, []
+    for amount in (much - 1, much, much + 5, 2 * much - 1, 2 * much):
+        held[0], before = amount, len(calls)
         memory.give_back()
-    assert len(calls) == 2
+        given_back.append(len(calls) > before)
+    assert given_back == [False, True, False, False, True]

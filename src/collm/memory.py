@@ -8,18 +8,24 @@ as a whole, so that it does not grow from one to the next.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-import time
 
-_PAUSE = 5.0  # seconds; pages that are taken anew cost a tenth of a second per gigabyte or more
+_WORTH_IT = 2**30  # bytes; to take that many anew costs a tenth of a second or more
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-_last = -_PAUSE
+_least = 0  # bytes held after memory was given back
 
 
 def give_back() -> None:
-    """Give free memory back, unless that was done a moment ago."""
-    global _last
-    if _trim is not None and time.monotonic() - _last >= _PAUSE:
+    """Give free memory back if this process holds much more than after the last time."""
+    global _least
+    if _trim is not None and _resident() - _least >= _WORTH_IT:
         _trim(0)
-        _last = time.monotonic()
+        _least = _resident()
+
+
+def _resident() -> int:
+    """Bytes of main memory that this process holds."""
+    with open("/proc/self/statm") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -17,6 +17,7 @@ from collm.models.policy import Policy, PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, action_sequences, collate
 from toy import Toy
+from untrained import without_trainer
 
 Make = Callable[..., CoLLMCC]
 REWARDS = [[1.0, 2.0], [-0.5, 0.25]]
@@ -36,13 +37,7 @@ def make(tiny_folder: str) -> Make:
             optimizer=torch.optim.SGD,
             **{"gradient_clip_norm": 0.0, **kwargs},
         )
-        module.configure_model()
-        optimizers, _ = module.configure_optimizers()
-        module.optimizers = lambda: optimizers
-        module.manual_backward = lambda loss: loss.backward()
-        module.logged = []
-        module.log = lambda name, value, **_: module.logged.append((name, float(value)))
-        return module
+        return without_trainer(module)
 
     return build
 

@@ -16,6 +16,7 @@ from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, collate
 from toy import Toy
+from untrained import without_trainer
 
 Make = Callable[[], ActorCritic]
 
@@ -34,11 +35,7 @@ def make(tiny_folder: str) -> Make:
             optimizer=torch.optim.SGD,
             gradient_clip_norm=0.0,
         )
-        module.configure_model()
-        optimizers, _ = module.configure_optimizers()
-        module.optimizers = lambda: optimizers
-        module.manual_backward = lambda loss: loss.backward()
-        module.log = lambda *_, **__: None
+        without_trainer(module)
         for critic in module.critics.values():  # heads of 0 would give the backbone no gradient
             torch.nn.init.normal_(critic.head.weight, std=0.1)
         return module
@@ -109,4 +106,18 @@ def test_a_step_on_other_histories_does_not_use_the_kept_passes(make: Make) -> N
         histories = one.critics[name].encode(second.trajectories)
         values = one.read(name, histories, second)
         one.update_critic(name, histories, values, torch.ones_like(values), second)
+    assert_close(module.critics[name].trainable_parameters(), other.critics[name].trainable_parameters())
+
+
+def test_where_a_micro_batch_has_no_room_for_all_the_rest_is_read_again(make: Make) -> None:
+    module, other = make(), make()
+    name = next(iter(module.critics))
+    batch = play(module, 0)
+    histories = module.critics[name].encode(batch.trajectories)
+    assert len(histories) == 2
+    module.tokens_per_micro_batch = max(len(sequence.ids) for sequence in histories)
+    for one, kept in ((module, [True, False]), (other, [True])):
+        values = one.values(name, histories, batch)
+        assert [passed.states is not None for passed in one._first_passes[name][1]] == kept
+        one.update_critic(name, histories, values, torch.ones_like(values), batch)
     assert_close(module.critics[name].trainable_parameters(), other.critics[name].trainable_parameters())

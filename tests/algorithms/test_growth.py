@@ -13,6 +13,7 @@ from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate
+from untrained import without_trainer
 
 
 def held() -> int:
@@ -34,11 +35,7 @@ def held_by(num_agents: int, folder: str, rank: int) -> tuple[int, int]:
         parameters="lora" if rank else "separate",
         tokens_per_micro_batch=100,
     )
-    module.configure_model()
-    optimizers, _ = module.configure_optimizers()
-    module.optimizers = lambda: optimizers
-    module.manual_backward = lambda loss: loss.backward()
-    module.log = lambda *_, **__: None
+    without_trainer(module)
     module.num_rollouts = 1
     batch = collate(Parallel().rollout(game, game.tasks("train")[:3], module.policies, 0, "cpu"))
     module.training_step(batch, 0)

@@ -22,6 +22,7 @@ from collm.models.policy import Policy, PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Trajectory, collate
 from toy import Toy
+from untrained import without_trainer
 
 DISCOUNT, VALUE_WEIGHT, ENTROPY_WEIGHT = 0.9, 0.6, 0.02
 
@@ -41,17 +42,13 @@ def build(algorithm: type[ActorCritic], folder: str, max_tokens: int, rank: int)
         gradient_clip_norm=0.0,
         tokens_per_micro_batch=max_tokens,
     )
-    module.configure_model()
+    without_trainer(module)
     module.double()
     for critic in module.critics.values():
         torch.nn.init.normal_(critic.head.weight)  # a fresh head gives its weights no gradient
     for name, weight in module.named_parameters():
         if "lora_" in name:  # and so does a fresh adapter
             torch.nn.init.normal_(weight, std=0.2)
-    optimizers, _ = module.configure_optimizers()
-    module.optimizers = lambda: optimizers
-    module.manual_backward = lambda loss: loss.backward()
-    module.log = lambda *args, **kwargs: None
     module.num_rollouts = 1
     return module
 
@@ -150,7 +147,8 @@ def test_an_update_is_the_plain_one(
     monkeypatch.setattr(Critic, "hidden_states", lambda self, chunk: passes.append(len(chunk.ids)) or read(self, chunk))
     module.training_step(batch, 0)
     rows = len(batch.trajectories) * len(module.critics)
-    assert sum(passes) == rows if max_tokens == 10_000 else sum(passes) == 2 * rows
+    # the passes that gave the values are used again, or as many of them as a micro-batch has room for
+    assert sum(passes) == rows if max_tokens == 10_000 else rows < sum(passes) < 2 * rows
     for name, weights in module.learners.items():
         moves = [old - new.detach() for old, new in zip(before[name], weights, strict=True)]
         assert max(move.abs().max() for move in moves) > 1e-3

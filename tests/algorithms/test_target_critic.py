@@ -22,6 +22,7 @@ from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, collate
 from toy import Toy
+from untrained import without_trainer
 
 Make = Callable[..., ActorCritic]
 ALL = [CoLLMCC, CoLLMDC, CoLLMCCQ]
@@ -40,11 +41,7 @@ def make(tiny_folder: str) -> Make:
             optimizer=torch.optim.SGD,
             **kwargs,
         )
-        module.configure_model()
-        optimizers, _ = module.configure_optimizers()
-        module.optimizers = lambda: optimizers
-        module.manual_backward = lambda loss: loss.backward()
-        module.log = lambda *_, **__: None
+        without_trainer(module)
         module.num_rollouts = 1
         return module
 

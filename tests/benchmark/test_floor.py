@@ -15,6 +15,7 @@ from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
 from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 from toy import Toy
+from untrained import without_trainer
 
 ADVANTAGES = torch.tensor([[0.7, -1.3], [2.0, 0.4], [-0.6, 1.1]])
 TARGETS = torch.tensor([[1.0, -0.5], [0.25, 2.0], [0.0, 0.75]])
@@ -33,13 +34,7 @@ def make(tiny_folder: str):
             optimizer=torch.optim.SGD,
             gradient_clip_norm=0.0,
         )
-        module.configure_model()
-        optimizers, _ = module.configure_optimizers()
-        module.optimizers = lambda: optimizers
-        module.manual_backward = lambda loss: loss.backward()
-        module.logged = {}
-        module.log = lambda name, value, **_: module.logged.update({name: float(value)})
-        return module
+        return without_trainer(module)
 
     return build
 
@@ -89,7 +84,7 @@ def test_loss_and_gradients_of_the_critics(make, cls) -> None:
             part = value_loss(backbone, head, rows, TARGETS[:, turn]) / 6
             part.backward()
             loss += part.item()
-        assert module.logged[f"loss/{name}"] == pytest.approx(loss, rel=1e-5)
+        assert dict(module.logged)[f"loss/{name}"] == pytest.approx(loss, rel=1e-5)
         after = critic.backbone.lm.base_model.parameters()
         moves = [old - new.detach() for old, new in zip(before, after, strict=True)]
         assert max(move.abs().max() for move in moves) > 0.01

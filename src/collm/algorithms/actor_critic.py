@@ -22,11 +22,14 @@ from collm.trajectory import RolloutBatch, SequenceBatch, TokenSequence
 
 
 class CriticPass(NamedTuple):
-    """A pass of a critic over a micro-batch: hidden states [R, L, hidden size], and its language-model loss or None."""
+    """A pass of a critic over a micro-batch: hidden states [R, L, hidden size], and its language-model loss or None.
+
+    Without states it is still to be made.
+    """
 
     chunk: SequenceBatch
-    states: Tensor
-    lm_loss: Tensor | None
+    states: Tensor | None = None
+    lm_loss: Tensor | None = None
 
 
 class ActorCritic(MultiAgentModule):
@@ -170,52 +173,58 @@ class ActorCritic(MultiAgentModule):
         total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
         if count:
             self.critics[name].center(total / count)
-        find = self.first_pass if self.passes_once(histories) else self.read
+        find = self.first_pass if self.passes_once else self.read
         return find(name, histories, batch)
 
-    def passes_once(self, histories: Sequence[TokenSequence]) -> bool:
+    @property
+    def passes_once(self) -> bool:
         """Whether the pass that gives the values can be that of the critic's first optimizer step too.
 
-        It can if that step is over the same rows, the activations of all of them fit at once, no slow copy takes the
-        place of the weights in between, and every rank may make as many passes as it likes.
+        It can if that step is over the same rows, no slow copy takes the place of the weights in between, and every
+        rank may make as many passes as it likes.
         """
-        tokens = len(histories) * max((len(sequence.ids) for sequence in histories), default=0)
-        whole = self.separate_critics and self.num_minibatches == 1 and self.target_critic_rate is None
-        return whole and tokens <= self.tokens_per_micro_batch and self.gathering is None
+        whole = self.separate_critics and self.num_minibatches == 1
+        return whole and self.target_critic_rate is None and self.gathering is None
 
     @meter.phase("values")
     @torch.no_grad()
     def first_pass(self, name: str, histories: Sequence[TokenSequence], batch: RolloutBatch) -> Tensor:
-        """The values of a critic, in the shape of `values`; the pass is kept for its first optimizer step."""
-        critic = self.critics[name]
+        """The values of a critic, in the shape of `values`.
+
+        Of the passes that give them, as many are kept for the critic's first optimizer step as a micro-batch has room.
+        """
+        critic, room = self.critics[name], self.tokens_per_micro_batch
         shape = (len(batch.rewards), batch.rewards.shape[1] * critic.values_per_turn)
-        with torch.enable_grad():
-            kept = list(self.new_passes(name, histories, set(range(len(batch.trajectories)))))
+        values, kept = batch.rewards.new_zeros(shape), []
+        for chunk in self.chunks(histories, set(range(len(batch.trajectories))), critic):
+            room -= chunk.ids.numel()
+            with torch.set_grad_enabled(room >= 0):
+                made = self.new_pass(critic, chunk)
+            values += chunk.sum_by_turn(critic(chunk, made.states), shape).to(values.device)
+            kept.append(made if room >= 0 else CriticPass(chunk))
         self._first_passes[name] = histories, kept
-        values = batch.rewards.new_zeros(shape)
-        for chunk, states, _ in kept:
-            values += chunk.sum_by_turn(critic(chunk, states), shape).to(values.device)
         return values
 
     def passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
         """What the critic makes of the histories of `rows`, by micro-batches; once, the passes that gave the values."""
+        critic = self.critics[name]
         read, kept = self._first_passes.pop(name, (None, []))
         if read is not histories:
-            yield from self.new_passes(name, histories, rows)
+            for chunk in self.chunks(histories, rows, critic):
+                yield self.new_pass(critic, chunk)
             return
-        backbone, adapter = self.critics[name].backbone, self.critics[name].adapter
         while kept:  # nothing holds on to a pass once it is used
-            with backbone.using(adapter):  # another may have been in use since
-                yield kept.pop(0)
-
-    def new_passes(self, name: str, histories: Sequence[TokenSequence], rows: set[int]) -> Iterator[CriticPass]:
-        """Passes over the histories of `rows` with the critic as it is now, by micro-batches."""
-        critic = self.critics[name]
-        for chunk in self.chunks(histories, rows, critic):
-            if self.lm_loss_weight:
-                yield CriticPass(chunk, *critic.states_and_lm_loss(chunk))
+            if kept[0].states is None:
+                yield self.new_pass(critic, kept.pop(0).chunk)
             else:
-                yield CriticPass(chunk, critic.hidden_states(chunk), None)
+                with critic.backbone.using(critic.adapter):  # another may have been in use since
+                    yield kept.pop(0)
+
+    def new_pass(self, critic: Critic, chunk: SequenceBatch) -> CriticPass:
+        """A pass of the critic as it is now over a micro-batch."""
+        if self.lm_loss_weight and torch.is_grad_enabled():
+            return CriticPass(chunk, *critic.states_and_lm_loss(chunk))
+        return CriticPass(chunk, critic.hidden_states(chunk))
 
     @meter.phase("values")
     @torch.no_grad()

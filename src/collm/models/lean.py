@@ -38,6 +38,7 @@ class Spans:
     even: bool
 
 
+_AT_ONCE = 1024  # tokens; what more of them become between two maps goes through main memory
 _SMALL = 2**23  # weights, adapters apart; what copies of more of them cost is more than they save
 
 
@@ -158,6 +159,16 @@ class _Layer:
 
     def feed_forward(self, states: Tensor, spans: Spans) -> Tensor:
         """States after the feed-forward network, [M, hidden size]."""
+        if len(states) <= _AT_ONCE:
+            return self._feed_forward(states, spans)
+        pieces = [
+            (member, slice(start, min(start + _AT_ONCE, rows.stop)))
+            for member, rows in spans.parts
+            for start in range(rows.start, rows.stop, _AT_ONCE)
+        ]
+        return torch.cat([self._feed_forward(states[rows], _all_of(member)) for member, rows in pieces])
+
+    def _feed_forward(self, states: Tensor, spans: Spans) -> Tensor:
         hidden = self.feed_forward_in(self.before_feed_forward(states), spans)
         if self.gated:
             gate, hidden = hidden.chunk(2, dim=-1)
@@ -302,6 +313,10 @@ def _visible(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
         seen = seen & (order <= order[width - new :, None])
     # the smallest number instead of -inf, with which a row of padding alone would be NaN
     return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _all_of(member: int) -> Spans:
+    return Spans([(member, slice(None))], even=False)
 
 
 def _spans(owners: Sequence[int], size: int, num_members: int) -> Spans:
