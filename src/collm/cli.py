@@ -27,6 +27,7 @@ import collm.algorithms
 import collm.callbacks
 import collm.environments
 import collm.samplers
+from collm import memory
 from collm.algorithms.base import MultiAgentModule
 from collm.collectives import is_about_a_lost_rank
 from collm.data import RolloutDataModule
@@ -134,6 +135,7 @@ def main(
         for module in pkgutil.iter_modules(package.__path__):  # so that short names and --help know what there is
             with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
                 importlib.import_module(f"{package.__name__}.{module.name}")
+    memory.keep()
     # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
     for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*"):
         warnings.filterwarnings("ignore", message)

@@ -83,6 +83,7 @@ def test_responses_are_those_of_transformers(
 ) -> None:
     """Two turns, the second one from the states of the first."""
     monkeypatch.setattr(lean, "_SMALL", 2**23 if copied else 0)
+    monkeypatch.setattr(lean, "_AT_ONCE", 1024 if copied else 5)
     backbone = make(FAMILIES[family], adapters)
     names = [f"a{number}" for number in range(adapters)] or [None]
     owners = [0, 0, 0, 1, 1, 2, 2] if adapters else None
@@ -96,8 +97,12 @@ def test_responses_are_those_of_transformers(
     assert_equal(respond(own, ends, owners, memory, later), respond(stock, ends, owners, prompts=later))
 
 
+@pytest.mark.parametrize("at_once", [1024, 5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_models_side_by_side_answer_as_each_alone(make: Callable, family: str) -> None:
+def test_models_side_by_side_answer_as_each_alone(
+    make: Callable, monkeypatch: pytest.MonkeyPatch, family: str, at_once: int
+) -> None:
+    monkeypatch.setattr(lean, "_AT_ONCE", at_once)
     backbones = [make(FAMILIES[family], seed=seed) for seed in range(3)]
     reader, owners = reader_for([(backbone, None) for backbone in backbones]), [0, 0, 0, 0, 1, 1, 2]
     ends = ends_of(respond(reader, (), owners))

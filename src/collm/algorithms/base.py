@@ -29,6 +29,7 @@ from collm.models.critic import Network
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
+from collm.optimizers import fused
 from collm.returns import clip_advantages, normalize_advantages
 from collm.trajectory import (
     RolloutBatch,
@@ -199,10 +200,9 @@ class MultiAgentModule(Checkpointed):
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         rates = self.learning_rates()
         optimizers = [
-            self.optimizer([{"params": parameters, "lr": rates[name]}]) for name, parameters in self.learners.items()
+            fused(self.optimizer([{"params": weights, "lr": rates[name]}])) for name, weights in self.learners.items()
         ]
-        schedules = [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
-        return optimizers, schedules
+        return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
 
     # Acting
 
