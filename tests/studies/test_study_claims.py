@@ -126,6 +126,7 @@ def test_parts_are_done_by_different_commands(settings: dict[str, Any], tmp_path
 
 def test_a_cell_may_train_some_methods_only(settings: dict[str, Any], tmp_path: Path, scored: None) -> None:
     settings["cells"]["short game"] = Cell(methods=["B"])
+    settings["tuning"] = Tuning(seeds=(0,), cells=["long game", "short game"])
     study(**settings, stage="tune")
     study(**settings)
     out = tmp_path / "study"

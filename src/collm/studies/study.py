@@ -205,7 +205,8 @@ def choose(
     for label, method in methods.items():
         scores = []
         for number in range(len(method.candidates)):
-            areas = [area for cell in numbers.values() for area in cell[f"{label} {number}"]["auc"]]
+            tried_in = [cell[name] for cell in numbers.values() if (name := f"{label} {number}") in cell]
+            areas = [area for found in tried_in for area in found["auc"]]
             scores.append(sum(areas) / len(areas))
         best = scores.index(max(scores))
         choices[label] = {"chosen": best, "scores": scores, "candidates": method.candidates}
