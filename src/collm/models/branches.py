@@ -55,10 +55,11 @@ class BranchedCache(DynamicCache):
         shared, own = self.trunk.layers[number], self.layers[number]
         queries = queries * scale
         far = self._apart(self._together(queries) @ shared.keys.transpose(2, 3), queries.shape[2])
-        near = queries @ own.keys.transpose(2, 3)
+        keys, values, seen = own.whole(seen)
+        near = queries @ keys.transpose(2, 3)
         weights = (torch.cat([far, near], dim=-1) + seen).softmax(-1)
         far, near = weights.split([far.shape[-1], near.shape[-1]], dim=-1)
-        return self._apart(self._together(far) @ shared.values, queries.shape[2]) + near @ own.values
+        return self._apart(self._together(far) @ shared.values, queries.shape[2]) + near @ values
 
     def _together(self, by_row: Tensor) -> Tensor:
         """Rows that share their beginning side by side, [R, H, G, E] to [P, H, most of them * G, E]."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from collm.models.branches import BranchedCache
+from collm.models.cache import ReservedLayer
 from collm.models.families import Decoder, Layer, low_rank, matrix
 
 Member = tuple[PreTrainedModel, Decoder, str | None]
@@ -109,7 +110,10 @@ class _Layer:
             [(one.feed_forward_in, one.before_feed_forward) for one in stack], adapters, copied
         )
         self.feed_forward_out = _Maps([([one.feed_forward_out], None) for one in stack], adapters, copied)
-        self.num_queries = matrix(first.attention_out)[0].shape[1] // head_size
+        weight = matrix(first.attention_out)[0]
+        # at lower precision fused attention rounds its scores less
+        self.reads_buffers = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self.num_queries = weight.shape[1] // head_size
         self.gated = len(first.feed_forward_in) == 2
         self.head_norms = None
         if first.query_norm is not None:
@@ -140,7 +144,8 @@ class _Layer:
         queries, keys, values = (
             part.view(num_rows, -1, part.shape[1], self.head_size).transpose(1, 2) for part in (queries, keys, values)
         )
-        keys, values = cache.layers[self.number].update(keys, values)
+        stored = cache.layers[self.number]
+        keys, values = stored.update(keys, values)
         if ends is not None:
             states, spans = states.view(num_rows, -1, states.shape[-1])[:, -1], ends
             queries, seen = queries[:, :, -1:], seen[:, :, -1:]
@@ -150,6 +155,8 @@ class _Layer:
         scale = self.head_size**-0.5
         if isinstance(cache, BranchedCache):
             read = cache.attend(self.number, queries, seen, scale)
+        elif new == 1 and self.reads_buffers and isinstance(stored, ReservedLayer):
+            read = stored.attend(queries, seen, scale)
         else:
             grouped = queries.shape[1] > num_keys
             read = F.scaled_dot_product_attention(queries, keys, values, seen, scale=scale, enable_gqa=grouped)
