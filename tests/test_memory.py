@@ -25,6 +25,17 @@ def test_what_lies_between_blocks_in_use_is_given_back(monkeypatch: pytest.Monke
     assert all(block.sum() == 25_000 for block in in_use)
 
 
+def test_what_is_free_stays_until_then() -> None:
+    memory.keep()
+    memory._trim(0)
+    before = memory._resident()
+    blocks = [torch.ones(5_000_000) for _ in range(10)]  # of 20 MB each
+    del blocks
+    assert memory._resident() > before + 150_000_000
+    memory._trim(0)
+    assert memory._resident() < before + 50_000_000
+
+
 def test_it_is_given_back_when_it_has_grown_by_much_since(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, held = [], [0]
     monkeypatch.setattr(memory, "_trim", calls.append)
