@@ -57,7 +57,7 @@ class ReservedLayer(DynamicLayer):
     def whole(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The buffers, [R, H, W or more, D], and `seen` [R, 1, 1, W] with what lies behind left out.
 
-        A processor reads them several times faster as a whole than with a gap after each row.
+        A processor reads many rows up to three times faster as a whole than with a gap after each.
         """
         keys, values = self._buffers
         gap = keys.shape[2] - self.get_seq_length()
