@@ -166,7 +166,7 @@ def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str)
         ("relay_ablations", 8, {16}),
         ("str_build_horizons", 14, {32}),
         ("house_build_horizons", 14, {32}),
-        ("str_build_ablations", 8, {32}),
+        ("str_build_ablations", 4, {32}),
     ],
 )
 def test_studies_that_ship(
