@@ -121,9 +121,14 @@ def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path
 
 @pytest.mark.parametrize("path", list(map(needs_smollm2, files("critics"))))
 def test_critics_compose_with_an_algorithm_and_an_environment(compose: Compose, path: Path) -> None:
-    given = yaml.safe_load(path.read_text())["model"]["init_args"]["critic"]
-    _, model, _ = compose(CONFIGS / "algorithms" / "collm_dc.yaml", CONFIGS / "environments" / "str_build.yaml", path)
-    assert {name: getattr(model.critic_spec, name) for name in given} == given
+    given = yaml.safe_load(path.read_text())["model"]["init_args"]
+    critics = [CONFIGS / "critics" / "tiny.yaml", path]
+    _, model, _ = compose(
+        CONFIGS / "algorithms" / "collm_dc.yaml", CONFIGS / "environments" / "str_build.yaml", *critics
+    )
+    critic = given.pop("critic", {})
+    assert {name: getattr(model.critic_spec, name) for name in critic} == critic
+    assert {name: getattr(model, name) for name in given} == given
 
 
 @pytest.mark.parametrize("path", files("strategies"), ids=name_of)

@@ -66,17 +66,17 @@ def draw_lines(
 ) -> None:
     """`name` on a logarithmic axis at each of `places`, a line with intervals for every label."""
     plt = pyplot()
-    figure, panel = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    figure, panel = plt.subplots(figsize=(8, 4), layout="constrained")
     for index, (label, cells) in enumerate(lines.items()):
         where = [place for place, title in enumerate(places) if title in cells]
         means, lows, highs = zip(*(cells[places[place]] for place in where), strict=True)
         panel.plot(where, means, "o-", color=f"C{index % 10}", label=label)
         panel.vlines(where, lows, highs, color=f"C{index % 10}", alpha=0.5, linewidth=3)
     panel.set_yscale("log")
-    panel.set_xticks(range(len(places)), places)
+    panel.set_xticks(range(len(places)), [textwrap.fill(place, 12) for place in places])
     panel.set_ylabel(name)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
