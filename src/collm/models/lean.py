@@ -306,7 +306,7 @@ def _merged(maps: Sequence[nn.Module], norm: nn.Module | None, adapter: str | No
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`; from the other side, a processor's libraries multiply a few short rows up to twice as fast."""
+    """`F.linear`, [M, in] to [M, out]; a few short rows are multiplied from the other side, faster on a processor."""
     few = len(states) in _FEW and weight.shape[1] <= _SHORT and weight.is_contiguous()
     if not few or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return F.linear(states, weight, bias)
