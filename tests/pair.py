@@ -23,8 +23,8 @@ from collm.callbacks.baseline import EvaluateFirst
 from collm.callbacks.export import ExportAgents
 from collm.callbacks.interruption import StopInOrder
 from collm.callbacks.samples import LogSamples
+from collm.critics.language_model import CriticSpec
 from collm.data import RolloutDataModule
-from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.strategies.checkpoints import FileOrFolder
 from collm.strategies.fsdp import FullySharded

@@ -59,20 +59,20 @@ MISTAKES = {
     "choice": (["--model.parameters=both"], ["model.parameters", "both", "'separate', 'lora', 'shared'"]),
     "config_missing": (["--config=nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
     "dataset_missing": (
-        ["--data.environment=collm.environments.tldr.TLDR", "--data.environment.dataset=nowhere.jsonl"],
+        ["--data.environment=collm.environments.writing.tldr.TLDR", "--data.environment.dataset=nowhere.jsonl"],
         ["TLDR", "nowhere.jsonl", "no such file", "give 'samples'"],
     ),
     "dataset_empty": (
-        ["--data.environment=collm.environments.tldr.TLDR", "--data.environment.dataset=empty.jsonl"],
+        ["--data.environment=collm.environments.writing.tldr.TLDR", "--data.environment.dataset=empty.jsonl"],
         ["TLDR", "empty.jsonl is empty", "'prompt'"],
     ),
     "dataset_without_field": (
-        ["--data.environment=collm.environments.tldr.TLDR", "--data.environment.dataset=other.jsonl"],
+        ["--data.environment=collm.environments.writing.tldr.TLDR", "--data.environment.dataset=other.jsonl"],
         ["other.jsonl", "line 2", "'prompt'"],
     ),
     "no_tasks": (["--data.environment.num_eval=0"], ["eval split has no tasks"]),
     "overlap": (
-        ["--data.environment=collm.environments.str_build.StrBuild"]
+        ["--data.environment=collm.environments.building.str_build.StrBuild"]
         + ["--data.environment.words=[I, C]", "--data.environment.eval_words=[C]"],
         ["StrBuild", "word_C", "remove"],
     ),
@@ -181,7 +181,7 @@ MISTAKES_IN_FILES = {
     "data": ("data: {task_per_rollout: 1}", ["did you mean 'data.tasks_per_rollout'"]),
     "section": ("trainr: {max_epochs: 1}", ["trainr"]),
     "class_path": (
-        "data: {environment: {class_path: collm.environments.tldr.TDLR}}",
+        "data: {environment: {class_path: collm.environments.writing.tldr.TDLR}}",
         ["data.environment", "did you mean 'TLDR'"],
     ),
     "yaml": ("model: [", ["config", "line 2"]),

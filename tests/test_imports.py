@@ -45,53 +45,44 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
-    "collm.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
-    "collm.chance": Rule(rooms(), only=TORCH),
-    "collm.meter": Rule(rooms(), only=TORCH),
-    "collm.memory": Rule(rooms(), only=frozenset()),
-    "collm.lengths": Rule(rooms(), only=frozenset()),
-    "collm.trajectory": Rule(rooms("lengths"), only=TORCH),
+    "collm.packing": Rule(rooms(), only=TORCH),
+    "collm.trajectory": Rule(rooms("packing"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms(), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
-    "collm.collectives": Rule(rooms(), only=TORCH),
-    "collm.replay": Rule(rooms("trajectory"), only=TORCH),
+    "collm.schedules": Rule(rooms(), only=frozenset()),
+    "collm.runtime.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
+    "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
         rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
     "collm.models": Rule(
-        rooms("chance", "trajectory", "lengths", "errors", "meter", "models", "objectives"), never=LIGHTNING
+        rooms("trajectory", "packing", "errors", "runtime", "models", "inference", "kernels"), never=LIGHTNING
+    ),
+    "collm.inference": Rule(
+        rooms("trajectory", "packing", "errors", "runtime", "models", "inference"), never=LIGHTNING
+    ),
+    "collm.kernels": Rule(rooms("models.architectures", "inference.cache", "kernels"), never=LIGHTNING),
+    "collm.critics": Rule(
+        rooms("trajectory", "packing", "errors", "returns", "objectives", "runtime", "models", "critics"),
+        never=LIGHTNING,
     ),
     "collm.samplers": Rule(
-        rooms("chance", "trajectory", "environments.base", "errors", "meter", "samplers"),
-        never=LIGHTNING | {"transformers"},
+        rooms("trajectory", "environments.base", "errors", "runtime", "samplers"), never=LIGHTNING | {"transformers"}
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "memory", "meter")),
+    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "runtime")),
     "collm.algorithms": Rule(
         rooms(
-            *(
-                "models",
-                "returns",
-                "objectives",
-                "optimizers",
-                "trajectory",
-                "metrics",
-                "errors",
-                "collectives",
-                "schedules",
-                "meter",
-                "replay",
-            ),
+            *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
+            *("schedules", "runtime"),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
         )
     ),
-    "collm.strategies": Rule(rooms("models", "errors", "collectives", "strategies")),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
+    "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
+    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
-    "collm.plan": Rule(rooms("cli", "algorithms.base", "models"), cli=True),
-    "collm.schedules": Rule(rooms(), only=frozenset()),
     "collm.studies.tables": Rule(rooms(), only=frozenset()),
     "collm.studies.gradients": Rule(rooms(), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors")),
@@ -102,16 +93,16 @@ RULES = {
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
     "collm.studies.gradient_page": Rule(studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(
-        rooms("cli", "command", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
+        rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.studies.comparison": Rule(
-        rooms("cli", "command", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
+        rooms("cli", "runtime", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
     ),
     "collm.studies.report": Rule(
-        rooms("command", "errors")
+        rooms("runtime", "errors")
         | studies("claims", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
     ),
-    "collm.studies.study": Rule(rooms("command", "errors") | studies("claims", "comparison", "launch", "outcomes")),
+    "collm.studies.study": Rule(rooms("runtime", "errors") | studies("claims", "comparison", "launch", "outcomes")),
 }
 
 

@@ -30,13 +30,13 @@ from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.algorithms.collm_dc_shared import CoLLMDCShared
 from collm.algorithms.magrpo import MAGRPO
+from collm.critics.language_model import CriticSpec
 from collm.data import RolloutDataModule
 from collm.environments.base import Step
-from collm.environments.tldr import TLDR
+from collm.environments.writing.tldr import TLDR
 from collm.errors import ConfigurationError
 from collm.metrics import episode_numbers
 from collm.models.backbone import Backbone
-from collm.models.critic import CriticSpec
 from collm.models.policy import Policy, PolicySpec
 from collm.objectives import policy_gradient_loss
 from collm.samplers.parallel import Parallel

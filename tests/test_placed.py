@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cards import cards
-from collm.meter import meter
+from collm.runtime.profiler import meter
 from collm.samplers import parallel
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from collm import cli
 from collm.models.tiny import build_tiny
-from collm.scoring import Scorer, configured_environment, score_lines
+from collm.scoring.score import Scorer, configured_environment, score_lines
 from toy import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"

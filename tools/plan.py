@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from collm.plan import main
+from collm.benchmark.plan import main
 
 if __name__ == "__main__":
     sys.exit(main(default_config=Path(__file__).resolve().parents[1] / "configs" / "base.yaml"))

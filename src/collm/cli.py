@@ -27,12 +27,12 @@ import collm.algorithms
 import collm.callbacks
 import collm.environments
 import collm.samplers
-from collm import memory
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import is_about_a_lost_rank
 from collm.data import RolloutDataModule
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError, TrainingError
+from collm.runtime import memory
+from collm.runtime.collectives import is_about_a_lost_rank
 from collm.samplers.base import Sampler
 from collm.strategies.checkpoints import FileOrFolder, meta_file
 
@@ -132,9 +132,11 @@ def main(
         command_line: What is made of them.
     """
     for package in (collm.algorithms, collm.environments, collm.samplers, collm.callbacks):
-        for module in pkgutil.iter_modules(package.__path__):  # so that short names and --help know what there is
+        for module in pkgutil.walk_packages(
+            package.__path__, f"{package.__name__}."
+        ):  # so that short names and --help know what there is
             with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
-                importlib.import_module(f"{package.__name__}.{module.name}")
+                importlib.import_module(module.name)
     memory.keep()
     # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
     for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*"):

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from collm.environments.base import Environment, check_observations, check_tasks
 from collm.errors import ConfigurationError
-from collm.memory import give_back
-from collm.meter import meter
+from collm.runtime.memory import give_back
+from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, collate

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collm.lengths import similar_lengths
+from collm.packing import similar_lengths
 
 
 @dataclass(frozen=True)

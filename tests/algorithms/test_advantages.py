@@ -19,8 +19,8 @@ from collm.algorithms.mareinforce import MAREINFORCE
 from collm.algorithms.maremax import MAReMax
 from collm.algorithms.marloo import MARLOO
 from collm.algorithms.monte_carlo import MonteCarlo
+from collm.critics.language_model import CriticSpec
 from collm.errors import ConfigurationError
-from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.models.critic import CriticSpec
+from collm.critics.language_model import CriticSpec
 from collm.models.policy import Policy, PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, action_sequences, collate

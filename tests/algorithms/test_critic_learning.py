@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
+from collm.critics.language_model import Critic, CriticSpec
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
-from collm.models.critic import Critic, CriticSpec
 from collm.models.policy import PolicySpec
 from collm.studies.runs import read_run
 from collm.trajectory import RolloutBatch, TokenSequence, pad_sequences

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_dc import CoLLMDC
-from collm.models.critic import CriticSpec
+from collm.critics.language_model import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, collate

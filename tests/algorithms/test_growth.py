@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from collm.algorithms.collm_cc import CoLLMCC
+from collm.critics.language_model import CriticSpec
 from collm.environments.workload import Workload
-from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate

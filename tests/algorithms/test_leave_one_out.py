@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from collm.algorithms.collm_cc_loo import CoLLMCCLeaveOneOut
+from collm.critics.counterfactual import CounterfactualCritic
+from collm.critics.language_model import CriticSpec
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
-from collm.models.counterfactual_critic import CounterfactualCritic
-from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.returns import generalized_advantages
 from collm.trajectory import Action, Message, RolloutBatch, Task, Trajectory, Turn, micro_batches

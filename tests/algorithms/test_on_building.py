@@ -18,7 +18,7 @@ GAME = {
     "model": {"init_args": {"policy": {"path": "tiny", "max_new_tokens": 24}}},
     "data": {
         "environment": {
-            "class_path": "collm.environments.str_build.StrBuild",
+            "class_path": "collm.environments.building.str_build.StrBuild",
             "init_args": {
                 "words": ["I", "L"],
                 "eval_words": ["T"],

@@ -11,14 +11,14 @@ import torch
 from torch.testing import assert_close
 
 from collm import cli
-from collm.algorithms.oracle import OracleActorCritic
-from collm.environments.relay import Relay
+from collm.environments.games.relay import Relay
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
 from collm.returns import generalized_advantages
-from collm.samplers.oracle import Oracle
 from collm.samplers.parallel import Parallel
+from collm.studies.oracle_algorithm import OracleActorCritic
+from collm.studies.oracle_sampler import Oracle
 from collm.studies.runs import read_run
 from collm.trajectory import TokenSequence, collate, pad_sequences
 from toy import REPOSITORY
@@ -120,7 +120,7 @@ def test_without_noted_values_there_is_nothing_to_learn_from(monkeypatch: pytest
     game = Relay(horizon=2)
     played = Parallel().rollout(game, game.tasks("train")[:2], make_policies(0.0), 0, "cpu")
     module = OracleActorCritic(agent_ids=game.agent_ids, policy=SPEC)
-    with pytest.raises(ConfigurationError, match="set data.sampler to collm.samplers.oracle.Oracle"):
+    with pytest.raises(ConfigurationError, match="set data.sampler to collm.studies.oracle_sampler.Oracle"):
         module.training_step(collate(played), 0)
 
 

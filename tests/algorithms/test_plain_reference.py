@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
-from collm.models.critic import Critic, CriticSpec
+from collm.critics.language_model import Critic, CriticSpec
 from collm.models.policy import Policy, PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Trajectory, collate

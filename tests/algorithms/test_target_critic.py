@@ -16,8 +16,8 @@ from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_cc_q import CoLLMCCQ
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.algorithms.collm_dc_shared import CoLLMDCShared
+from collm.critics.language_model import CriticSpec
 from collm.errors import ConfigurationError
-from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, collate

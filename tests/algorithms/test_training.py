@@ -45,7 +45,7 @@ PAYOFF.append([0.25] * 10 + [0.0])
 def play(fit: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
     """Trains an algorithm of `configs/algorithms` on the matrix game."""
     game = {"payoff": PAYOFF, "actions": DIGITS}
-    environment = {"class_path": "collm.environments.matrix_game.MatrixGame", "init_args": game}
+    environment = {"class_path": "collm.environments.games.matrix_game.MatrixGame", "init_args": game}
     config = {"data": {"environment": environment, "tasks_per_rollout": 16, "num_generations": 4}}
     (tmp_path / "game.yaml").write_text(yaml.safe_dump(config))
 

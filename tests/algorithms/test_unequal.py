@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from capture import Capture
+from collm.critics.language_model import Critic, CriticSpec
 from collm.environments.base import EpisodeFailure, Step
 from collm.models.backbone import Backbone
-from collm.models.critic import Critic, CriticSpec
 from collm.studies.runs import read_run
 from collm.trajectory import Action, Task, Trajectory, Turn
 from toy import Toy

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.benchmark.floor import Floor, actions_by_turn, histories_by_turn, policy_loss, value_loss
-from collm.models.critic import CriticSpec
+from collm.critics.language_model import CriticSpec
 from collm.models.policy import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree

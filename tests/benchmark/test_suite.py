@@ -21,8 +21,8 @@ from collm.benchmark.suite import Suite, row, table_of
 from collm.benchmark.tiny_model import build_benchmark_model
 from collm.environments.workload import Workload
 from collm.errors import TrainingError
-from collm.meter import meter
 from collm.models.loading import load_config, load_tokenizer
+from collm.runtime.profiler import meter
 from toy import REPOSITORY, toy_config
 
 CONFIGS = REPOSITORY / "configs"

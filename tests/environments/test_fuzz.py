@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collm.environments.arxiv import ArXiv
 from collm.environments.base import Environment
-from collm.environments.coding import Coding
-from collm.environments.house_build import HouseBuild
-from collm.environments.str_build import StrBuild
-from collm.environments.tldr import TLDR
+from collm.environments.building.house_build import HouseBuild
+from collm.environments.building.str_build import StrBuild
+from collm.environments.coding.task import Coding
+from collm.environments.writing.arxiv import ArXiv
+from collm.environments.writing.tldr import TLDR
 from collm.sandbox.pool import Sandbox
 from collm.trajectory import Action, Trajectory, Turn
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from collm.environments.sources import load_sources, local_sources, split_sources
-from collm.environments.tldr import TLDR
+from collm.environments.writing.tldr import TLDR
 from collm.errors import ConfigurationError
 
 TEXTS = ["first, with a comma", 'second "quoted"\nover two lines', "third: 三つ目"]

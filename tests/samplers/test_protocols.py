@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from collm.callbacks.measure import episode_record, response_time
 from collm.callbacks.samples import as_markdown
+from collm.critics.language_model import Critic, CriticSpec
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
-from collm.models.critic import Critic, CriticSpec
 from collm.models.dialogue import Dialogue
 from collm.models.tiny import build_tokenizer
 from collm.samplers.base import Sampler
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
 from collm.samplers.pipeline import Pipeline
+from collm.studies.measure import episode_record, response_time
 from collm.studies.runs import read_run
 from collm.trajectory import Action, Message, Task, Trajectory, Turn, action_sequences
 from toy import Toy

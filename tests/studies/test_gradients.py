@@ -107,7 +107,7 @@ def test_without_a_signal_the_noise_is_infinite_beside_it() -> None:
     assert found["noise_to_signal"][0] == float("inf")
 
 
-MEASURE = "--trainer.callbacks+=collm.callbacks.gradients.MeasureGradients"
+MEASURE = "--trainer.callbacks+=collm.studies.record_gradients.MeasureGradients"
 PLAIN = (
     *("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", "--data.num_generations=2"),
     *("--model.policy.learning_rate=1", "--model.gradient_clip_norm=0", "--data.tasks_per_rollout=8"),

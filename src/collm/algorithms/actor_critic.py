@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import gather_objects, gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
+from collm.critics.language_model import Critic, CriticSpec
+from collm.critics.replay_buffer import Lesson, Replay
 from collm.errors import ConfigurationError
-from collm.meter import meter
-from collm.models.critic import Critic, CriticSpec
 from collm.models.loading import same_tokens
 from collm.objectives import clipped_value_loss, value_loss
-from collm.replay import Lesson, Replay
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
+from collm.runtime.collectives import gather_objects, gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
+from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch, SequenceBatch, TokenSequence
 
 

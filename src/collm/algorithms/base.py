@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from collm.algorithms.checkpoints import Checkpointed
-from collm.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
+from collm.critics.language_model import Network
 from collm.errors import ConfigurationError, TrainingError
-from collm.meter import meter
 from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
-from collm.models.critic import Network
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
 from collm.optimizers import fused
 from collm.returns import clip_advantages, normalize_advantages
+from collm.runtime.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
+from collm.runtime.profiler import meter
 from collm.trajectory import (
     RolloutBatch,
     SequenceBatch,

@@ -12,7 +12,7 @@ from itertools import chain
 from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
-from collm.collectives import sum_over_ranks
+from collm.runtime.collectives import sum_over_ranks
 from collm.trajectory import RolloutBatch, TokenSequence, action_sequences
 
 

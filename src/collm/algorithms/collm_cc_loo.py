@@ -20,7 +20,7 @@ One critic reads all of it in N rows per trajectory, `CounterfactualCritic`, so 
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.models.counterfactual_critic import CounterfactualCritic
+from collm.critics.counterfactual import CounterfactualCritic
 from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch
 

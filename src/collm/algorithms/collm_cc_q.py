@@ -17,7 +17,7 @@ the critic does not know: where Q does not tell actions apart, advantages are 0,
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.models.q_critic import QCritic
+from collm.critics.action_value import QCritic
 from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch
 

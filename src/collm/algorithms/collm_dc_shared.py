@@ -15,9 +15,9 @@ from dataclasses import replace
 from itertools import chain
 
 from collm.algorithms.actor_critic import ActorCritic
+from collm.critics.language_model import Critic
+from collm.critics.replay_buffer import Lesson
 from collm.errors import ConfigurationError
-from collm.models.critic import Critic
-from collm.replay import Lesson
 from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch, action_sequences, pool_shared_actions
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from collm.algorithms.base import MultiAgentModule
-from collm.meter import meter
 from collm.models.loading import load_model
+from collm.runtime.profiler import meter
 from collm.trajectory import Action, RolloutBatch, Trajectory
 
 Rows = list[list[int]]

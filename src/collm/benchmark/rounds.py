@@ -14,9 +14,9 @@ import torch
 
 from collm.benchmark.floor import Floor
 from collm.callbacks.resources import LogResources, distinct_actions, peak_memory
-from collm.collectives import sum_over_ranks
 from collm.errors import ConfigurationError
-from collm.meter import meter
+from collm.runtime.collectives import sum_over_ranks
+from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch
 
 MARK = "@round "

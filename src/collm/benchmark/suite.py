@@ -36,9 +36,9 @@ from collm.benchmark.tiny_model import build_benchmark_model
 from collm.data import RolloutDataModule
 from collm.environments.workload import LATER, Workload
 from collm.errors import ConfigurationError, TrainingError
-from collm.meter import meter
 from collm.models.loading import resolve_path
 from collm.models.policy import PolicySpec, make_dialogue
+from collm.runtime.profiler import meter
 from collm.trajectory import Action
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

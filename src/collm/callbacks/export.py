@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from collm.collectives import gathered
+from collm.runtime.collectives import gathered
 
 
 class ExportAgents(L.Callback):

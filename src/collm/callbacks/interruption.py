@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from collm.collectives import sum_over_ranks
+from collm.runtime.collectives import sum_over_ranks
 
 STOPPED = 143  # exit status of a process that SIGTERM ended
 

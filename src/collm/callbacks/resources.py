@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from collm.collectives import sum_over_ranks
-from collm.meter import Reading, meter
+from collm.runtime.collectives import sum_over_ranks
+from collm.runtime.profiler import Reading, meter
 from collm.trajectory import Action, RolloutBatch
 
 

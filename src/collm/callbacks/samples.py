@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw
 
-from collm.collectives import gather_objects
+from collm.runtime.collectives import gather_objects
 from collm.trajectory import RolloutBatch, Trajectory
 
 

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from collm.models import prefixes
+from collm.kernels import shared_prefix as prefixes
 from collm.models.loading import load_model
 from collm.models.resident import Resident
 

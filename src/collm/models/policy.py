@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from collm.chance import forked
 from collm.errors import ConfigurationError
-from collm.meter import meter
-from collm.models import stock, vllm_engine
+from collm.inference import transformers_engine as stock
+from collm.inference import vllm_engine
+from collm.inference.forward import Reader, reader_for, side_by_side
+from collm.inference.generation import Sampling, generate, restrict
+from collm.inference.prefill import Memory
+from collm.models.architectures import decoder_of
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.families import decoder_of
-from collm.models.generation import Sampling, generate, restrict
 from collm.models.loading import DTYPES, load_config, load_tokenizer
-from collm.models.prefill import Memory
-from collm.models.reader import Reader, reader_for, side_by_side
+from collm.runtime.profiler import meter
+from collm.runtime.seeding import forked
 from collm.trajectory import Action, SequenceBatch
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time

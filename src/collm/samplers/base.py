@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
-from collm.meter import meter
+from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
 
 

@@ -8,7 +8,7 @@ import torch
 
 from collm.errors import ConfigurationError
 from collm.samplers.base import Episode, SamplingPolicy
-from collm.samplers.protocol import Protocol
+from collm.samplers.conversation import Protocol
 from collm.trajectory import Action
 
 

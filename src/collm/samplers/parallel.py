@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from collm.chance import forked
-from collm.meter import meter
+from collm.runtime.profiler import meter
+from collm.runtime.seeding import forked
 from collm.samplers.base import Episode, Sampler, SamplingPolicy
 from collm.trajectory import Action
 

@@ -9,7 +9,7 @@ import torch
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
 from collm.samplers.base import Episode, SamplingPolicy
-from collm.samplers.protocol import Protocol
+from collm.samplers.conversation import Protocol
 from collm.trajectory import Action
 
 

@@ -23,9 +23,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from collm.collectives import gathered, parts_like
 from collm.errors import ConfigurationError
 from collm.models.loading import DTYPES
+from collm.runtime.collectives import gathered, parts_like
 from collm.strategies.checkpoints import meta_file, read_folder
 from collm.strategies.lockstep import Lockstep
 from collm.strategies.sharding import gathered_bytes, make_equal, shard, sharded_modules

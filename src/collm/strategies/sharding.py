@@ -17,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule, OffloadPolicy, fully_shard, regis
 from torch.distributed.fsdp import MixedPrecisionPolicy as MixedPrecision
 from torch.distributed.tensor import DTensor
 
+from collm.critics.language_model import Critic
 from collm.models.backbone import Backbone
-from collm.models.critic import Critic
 
 
 def shard(

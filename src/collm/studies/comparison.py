@@ -21,9 +21,9 @@ import torch
 import yaml
 
 from collm import cli
-from collm.command import run_command
 from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
+from collm.runtime.command import run_command
 from collm.studies.plots import draw_curves, draw_table, pyplot
 from collm.studies.runs import read_run
 from collm.studies.tables import RENAMED, Row, as_text, names_of, write_csv
@@ -187,7 +187,7 @@ def evaluate(
     path = folder / "episodes.json"
     path.unlink(missing_ok=True)
     measure = {
-        "class_path": "collm.callbacks.measure.MeasureEpisodes",
+        "class_path": "collm.studies.measure.MeasureEpisodes",
         "init_args": {"path": str(path), "timed_episodes": timed_episodes},
     }
     args = ["validate", "--verbose", "false"]

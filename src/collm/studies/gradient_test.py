@@ -3,7 +3,7 @@
 Where learning curves mix what a method estimates with all that happens afterwards, this asks one question and answers
 it in a minute: how many episodes does an update need before its gradient points the right way? Policies are trained, a
 reference gradient is measured on many episodes, then every method is run as it would train but for the last step
-(`collm.callbacks.gradients`); all of these are ordinary training runs.
+(`collm.studies.record_gradients`); all of these are ordinary training runs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from collm import cli  # noqa: F401 (once, for all runs that are forked from here)
-from collm.command import run_command
 from collm.errors import ConfigurationError
+from collm.runtime.command import run_command
 from collm.studies.gradient_page import write_page
 from collm.studies.gradients import load, statistics
 from collm.studies.launch import Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
@@ -144,7 +144,7 @@ def measuring(
         # other rollouts than the policy was trained on, and others for the reference than for those compared with it
         "data_seed": FIRST_SEED + 2 * seed + (home.name == "reference"),
     }
-    callback = {"class_path": "collm.callbacks.gradients.MeasureGradients", "init_args": arguments}
+    callback = {"class_path": "collm.studies.record_gradients.MeasureGradients", "init_args": arguments}
     return {
         "data": {"rollouts_per_epoch": fit_rollouts + measured_rollouts},
         "trainer": {

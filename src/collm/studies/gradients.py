@@ -26,7 +26,7 @@ NAMES = ("noise_to_signal", "cosine", "kept", "norm_ratio", "update_cosine")
 
 @dataclass(frozen=True)
 class Measured:
-    """What `collm.callbacks.gradients.MeasureGradients` wrote.
+    """What `collm.studies.record_gradients.MeasureGradients` wrote.
 
     Args:
         gram: Products of the gradients of n tasks, [n, n].

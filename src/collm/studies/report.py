@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from collm.command import run_command
 from collm.errors import ConfigurationError
+from collm.runtime.command import run_command
 from collm.studies.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
 from collm.studies.gradient_page import from_record, write_page
 from collm.studies.launch import homes_of

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
-from collm.command import run_command
 from collm.errors import ConfigurationError
+from collm.runtime.command import run_command
 from collm.studies.claims import Rule
 from collm.studies.comparison import Entry, compare
 from collm.studies.launch import Cell, Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write

@@ -1,0 +1,71 @@
+"""Checks of what the building games are constructed with; each complaint names the value and what to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collm.environments.building.blocks import AIR, is_air
+from collm.errors import ConfigurationError
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Refuse a `value` that is not one of `choices`."""
+    if value not in choices:
+        raise ConfigurationError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+    return str(value)
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """Refuse a `value` that is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {least}.")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Refuse a `value` that is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is {value!r}; give true or false.")
+    return value
+
+
+def check_blocks(blocks: Mapping[str, Sequence[str]], empty_palettes: bool = False) -> dict[str, tuple[str, ...]]:
+    """The palettes without air; refuse teams and palettes that cannot build."""
+    if not isinstance(blocks, Mapping) or not blocks:
+        raise ConfigurationError(f"blocks is {blocks!r}; map at least one agent id to a list of block names.")
+    palettes: dict[str, tuple[str, ...]] = {}
+    for agent_id, names in blocks.items():
+        if not isinstance(agent_id, str) or not agent_id.strip():
+            raise ConfigurationError(f"blocks: {agent_id!r} is no agent id; use a name such as builder_1.")
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ConfigurationError(f"blocks: {agent_id} has {names!r}; give a list of block names.")
+        for name in names:
+            if not isinstance(name, str) or not name or len(name.split()) != 1 or name.startswith("minecraft:"):
+                raise ConfigurationError(
+                    f"blocks: {agent_id} has the block {name!r}; use single words without the prefix minecraft:, "
+                    "such as oak_planks."
+                )
+            if is_air(name) and name != AIR:
+                raise ConfigurationError(f"blocks: {agent_id} has {name!r}, which counts as air; write air or drop it.")
+        palette = tuple(name for name in names if name != AIR)
+        if not palette and not (empty_palettes and not names):
+            raise ConfigurationError(f"blocks: {agent_id} has no block to build with; list one other than air.")
+        if len(set(palette)) != len(palette):
+            raise ConfigurationError(f"blocks: {agent_id} lists a block twice in {list(palette)}; list each once.")
+        palettes[agent_id] = palette
+    return palettes
+
+
+def check_numbers(name: str, values: Any, count: int, least: int) -> tuple[int, ...]:
+    """Refuse `values` that are not `count` whole numbers of at least `least`."""
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        raise ConfigurationError(f"{name} is {values!r}; give {count} whole numbers of at least {least}.")
+    return tuple(check_count(name, value, least) for value in values)
+
+
+def check_threshold(name: str, value: Any) -> float | None:
+    """Refuse a `value` that is neither a number nor None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+        raise ConfigurationError(f"{name} is {value!r}; give a number, or null for never.")
+    return value

@@ -1,0 +1,374 @@
+"""HouseBuild: several agents build a house from a blueprint in layers while spiders attack them.
+
+Agents answer at the same time with cuboid fills, each from a limited stock, and share one reward. All are shown the
+whole blueprint and may hold the same blocks, so who builds what is for them to settle by learning. If nobody spends a
+command on the spiders, the team loses health.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from collm.environments.base import check_tasks
+from collm.environments.building.arguments import check_count, check_flag, check_numbers
+from collm.environments.building.blocks import AIR, Cell, Command, Reading, Rules, World, iou, read_commands
+from collm.environments.building.blueprints import Blueprint, as_data, read_blueprints
+from collm.environments.building.game import BuildingGame, BuildState, Score
+from collm.environments.building.house_rules import (
+    DEMONSTRATION_COVERAGE,
+    compare,
+    haphazard,
+    score_house,
+    share_out,
+    stock,
+    to_do,
+)
+from collm.environments.building.picture import draw
+from collm.environments.building.random_houses import LEVELS, random_houses
+from collm.errors import ConfigurationError
+from collm.trajectory import Task, Trajectory
+
+MATERIALS = ("white_concrete", "obsidian", "stone_stairs", "stone_bricks", "oak_planks")
+DEFAULT_BLOCKS: dict[str, list[str]] = {"builder_1": [], "builder_2": []}
+LEAST_SIDE = 3
+
+
+class HouseBuild(BuildingGame):
+    """Build houses from blueprints, each agent from a limited stock, under attack by spiders.
+
+    Score of a world, form "paper": 2 * covered cells / solid cells of the house - 1.5 * blocks where the house has
+    none / solid cells of the house - 0.2 * min(1, damage / health) while the spiders live. Kinds of block do not count.
+    Form "released" is the rule of the authors' released code: cells of the box that are exactly as in the
+    blueprint, empty ones included / all cells of the box - 0.1 * min(1, damage / health) while the spiders live, the
+    latter only for two agents or more.
+
+    A dense reward is the score of the turn, or, when the game is persistent, its improvement over the turn (first turn:
+    the score itself), so that the return is the final score. A sparse reward is 0 but for the last turn, which pays
+    the score of its world.
+
+    The score is at most 2 in "paper" and 1 in "released". It is at least -0.2 - 1.5 * the largest number of
+    empty / solid cells of all houses in "paper" and -0.1 in "released" (0 in place of the penalty without spiders).
+    `max_reward` and `min_reward` are these for one turn; a persistent dense turn can move from any score to any other,
+    so there they are plus and minus the difference.
+
+    Args:
+        path: JSON file with blueprints in the form of the authors' released data, instead of random houses.
+        num_eval: Houses held out: the last ones of the file, or as many more random ones.
+        num_houses: Random houses to train on.
+        size: Sides x, y (height) and z of random houses, each at least 3.
+        level: How rich random houses are: 1 floor, walls, flat roof; 2 also posts and a door; 3 also windows, bands and
+            pitched roofs.
+        seed: Seed of the random houses.
+        blocks: Kinds of block of each agent, by agent id; as many agents play as there are entries, and an empty list
+            stands for all kinds of the blueprint. Random houses are made of the listed kinds. Default: builder_1 and
+            builder_2 with all kinds.
+        limited_resources: Give each agent a stock of each kind: of c cells and n agents that hold the kind,
+            ceil(c / n) + floor(c / 2n). Every painted cell is charged and air gives nothing back. The stock is for
+            one turn, or for the whole episode when the game is persistent.
+        num_spiders: Spiders of an episode; 0 for none.
+        spider_damage: Least and most damage of one spider, drawn anew for every episode.
+        player_health: Damage that costs the whole penalty.
+        horizon: Turns of an episode.
+        persistent: Keep blocks, stock and dead spiders from turn to turn; `air` takes a block away. False, as in
+            the paper: each turn begins with an empty world, full stock and living spiders.
+        reward: Form of the score, "paper" or "released".
+        reward_density: "dense" pays every turn, "sparse" the last one alone.
+        termination_score: End the episode when the score after a turn is greater than this; null for never. Where each
+            turn pays its own score, ending early forgoes the turns that are left.
+        max_commands: Commands of the whole team per turn, shared out equally; lines beyond an agent's share are
+            rejected.
+        prompt: "full" explains the game to an instruction-tuned model; "compact" shows a small model that is
+            trained from scratch only what differs between tasks.
+        feedback: What agents learn after a turn: "score", only the score and the health; "position", also the build
+            compared with the blueprint; "perfect", also which fills would complete the house from here; "none",
+            nothing. All but "none" name the agent's rejected lines.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        num_eval: int = 2,
+        num_houses: int = 32,
+        size: tuple[int, int, int] = (6, 7, 7),
+        level: int = 3,
+        seed: int = 0,
+        blocks: dict[str, list[str]] | None = None,
+        limited_resources: bool = True,
+        num_spiders: int = 3,
+        spider_damage: tuple[int, int] = (1, 3),
+        player_health: int = 5,
+        horizon: int = 4,
+        persistent: bool = False,
+        reward: Literal["paper", "released"] = "paper",
+        reward_density: Literal["dense", "sparse"] = "dense",
+        termination_score: float | None = None,
+        max_commands: int = 600,
+        prompt: Literal["full", "compact"] = "full",
+        feedback: Literal["score", "position", "perfect", "none"] = "score",
+    ) -> None:
+        super().__init__(
+            blocks=DEFAULT_BLOCKS if blocks is None else blocks,
+            horizon=horizon,
+            persistent=persistent,
+            reward=reward,
+            reward_density=reward_density,
+            termination_score=termination_score,
+            max_commands=max_commands,
+            prompt=prompt,
+            feedback=feedback,
+            empty_palettes=True,
+        )
+        check_count("num_eval", num_eval, 1)
+        self.limited_resources = check_flag("limited_resources", limited_resources)
+        self.num_spiders = check_count("num_spiders", num_spiders, 0)
+        self.spider_damage = check_numbers("spider_damage", spider_damage, 2, 0)
+        if self.spider_damage[0] > self.spider_damage[1]:
+            raise ConfigurationError(f"spider_damage is {list(spider_damage)}; put the smaller number first.")
+        self.player_health = check_count("player_health", player_health, 1)
+        drawn = path is None
+        houses = self._draw_houses(num_houses, num_eval, size, level, seed) if drawn else read_blueprints(path)
+        if len(houses) <= num_eval:
+            raise ConfigurationError(
+                f"path: {path!r} holds {len(houses)} houses, of which num_eval = {num_eval} are held out, so none "
+                "is left to train on; add houses or lower num_eval."
+            )
+        tasks = [Task(task_id, data) for task_id, data in houses.items()]
+        self._tasks = {"train": tuple(tasks[:-num_eval]), "eval": tuple(tasks[-num_eval:])}
+        check_tasks("HouseBuild", self._tasks["train"], self._tasks["eval"])
+        blueprints = {task.task_id: Blueprint.of(task.data) for task in tasks}
+        self._check_houses(blueprints)
+        threatened = num_spiders > 0 and spider_damage[1] > 0
+        if reward == "paper":
+            largest = max((house.size - len(house.world)) / len(house.world) for house in blueprints.values())
+            self.set_reward_bounds(-1.5 * largest - (0.2 if threatened else 0.0), 2.0)
+        else:
+            self.set_reward_bounds(-0.1 if threatened and len(self.agent_ids) > 1 else 0.0, 1.0)
+
+    def _draw_houses(self, num_houses: int, num_eval: int, size: Any, level: int, seed: int) -> dict[str, Any]:
+        check_count("num_houses", num_houses, 1)
+        sides = check_numbers("size", size, 3, LEAST_SIDE)
+        if level not in LEVELS:
+            raise ConfigurationError(f"level is {level!r}; choose one of {', '.join(map(str, LEVELS))}.")
+        check_count("seed", seed, 0)
+        listed = [kind for palette in self.blocks.values() for kind in palette]
+        # An agent with all kinds can build whatever the others hold too.
+        materials = tuple(dict.fromkeys(listed)) if listed else MATERIALS
+        worlds = random_houses(num_houses + num_eval, sides, level, materials, random.Random(seed))
+        return {f"house_{index}": as_data(world, sides) for index, world in enumerate(worlds)}
+
+    def _check_houses(self, houses: Mapping[str, Blueprint]) -> None:
+        """Refuse houses that the team has no blocks for, and held-out houses that are trained on."""
+        for task_id, house in houses.items():
+            held = {kind for palette in self._palettes(house).values() for kind in palette}
+            lacking = sorted(set(house.world.values()) - held)
+            if lacking:
+                raise ConfigurationError(
+                    f"blocks: house {task_id!r} needs {lacking}, which no agent has; give them to an agent, or give an "
+                    "agent an empty list for all kinds."
+                )
+        trained = {frozenset(houses[task.task_id].world.items()): task.task_id for task in self._tasks["train"]}
+        for task in self._tasks["eval"]:
+            twin = trained.get(frozenset(houses[task.task_id].world.items()))
+            if twin is not None:
+                raise ConfigurationError(
+                    f"path: the held-out house {task.task_id!r} is the same as {twin!r}, which is trained on; change "
+                    "num_eval or remove one of them."
+                )
+
+    def _palettes(self, house: Blueprint) -> dict[str, tuple[str, ...]]:
+        return {agent_id: palette or house.kinds for agent_id, palette in self.blocks.items()}
+
+    def _stock_left(self, state: BuildState, house: Blueprint) -> dict[str, dict[str, int]]:
+        """What each agent may still paint; empty where stocks are unlimited."""
+        if not self.limited_resources:
+            return {}
+        return {
+            agent_id: {kind: limit - state.used.get(agent_id, {}).get(kind, 0) for kind, limit in limits.items()}
+            for agent_id, limits in stock(house, self._palettes(house)).items()
+        }
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Houses to train on, or held-out houses."""
+        return self._tasks[split]
+
+    def begin(self, task: Task, rng: random.Random) -> BuildState:
+        """An empty box, and the spiders of the episode."""
+        return BuildState(task, attacks=tuple(rng.randint(*self.spider_damage) for _ in range(self.num_spiders)))
+
+    def read(self, state: BuildState, agent_id: str, text: str) -> Reading:
+        """Accept `/fill` with own blocks inside the box as long as the stock lasts, and `/kill`."""
+        house = Blueprint.of(state.task.data)
+        limits = self._stock_left(state, house).get(agent_id, {})
+        share = self.command_shares[agent_id]
+        return read_commands(text, Rules({"fill", "kill"}, self._palettes(house)[agent_id], house.box, share, limits))
+
+    def score(self, state: BuildState, world: World) -> Score:
+        """See `score_house`."""
+        house, damage = Blueprint.of(state.task.data), sum(state.attacks)
+        return score_house(house, world, damage, self.player_health, state.killed, len(self.agent_ids), self.reward)
+
+    def first_observation(self, state: BuildState, agent_id: str) -> str:
+        """The blueprint as cuboids, the stock, the spiders and, in full, how to play."""
+        house = Blueprint.of(state.task.data)
+        (low, high), team = house.box, len(self.agent_ids)
+        supplies = self._supplies(state, house, agent_id)
+        if self.prompt == "compact":
+            lines = [f"agent {self.position(agent_id)}: {supplies}"]
+            if state.attacks:
+                lines.append(f"spiders {sum(state.attacks)} of {self.player_health}")
+            return "\n".join([*lines, *(f"/fill {_cuboid(fill)}" for fill in house.rectangles(house.world))])
+        lines = [
+            f"You are builder {self.position(agent_id)} in a team that builds a house out of blocks."
+            if team > 1
+            else "You build a house out of blocks.",
+            "",
+            "A cell is named x y z, where y is the height. The house stands in the box from "
+            f"{_words(low)} to {_words(high)}.",
+            "Its blueprint, layer by layer from the ground up. Each entry fills all cells between two corners with one "
+            "block; cells that are not listed stay empty:",
+            *_by_layer(house),
+            "",
+            f"Your blocks{' and how many cells you can fill with each' if self.limited_resources else ''}: {supplies}.",
+        ]
+        if state.attacks:
+            attacks = ", ".join(map(str, state.attacks))
+            lines.append(
+                f"Spiders attack with {attacks} damage, {sum(state.attacks)} in all; the team's health is "
+                f"{self.player_health}. One line /kill from any builder stops them"
+                + (" for good." if self.persistent else " for the turn.")
+            )
+        lines += [
+            "",
+            "Rules:",
+            "- Answer with commands and nothing else, one on each line: /fill x1 y1 z1 x2 y2 z2 block"
+            + (", or /kill" if state.attacks else ""),
+            "- Both corners are filled as well. A single cell has the same corner twice. The block air empties cells.",
+            "- Fill nothing that the blueprint leaves empty.",
+            f"- At most {self.command_shares[agent_id]} commands count in one turn.",
+        ]
+        if self.limited_resources:
+            lines.append(
+                "- A fill larger than what you have left of its block is dropped whole: fill a part of it instead. "
+                "Filling a cell twice costs twice."
+            )
+        return "\n".join([*lines, *self.team_rules(), f"- {self.persistence_rule()}"])
+
+    def later_observation(
+        self, state: BuildState, agent_id: str, world: World, score: Score, rejected: Sequence[Sequence[str]]
+    ) -> str:
+        """What came of the turn, as far as the feedback mode tells it, and what to do next."""
+        house = Blueprint.of(state.task.data)
+        grid = compare(house, world) if self.feedback in {"position", "perfect"} else []
+        advice = self._advice(state, house, agent_id) if self.feedback == "perfect" else []
+        harm = 0 if score.counts["killed"] else score.counts["damage"]
+        if self.prompt == "compact":
+            header = self.compact_header(state, score, rejected)
+            if harm and self.feedback != "none":
+                header += f", spiders {harm}"
+            return "\n".join([header, *grid, *advice])
+        lines = self.turn_report(state, score, rejected)
+        if state.attacks and self.feedback != "none":
+            lines.append(
+                f"Nobody stopped the spiders: {harm} damage." if harm else "The spiders were stopped: no damage."
+            )
+        if grid:
+            lines += [
+                "The build, layer by layer, each row after its z. '+' is right, '!' has the wrong block, '#' is "
+                "missing, 'x' should be empty, '.' is empty:",
+                *grid,
+            ]
+        if advice:
+            lines += ["Commands that would serve you best next:", *advice]
+        lines.append(self.persistence_rule())
+        if self.persistent:
+            lines.append(
+                "Write only what is to change: fill what is missing or wrong, empty with air what should be empty."
+            )
+            if self.limited_resources:
+                lines.append(f"You have left: {self._supplies(state, house, agent_id)}.")
+        else:
+            again = " The spiders are back." if state.attacks else ""
+            again += " Your stock is full again." if self.limited_resources else ""
+            lines.append(f"Write your whole share of the house again.{again}")
+        return "\n".join([*lines, "Answer with commands only."])
+
+    def _supplies(self, state: BuildState, house: Blueprint, agent_id: str) -> str:
+        """The agent's kinds of block with what is left of each; kinds it can place nowhere are left out."""
+        left = self._stock_left(state, house).get(agent_id, {})
+        palette = self._palettes(house)[agent_id]
+        kinds = [f"{kind} {left[kind]}" if kind in left else kind for kind in palette if left.get(kind, 1) > 0]
+        return ", ".join(kinds) or "none"
+
+    def _advice(self, state: BuildState, house: Blueprint, agent_id: str) -> list[str]:
+        """The agent's part of completing the house from what the next turn begins with."""
+        fills = house.rectangles(to_do(house, state.world))
+        shares = share_out(fills, self._palettes(house), self._stock_left(state, house))
+        lines = [f"/fill {_cuboid(fill)}" for fill in shares[agent_id]]
+        first = agent_id == self.agent_ids[0]
+        return ["/kill", *lines] if first and state.attacks and not state.killed else lines
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Beside the score: IoU blind to kinds and exact, coverage, redundancy, and health left in percent."""
+        house, world = Blueprint.of(trajectory.task.data), self.last_world(trajectory)
+        counts = trajectory.turns[-1].info["counts"] if trajectory.turns else {"damage": 0, "killed": 0}
+        harm = 0.0 if counts["killed"] else min(1.0, counts["damage"] / self.player_health)
+        covered = len(house.world.keys() & world.keys())
+        exact = len(house.world.items() & world.items())
+        return {
+            **super().metrics(trajectory),
+            "iou": iou(house.world, world),
+            "iou_color": exact / len(house.world.keys() | world.keys()),
+            "coverage": covered / len(house.world),
+            "redundancy": (len(world) - covered) / len(house.world),
+            "hp": 100.0 * (1.0 - harm),
+        }
+
+    def render(self, trajectory: Trajectory) -> np.ndarray:
+        """Blueprint and final build side by side, one panel per layer, the ground at the bottom."""
+        house, world = Blueprint.of(trajectory.task.data), self.last_world(trajectory)
+
+        def tiles(layer: list[list[Cell]], blocks: World) -> list[list[str | None]]:
+            return [[blocks.get(cell) for cell in row] for row in reversed(layer)]
+
+        return draw(
+            [
+                (f"y {layer[0][0][1]}", tiles(layer, house.world), tiles(layer, world))
+                for layer in reversed(house.layers)
+            ]
+        )
+
+    def demonstrate(self, state: BuildState, rng: random.Random) -> dict[str, str]:
+        """Each agent on its own fills some missing cuboids, or what its stock allows of them, and slips at times."""
+        house = Blueprint.of(state.task.data)
+        palettes, stocks = self._palettes(house), self._stock_left(state, house)
+        missing = house.rectangles({cell: kind for cell, kind in to_do(house, state.world).items() if kind != AIR})
+        cells = [cell for layer in house.layers for row in layer for cell in row]
+        actions = {}
+        for agent_id, palette in palettes.items():
+            own = [fill for fill in missing if fill.block in palette]
+            fills = haphazard(own, cells, stocks.get(agent_id, {}), rng)
+            lines = [f"/fill {_cuboid(fill)}" for fill in fills]
+            if state.attacks and not state.killed and rng.random() < DEMONSTRATION_COVERAGE:
+                lines.insert(0, "/kill")
+            actions[agent_id] = "\n".join(lines)
+        return actions
+
+
+def _cuboid(fill: Command) -> str:
+    return f"{_words(fill.start)} {_words(fill.end)} {fill.block}"
+
+
+def _words(cell: Cell) -> str:
+    return " ".join(map(str, cell))
+
+
+def _by_layer(house: Blueprint) -> list[str]:
+    """The cuboids of the house, those of one layer on one line."""
+    lines: dict[int, list[str]] = {}
+    for fill in house.rectangles(house.world):
+        lines.setdefault(fill.start[1], []).append(_cuboid(fill))
+    return [f"y = {y}: {'; '.join(cuboids)}" for y, cuboids in lines.items()]

@@ -1,0 +1,155 @@
+"""The rules of HouseBuild as pure functions: stocks, the score, how a build compares, and how to share out a house."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from collm.environments.building.blocks import AIR, Cell, Command, World, is_air
+from collm.environments.building.blueprints import Blueprint, halves
+from collm.environments.building.game import Score
+
+# Of a scripted demonstration: how often a missing cuboid, or the spiders, are dealt with, and how often another cell is
+# filled in place of a cuboid.
+DEMONSTRATION_COVERAGE = 0.3
+DEMONSTRATION_SLIPS = 0.3
+
+
+def stock(blueprint: Blueprint, palettes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+    """Cells that each agent may paint, by agent and kind: a share of the house and half a share to spare.
+
+    Of c cells each of the n agents that hold the kind gets ceil(c / n) + floor(c / 2n).
+    """
+    holders = {kind: sum(kind in palette for palette in palettes.values()) for kind in blueprint.kinds}
+    shares = {
+        kind: -(-blueprint.counts[kind] // n) + blueprint.counts[kind] // (2 * n) for kind, n in holders.items() if n
+    }
+    return {
+        agent_id: {kind: shares[kind] for kind in blueprint.kinds if kind in palette}
+        for agent_id, palette in palettes.items()
+    }
+
+
+def score_house(
+    blueprint: Blueprint, world: World, damage: int, health: int, killed: bool, num_agents: int, form: str = "paper"
+) -> Score:
+    """Score of `world` against `blueprint`, term by term.
+
+    Args:
+        blueprint: The house.
+        world: Blocks by cell, no air.
+        damage: What the spiders do together while they live.
+        health: Damage that costs the whole penalty.
+        killed: Whether the spiders are dead.
+        num_agents: Size of the team; "released" spares a single agent the penalty.
+        form: "paper" or "released".
+    """
+    house = blueprint.world
+    covered = len(house.keys() & world.keys())
+    extra = len(world) - covered
+    exact = sum(world.get(cell) == block for cell, block in house.items())
+    matching = blueprint.size - len(house.keys() | world.keys()) + exact
+    harm = 0.0 if killed else min(1.0, damage / health)
+    if form == "paper":
+        terms = {
+            "coverage": 2.0 * covered / len(house),
+            "redundancy": -1.5 * extra / len(house) if extra else 0.0,
+            "spiders": -0.2 * harm if harm else 0.0,
+        }
+    else:
+        terms = {
+            "match": matching / blueprint.size,
+            "spiders": -0.1 * harm if harm and num_agents > 1 else 0.0,
+        }
+    counts = {
+        "solid": len(house),
+        "covered": covered,
+        "exact": exact,
+        "extra": extra,
+        "matching": matching,
+        "cells": blueprint.size,
+        "damage": damage,
+        "killed": int(killed),
+    }
+    return Score(terms, counts)
+
+
+def to_do(blueprint: Blueprint, world: Mapping[Cell, str]) -> World:
+    """The block that each wrong cell of `world` should hold; air where it should hold none."""
+    wrong = {cell: block for cell, block in blueprint.world.items() if world.get(cell) != block}
+    return {**wrong, **{cell: AIR for cell in sorted(world.keys() - blueprint.world.keys())}}
+
+
+def compare(blueprint: Blueprint, world: Mapping[Cell, str]) -> list[str]:
+    """The build, layer by layer, each row after its z.
+
+    `+` is right, `!` the wrong kind, `#` missing, `x` should be empty, `.` is empty.
+    """
+    lines = []
+    for layer in blueprint.layers:
+        lines.append(f"y {layer[0][0][1]}")
+        for row in layer:
+            marks = "".join(_mark(blueprint.world.get(cell), world.get(cell)) for cell in row)
+            lines.append(f"{row[0][2]} {marks}")
+    return lines
+
+
+def _mark(wanted: str | None, found: str | None) -> str:
+    if wanted is None:
+        return "." if found is None else "x"
+    if found is None:
+        return "#"
+    return "+" if found == wanted else "!"
+
+
+def share_out(
+    fills: Iterable[Command], palettes: Mapping[str, Sequence[str]], left: Mapping[str, Mapping[str, int]]
+) -> dict[str, list[Command]]:
+    """Divide `fills` among the agents so that every stock lasts, cutting fills that no single stock can pay.
+
+    Of the agents that can pay a fill it goes to the one with fewest fills. A cell that nobody can pay is left out.
+
+    Args:
+        fills: Disjoint fills.
+        palettes: Kinds of block of each agent.
+        left: What is left of each agent's stock; a kind without an entry is unlimited.
+    """
+    left = {agent_id: dict(left.get(agent_id, {})) for agent_id in palettes}
+    shares: dict[str, list[Command]] = {agent_id: [] for agent_id in palettes}
+    queue = deque(fills)
+    while queue:
+        fill = queue.popleft()
+        holders = [agent_id for agent_id in palettes if is_air(fill.block) or fill.block in palettes[agent_id]]
+        payers = [agent_id for agent_id in holders if left[agent_id].get(fill.block, fill.volume) >= fill.volume]
+        if payers:
+            agent_id = min(payers, key=lambda payer: len(shares[payer]))
+            shares[agent_id].append(fill)
+            if fill.block in left[agent_id]:
+                left[agent_id][fill.block] -= fill.volume
+        elif holders and fill.volume > 1:
+            queue.extendleft(reversed(halves(fill)))
+    return shares
+
+
+def haphazard(
+    fills: Iterable[Command], cells: Sequence[Cell], left: Mapping[str, int], rng: random.Random
+) -> list[Command]:
+    """Some of `fills`, cut where the stock `left` is too small, and now and then a cell of `cells` in their place."""
+    left = dict(left)
+    chosen = []
+    for fill in fills:
+        if rng.random() >= DEMONSTRATION_COVERAGE:
+            continue
+        if rng.random() < DEMONSTRATION_SLIPS:
+            cell = rng.choice(cells)
+            fill = Command("fill", cell, cell, fill.block)
+        room = left.get(fill.block, fill.volume)
+        if room < 1:
+            continue
+        while fill.volume > room:
+            fill = rng.choice(halves(fill))
+        chosen.append(fill)
+        if fill.block in left:
+            left[fill.block] -= fill.volume
+    return chosen

@@ -1,0 +1,322 @@
+"""StrBuild: several agents lay out a word in blocks, each with materials of its own.
+
+A word is drawn in a 5 x 5 font on a flat grid. A good build covers every cell of the word, nothing else, and never
+has two blocks of one texture side by side: a checkerboard of the agents' materials. Agents answer at the same time,
+see neither each other's answers nor blocks, and share one reward.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from collm.environments.base import check_tasks
+from collm.environments.building.arguments import check_count
+from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, neighbours, read_commands, texture
+from collm.environments.building.game import BuildingGame, BuildState, Score
+from collm.environments.building.lettering import (
+    Rows,
+    area,
+    bounding_box,
+    choose_words,
+    compare,
+    draw_word,
+    grid_cells,
+    numbered,
+    random_figures,
+    targets,
+)
+from collm.environments.building.picture import TARGET_BLOCK, draw
+from collm.errors import ConfigurationError
+from collm.trajectory import Task, Trajectory
+
+DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
+MAX_SHAPES = 100_000
+
+# Of a scripted demonstration: how often a missing cell is listed, and how often another cell is listed in its place.
+DEMONSTRATION_COVERAGE = 0.35
+DEMONSTRATION_SLIPS = 0.2
+
+
+class StrBuild(BuildingGame):
+    """Build words out of blocks, every agent with its own materials.
+
+    Score of a world, form "paper": 2 * covered cells / target cells - 1.5 * blocks beside the target / target cells
+    - pairs of neighbouring blocks with one texture / pairs of neighbouring blocks. Form "released" is the rule of
+    the authors' released code: the second ratio is divided by the background cells, and every agent whose kinds of
+    block are not all present costs another 0.25.
+
+    A dense reward is the score of the turn, or, when the game is persistent, its improvement over the turn (first turn:
+    the score itself), so that the return is the final score. A sparse reward is 0 but for the last turn, which pays
+    the score of its world.
+
+    The score is at most 2 (all covered, nothing beside it, no equal neighbours) and at least what filling the
+    background with one material brings: -1 - 1.5 * the largest background / target of all words in "paper",
+    -2.5 - 0.25 * number of agents in "released". `max_reward` and `min_reward` are these for one turn; a persistent
+    dense turn can move from any score to any other, so there they are plus and minus the difference.
+
+    Args:
+        words: Words to train on. Default: 20 letters.
+        eval_words: Held-out words, none of which may be trained on. Default: the letters E, H, O, S, U, Y that
+            are not in `words`.
+        path: CSV file with the columns string,difficulty to take the words from instead.
+        num_eval: With `path`, how many of its last rows are held out.
+        num_shapes: Adds this many random connected 5 x 5 figures to the words to train on, each different from
+            the others and from all letters. Meant for behaviour cloning.
+        seed: Seed of these figures.
+        spacing: Empty columns between two letters.
+        blocks: Kinds of block of each agent, by agent id; as many agents play as there are entries. Default: builder_1
+            with oak_planks and stone, builder_2 with white_concrete and obsidian.
+        horizon: Turns of an episode.
+        persistent: Keep the blocks from turn to turn, where `air` takes one away. False, as in the paper: each
+            turn begins with an empty world.
+        reward: Form of the score, "paper" or "released".
+        reward_density: "dense" pays every turn, "sparse" the last one alone.
+        termination_score: End the episode when the score after a turn is greater than this; null for never. Where each
+            turn pays its own score, ending early forgoes the turns that are left.
+        max_commands: Commands of the whole team per turn, shared out equally; lines beyond an agent's share are
+            rejected.
+        prompt: "full" explains the game to an instruction-tuned model; "compact" shows a small model that is
+            trained from scratch only what differs between tasks.
+        feedback: What agents learn after a turn: "position", the build compared with the target; "score", only
+            the score; "perfect", also which block each agent should put where; "none", nothing. All but "none" name
+            the agent's rejected lines.
+    """
+
+    def __init__(
+        self,
+        words: list[str] | None = None,
+        eval_words: list[str] | None = None,
+        path: str | None = None,
+        num_eval: int = 2,
+        num_shapes: int = 0,
+        seed: int = 0,
+        spacing: int = 2,
+        blocks: dict[str, list[str]] | None = None,
+        horizon: int = 4,
+        persistent: bool = False,
+        reward: Literal["paper", "released"] = "paper",
+        reward_density: Literal["dense", "sparse"] = "dense",
+        termination_score: float | None = None,
+        max_commands: int = 300,
+        prompt: Literal["full", "compact"] = "full",
+        feedback: Literal["score", "position", "perfect", "none"] = "position",
+    ) -> None:
+        super().__init__(
+            blocks=DEFAULT_BLOCKS if blocks is None else blocks,
+            horizon=horizon,
+            persistent=persistent,
+            reward=reward,
+            reward_density=reward_density,
+            termination_score=termination_score,
+            max_commands=max_commands,
+            prompt=prompt,
+            feedback=feedback,
+        )
+        check_count("spacing", spacing, 0)
+        check_count("num_shapes", num_shapes, 0)
+        check_count("seed", seed, 0)
+        if num_shapes > MAX_SHAPES:
+            raise ConfigurationError(f"num_shapes is {num_shapes}; there is room for {MAX_SHAPES} different ones.")
+        train, evaluation = choose_words(words, eval_words, path, check_count("num_eval", num_eval, 1))
+        pictures = {f"word_{word}": draw_word(word, spacing) for word in train}
+        figures = random_figures(num_shapes, random.Random(seed))
+        pictures.update({f"shape_{index}": rows for index, rows in enumerate(figures)})
+        held_out = {f"word_{word}": draw_word(word, spacing) for word in evaluation}
+        self._tasks = {"train": _as_tasks(pictures), "eval": _as_tasks(held_out)}
+        check_tasks("StrBuild", self._tasks["train"], self._tasks["eval"])
+        if reward == "paper":
+            sizes = [(area(rows), len(targets(rows))) for rows in (*pictures.values(), *held_out.values())]
+            lowest = -1.0 - 1.5 * max((cells - filled) / filled for cells, filled in sizes)
+        else:
+            lowest = -2.5 - 0.25 * len(self.agent_ids)
+        self.set_reward_bounds(lowest, 2.0)
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Words and figures to train on, or held-out words."""
+        return self._tasks[split]
+
+    def begin(self, task: Task, rng: random.Random) -> BuildState:
+        """An empty grid; the game has no chance in it."""
+        return BuildState(task)
+
+    def read(self, state: BuildState, agent_id: str, text: str) -> Reading:
+        """Accept `/setblock` with own blocks inside the grid."""
+        box = bounding_box(state.task.data["rows"])
+        return read_commands(text, Rules({"setblock"}, self.blocks[agent_id], box, self.command_shares[agent_id]))
+
+    def score(self, state: BuildState, world: World) -> Score:
+        """See `score_build`."""
+        return score_build(state.task.data["rows"], world, list(self.blocks.values()), self.reward)
+
+    def first_observation(self, state: BuildState, agent_id: str) -> str:
+        """The target and, in full, how to play."""
+        rows = state.task.data["rows"]
+        palette = self.blocks[agent_id]
+        if self.prompt == "compact":
+            return "\n".join([f"agent {self.position(agent_id)}: {' '.join(palette)}", *numbered(rows)])
+        (_, (right, top, _)), team = bounding_box(rows), len(self.agent_ids)
+        lines = [
+            f"You are builder {self.position(agent_id)} in a team that lays out a flat picture in blocks."
+            if team > 1
+            else "You lay out a flat picture in blocks.",
+            "",
+            "The picture, its top row first, each row after its y. '#' needs a block, '.' has to stay empty:",
+            *numbered(rows),
+            "",
+            f"A cell is named x y z: x is the column, 0 (left) to {right}; y is the row, 0 (bottom) to {top}; z is "
+            f"always 0. The box is 0 0 0 to {right} {top} 0.",
+            f"Your blocks: {', '.join(palette)}.",
+            "",
+            "Rules:",
+            "- Answer with commands and nothing else, one on each line: /setblock x y z block",
+            f"- For example, /setblock 0 {top} 0 {palette[0]} fills the top left cell; the block air empties a cell.",
+            "- Fill cells marked '#' only.",
+            "- Cells that share a side should hold different materials."
+            + (" The other builders have other blocks than you." if team > 1 else ""),
+            f"- At most {self.command_shares[agent_id]} commands count in one turn.",
+        ]
+        if self.reward == "released":
+            lines.append("- Use each of your kinds of block at least once.")
+        return "\n".join([*lines, *self.team_rules(), f"- {self.persistence_rule()}"])
+
+    def later_observation(
+        self, state: BuildState, agent_id: str, world: World, score: Score, rejected: Sequence[Sequence[str]]
+    ) -> str:
+        """What came of the turn, as far as the feedback mode tells it, and what to do next."""
+        rows = state.task.data["rows"]
+        grid = numbered(compare(rows, world)) if self.feedback in {"position", "perfect"} else ()
+        advice = self._advice(rows, state.world, agent_id) if self.feedback == "perfect" else []
+        if self.prompt == "compact":
+            return "\n".join([self.compact_header(state, score, rejected), *grid, *advice])
+        lines = self.turn_report(state, score, rejected)
+        if grid:
+            lines += [
+                "The build, its top row first, each row after its y. '+' is covered, '#' still needs a block, 'x' "
+                "should be empty, '.' is empty:",
+                *grid,
+            ]
+        if advice:
+            lines += ["Commands that would serve you best next:", *advice]
+        lines.append(self.persistence_rule())
+        if self.persistent:
+            lines.append("Write only what is to change: fill what is missing, empty with air what should be empty.")
+        else:
+            lines.append("Write your whole share of the picture again.")
+        return "\n".join([*lines, "Answer with commands only."])
+
+    def _advice(self, rows: Rows, standing: World, agent_id: str) -> list[str]:
+        """The agent's part of a perfect build, and of clearing up, that `standing` lacks."""
+        plan = checkerboard(rows, self.blocks)
+        cells = [(cell, block) for cell, (owner, block) in plan.items() if owner == agent_id]
+        lines = [command(cell, block) for cell, block in cells if standing.get(cell) != block]
+        if agent_id == self.agent_ids[0]:
+            lines += [command(cell, "air") for cell in sorted(set(standing) - set(plan))]
+        return lines
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Beside the score: IoU, coverage, blocks beside the target, share of neighbours with one texture."""
+        rows, world = trajectory.task.data["rows"], self.last_world(trajectory)
+        cells = targets(rows)
+        same, pairs = neighbours(world)
+        return {
+            **super().metrics(trajectory),
+            "iou": iou(cells, world),
+            "coverage": len(set(cells) & set(world)) / len(cells),
+            "extra": float(len(set(world) - set(cells))),
+            "adjacency": same / pairs if pairs else 0.0,
+        }
+
+    def render(self, trajectory: Trajectory) -> np.ndarray:
+        """Target and final build side by side."""
+        rows, world = trajectory.task.data["rows"], self.last_world(trajectory)
+        target = dict.fromkeys(targets(rows), TARGET_BLOCK)
+        (_, (right, top, _)) = bounding_box(rows)
+        cells = [[(x, y, 0) for x in range(right + 1)] for y in range(top, -1, -1)]
+        return draw(
+            [
+                (
+                    "",
+                    [[target.get(cell) for cell in line] for line in cells],
+                    [[world.get(cell) for cell in line] for line in cells],
+                )
+            ]
+        )
+
+    def demonstrate(self, state: BuildState, rng: random.Random) -> dict[str, str]:
+        """Each agent on its own lists some missing cells, top row first, with any of its blocks, and slips at times."""
+        rows = state.task.data["rows"]
+        missing = [cell for cell in targets(rows) if cell not in state.world]
+        empty = [cell for cell in grid_cells(rows) if cell not in set(targets(rows))]
+        actions = {}
+        for agent_id, palette in self.blocks.items():
+            lines = []
+            for cell in missing:
+                if rng.random() >= DEMONSTRATION_COVERAGE:
+                    continue
+                if empty and rng.random() < DEMONSTRATION_SLIPS:
+                    cell = rng.choice(empty)
+                lines.append(command(cell, rng.choice(palette)))
+            actions[agent_id] = "\n".join(lines)
+        return actions
+
+
+def command(cell: Cell, block: str) -> str:
+    """A `/setblock` line."""
+    return f"/setblock {cell[0]} {cell[1]} {cell[2]} {block}"
+
+
+def score_build(rows: Rows, world: World, palettes: Sequence[Sequence[str]], form: str = "paper") -> Score:
+    """Score of `world` against the picture `rows`, term by term.
+
+    Args:
+        rows: The picture, top row first.
+        world: Blocks by cell, no air.
+        palettes: Kinds of block of each agent without air; only "released" asks for them.
+        form: "paper" or "released".
+    """
+    cells = set(targets(rows))
+    covered = len(cells & set(world))
+    extra = len(world) - covered
+    background = area(rows) - len(cells)
+    same, pairs = neighbours(world)
+    unused = sum(not set(palette) <= set(world.values()) for palette in palettes)
+    terms = {"coverage": 2.0 * covered / len(cells) if cells else 0.0}
+    whole = len(cells) if form == "paper" else background
+    terms["extra"] = -1.5 * extra / whole if extra and whole else 0.0
+    terms["adjacency"] = -same / pairs if same else 0.0
+    if form == "released":
+        terms["palette"] = -0.25 * unused if unused else 0.0
+    counts = {
+        "targets": len(cells),
+        "covered": covered,
+        "extra": extra,
+        "background": background,
+        "same_texture_pairs": same,
+        "pairs": pairs,
+        "unused_palettes": unused,
+    }
+    return Score(terms, counts)
+
+
+def checkerboard(rows: Rows, blocks: Mapping[str, Sequence[str]]) -> dict[Cell, tuple[str, str]]:
+    """A build that covers the picture without equal neighbours where the palettes allow it: owner and block by cell."""
+    agent_ids = list(blocks)
+    plan: dict[Cell, tuple[str, str]] = {}
+    turns = dict.fromkeys(agent_ids, 0)
+    for x, y, z in targets(rows):
+        owner = agent_ids[(x + y) % len(agent_ids)]
+        palette = blocks[owner]
+        start = turns[owner]
+        around = {texture(plan[cell][1]) for cell in ((x - 1, y, z), (x, y + 1, z)) if cell in plan}
+        order = [palette[(start + shift) % len(palette)] for shift in range(len(palette))]
+        plan[x, y, z] = (owner, next((block for block in order if texture(block) not in around), order[0]))
+        turns[owner] += 1
+    return plan
+
+
+def _as_tasks(pictures: Mapping[str, Rows]) -> tuple[Task, ...]:
+    return tuple(Task(task_id, {"rows": rows}) for task_id, rows in pictures.items())

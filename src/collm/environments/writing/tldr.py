@@ -1,0 +1,86 @@
+"""TLDR: one agent summarizes a post in a line, another one in a paragraph.
+
+The paper's rules leave some details open; `reward="paper"` fills them as follows.
+
+- Length is counted in characters, as the authors' released code does, but without blanks, so padding is worth nothing.
+- The bounds of 8 and 256 words and the weights of the levels (0.5, 1.0, 0.5, and 0.4 + 0.6 for style) are those of
+  the released code.
+- The vocabulary includes stopwords: the paper excludes them only where it speaks of Jaccard similarity.
+- The logarithm is the natural one: with the weight of arXiv, full credit then takes all twelve categories
+  (0.4 ln 12 = 0.99, 0.4 ln 13 = 1.03).
+- Transitions are looked for in the detailed summary alone, as whole words, in a list of this project's own.
+- Two summaries without content words share nothing: similarity 0.
+
+`reward="released"` follows the released code instead: blanks count, phrases count inside words, two summaries without
+content words are perfectly similar, and transitions earn 0.4 for one category and 0.05 for each further one, so that
+2.98 is the most there is. Only its list of phrases is not the authors'.
+"""
+
+from __future__ import annotations
+
+from collm.environments.writing.base import MARKER, Band, Form, RewardName, Writing, logarithmic, stepwise
+
+COMMON = {
+    "words": (8, 256),
+    "length": Band(1.1, 1.6, 3.2, 5.0),
+    "vocabulary": Band(1.3, 2.0),
+    "transitions_in_both": False,
+    "jaccard_cap": 0.03,
+}
+
+
+class TLDR(Writing):
+    """Two agents summarize a post, one briefly and one in detail.
+
+    Args:
+        dataset: "samples" (48 short posts shipped with the package), a local .jsonl, .json or .csv file, a folder of
+            such files or of .txt files with one post each, or a hub name such as trl-lib/tldr. Rows hold the
+            post in the field `prompt`.
+        num_train: Posts to train on: the first ones.
+        num_eval: Posts held out for evaluation: the ones that follow.
+        reward: "paper" for the rules as the paper states them, "released" for those of the authors' released code.
+        single_agent: One agent, `writer`, writes both summaries in one response, for single-agent baselines.
+        seed: Shuffle the posts with this seed before they are split; null keeps their order.
+    """
+
+    field = "prompt"
+    sample_file = "tldr_samples.jsonl"
+    source_label = "Post"
+    instructions = {
+        "summarizer": (
+            "Summarize the post below for somebody in a hurry. Say what it is about and what its author wants, in one "
+            "or two plain sentences. Write only the summary."
+        ),
+        "elaborator": (
+            "Summarize the post below for somebody who wants to understand it. In one paragraph, tell what led "
+            "up to it, what happened and what its author wants. Vary your wording, and join the thoughts with "
+            "transition words. Write only the summary."
+        ),
+    }
+    single_instructions = {
+        "writer": (
+            "Summarize the post below twice. The first paragraph says in one or two sentences what it is about. The "
+            "second one tells it again in two to three times the length, with more varied wording and with "
+            f"many kinds of transition words. Separate them by a line that holds only {MARKER}. Write only the two "
+            "paragraphs."
+        ),
+    }
+    forms = {
+        "paper": Form(**COMMON, transition_score=logarithmic(0.6)),
+        "released": Form(**COMMON, transition_score=stepwise, released=True),
+    }
+
+    def __init__(
+        self,
+        dataset: str = "samples",
+        num_train: int = 32,
+        num_eval: int = 16,
+        reward: RewardName = "paper",
+        single_agent: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dataset, num_train, num_eval, reward, single_agent, seed)
+
+    def shown(self, source: str) -> str:
+        """The post without the cue for a completion that rows of trl-lib/tldr end in: the instruction asks already."""
+        return source.strip().removesuffix("TL;DR:").rstrip()

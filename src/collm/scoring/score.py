@@ -1,0 +1,259 @@
+"""Rewards of recorded cases, without any model: what `tools/score.py` does.
+
+A case is one JSON object per line, of one of two kinds. With `env` and `inputs` (writing, coding) or `env`, `task` and
+`completions` (the building games) it holds everything its reward depends on. A transcript, as `predict` and
+evaluations write them, names a task of an environment; its actions are played again in the environment of the run.
+`DIFFERENCES`, which `--help` shows, says where scores are not those of the authors' released code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from collm.environments.base import Environment, EpisodeFailure
+from collm.environments.building.blocks import iou
+from collm.environments.building.blueprints import Blueprint
+from collm.environments.building.lettering import targets
+from collm.environments.coding.data import check_problem
+from collm.environments.coding.reward import READINGS
+from collm.environments.writing.arxiv import ArXiv
+from collm.environments.writing.base import score_pair, split_paragraphs
+from collm.environments.writing.tldr import TLDR
+from collm.errors import ConfigurationError
+from collm.sandbox.pool import Sandbox, SandboxFailure
+from collm.scoring.cases import CaseError, Result, get, score_house_build, score_str_build, texts
+
+FORMS = ("paper", "released")
+DIFFERENCES = """\
+Where scores differ from those of the authors' released code:
+
+  --reward released, which agrees with it on recorded cases but for
+    writing     style_transitions: the list of phrases is this project's own
+    coding      values are compared outside the program, as plain data: an object equal to everything passes no test,
+                and a program that ends its process fails its tests instead of ending the run
+
+  --reward paper, the default, by design
+    coding      a call of the helper is one in the syntax tree; a comment or a string that mentions it is none
+                a result of the helper that is thrown away costs 0.5 in every spelling
+                a function goes to its end: a nested function does not cut it off; own imports and constants stay
+                every assert of a test counts, those of several lines and in loops too
+    writing     length is counted without blanks, transitions are whole words and earn by the logarithm, two texts
+                without content words have nothing in common; arXiv has the ranges that the paper prints
+    StrBuild    blocks beside the target are divided by the target, and no kind of block has to be used
+    HouseBuild  covered and extra cells over those of the house, whatever their kind; spiders cost up to 0.2
+"""
+WRITING = {"tldr": TLDR, "arxiv": ArXiv}
+
+
+class Scorer:
+    """Scores cases and transcripts.
+
+    Args:
+        reward: Form of the reward; None for "paper" in cases, and for what is configured in transcripts.
+        sandbox: Where programs run.
+        environment: Makes the environment that transcripts are played in, for a form of the reward; None if there is
+            none.
+    """
+
+    def __init__(
+        self,
+        reward: str | None = None,
+        sandbox: Sandbox | None = None,
+        environment: Callable[[str | None], Environment] | None = None,
+    ):
+        self.reward = reward
+        self.form = reward or "paper"
+        self.sandbox = sandbox or Sandbox()
+        self._make_environment = environment
+        self._environment: Environment | None = None
+
+    def begin(self, case: Any) -> Callable[[], Result]:
+        """Check a case and start what takes time; the function that is returned waits for the result."""
+        if not isinstance(case, Mapping):
+            raise CaseError(f"expected an object, got {type(case).__name__}")
+        if "turns" in case:
+            result = self.transcript(case)
+            return lambda: result
+        name = get(case, "env", str)
+        if name.startswith("code_generation"):
+            return self.coding(get(case, "inputs", dict), alone=name.endswith("_single_agent"))
+        if name.removesuffix("_single_agent") in WRITING:
+            result = self.writing(name, get(case, "inputs", dict))
+        elif name in ("str_build", "str_build_feedback"):
+            result = score_str_build(get(case, "task", dict), texts(case, "completions"), self.form)
+        elif name in ("house_build", "house_build_feedback"):
+            result = score_house_build(get(case, "task", dict), texts(case, "completions"), self.form)
+        else:
+            raise CaseError(f"env {name!r} is none of tldr, arxiv, code_generation, str_build, house_build")
+        return lambda: result
+
+    def writing(self, name: str, inputs: Mapping[str, Any]) -> Result:
+        """Two texts, or one response that holds both."""
+        form = WRITING[name.removesuffix("_single_agent")].forms[self.form]
+        if name.endswith("_single_agent"):
+            pair = split_paragraphs(get(inputs, "response", str))
+        else:
+            pair = (get(inputs, "completion1", str), get(inputs, "completion2", str))
+        score = score_pair(form, *pair)
+        return {"reward": score.total, "terms": score.terms}
+
+    def coding(self, inputs: Mapping[str, Any], alone: bool) -> Callable[[], Result]:
+        """A helper's and a main completion; the program is judged while the next cases are read."""
+        helper, main = (get(inputs, f"{name}_completion", str) for name in ("aux", "main"))
+        # A case may have no test at all, which a problem to train on must have.
+        problem = {name: get(inputs, name, str) for name in ("prompt", "test", "entry_point")}
+        if problem["test"].strip():
+            try:
+                check_problem("inputs", {"task_id": "case", **problem})
+            except ConfigurationError as error:
+                raise CaseError(str(error)) from None
+        reading = READINGS[self.form](problem, None if alone else helper, main)
+        case = reading.case()
+        waiting = None if case is None else self.sandbox.submit(case)
+
+        def finish() -> Result:
+            score = reading.score(None if waiting is None else waiting.result())
+            return {
+                "reward": max(0.0, score.total_reward),
+                "terms": dict(score.terms),
+                "passed": score.passed,
+                "total": score.total,
+                "error": score.error,
+            }
+
+        return finish
+
+    def transcript(self, record: Mapping[str, Any]) -> Result:
+        """Play the actions of a transcript again."""
+        if self._environment is None:
+            if self._make_environment is None:
+                raise CaseError("a transcript needs the config.yaml of its run; keep it beside, or give --config")
+            self._environment = self._make_environment(self.reward)
+        environment, task_id = self._environment, get(record, "task_id", str)
+        known = {task.task_id: task for split in ("train", "eval") for task in environment.tasks(split)}
+        if task_id not in known:
+            raise CaseError(f"task {task_id!r} is not one of the configured environment's")
+        state, _ = environment.reset(known[task_id], random.Random(0))
+        turns: list[Result] = []
+        for turn in get(record, "turns", list):
+            actions = {name: get(get(turn, "actions", dict), name, str) for name in environment.agent_ids}
+            damage = (turn.get("info") or {}).get("counts", {}).get("damage")
+            if turns == [] and damage is not None and hasattr(state, "attacks"):
+                state = replace(state, attacks=(damage,))  # spiders were drawn anew; theirs is on record
+            try:
+                step = environment.step(state, actions)
+            except EpisodeFailure as failure:
+                raise CaseError(str(failure)) from None
+            state = step.state
+            turns.append(
+                {"reward": step.reward, "terms": step.terms, **from_info(step.info, environment, known[task_id])}
+            )
+        terms: dict[str, float] = {}
+        for turn in turns:
+            for name, value in turn["terms"].items():
+                terms[name] = terms.get(name, 0.0) + value
+        last = {name: value for name, value in (turns[-1] if turns else {}).items() if name in ("agents", "iou")}
+        return {"reward": sum(turn["reward"] for turn in turns), "terms": terms, **last, "turns": turns}
+
+
+def from_info(info: Mapping[str, Any], environment: Environment, task: Any) -> Result:
+    """What a turn of a building game says about each agent's lines and the build; empty for other environments."""
+    if "accepted" not in info:
+        return {}
+    cells = targets(task.data["rows"]) if "rows" in task.data else Blueprint.of(task.data).world
+    agents = [
+        {
+            "accepted": info["accepted"][name],
+            "rejected": [{"line": line, "reason": reason} for line, reason in info["rejected"][name]],
+        }
+        for name in environment.agent_ids
+    ]
+    return {"agents": agents, "iou": iou(cells, [tuple(entry[:3]) for entry in info["world"]])}
+
+
+def score_lines(lines: Iterable[str], scorer: Scorer) -> Iterator[Result]:
+    """One result for each line that is not blank, in order; a bad line becomes an error that names its number."""
+    started: list[tuple[int, Callable[[], Result] | str]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            started.append((number, scorer.begin(json.loads(line))))
+        except (CaseError, ValueError, RecursionError) as error:
+            started.append(
+                (number, f"{type(error).__name__}: {error}" if isinstance(error, RecursionError) else str(error))
+            )
+    for number, finish in started:
+        if isinstance(finish, str):
+            yield {"line": number, "error": finish}
+            continue
+        try:
+            yield {"line": number, **finish()}
+        except SandboxFailure as error:
+            yield {"line": number, "error": str(error)}
+
+
+def configured_environment(config: Path) -> Callable[[str | None], Environment]:
+    """Makes the environment of a run's config.yaml, with another form of the reward where one is asked for."""
+
+    def make(reward: str | None) -> Environment:
+        from jsonargparse import ArgumentParser
+
+        try:
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["environment"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise CaseError(f"{config} holds no data.environment ({error!r})") from None
+        if reward is not None:
+            settings["init_args"] = {**(settings.get("init_args") or {}), "reward": reward}
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Environment, "environment", required=True)
+        return parser.instantiate_classes(parser.parse_object({"environment": settings})).environment
+
+    return make
+
+
+def find_config(cases: Path) -> Path | None:
+    """The config.yaml of the run that a transcript lies in."""
+    return next(
+        (path for path in (folder / "config.yaml" for folder in cases.resolve().parents[:3]) if path.is_file()), None
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 if every line could be scored, 1 if some could not, 2 if there was nothing to read."""
+    parser = argparse.ArgumentParser(
+        description="Score recorded cases again: one JSON object per line in and out.",
+        epilog=DIFFERENCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("cases", type=Path, help="file with one case or transcript per line")
+    parser.add_argument("--reward", choices=FORMS, help="form of the reward (default: paper, or as configured)")
+    parser.add_argument("--config", type=Path, help="config.yaml of the run that transcripts are from")
+    options = parser.parse_args(arguments)
+    try:
+        lines = options.cases.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"{options.cases} cannot be read: {error}", file=sys.stderr)
+        return 2
+    config = options.config or find_config(options.cases)
+    scorer = Scorer(options.reward, None, configured_environment(config) if config else None)
+    failed = 0
+    try:
+        for result in score_lines(lines, scorer):
+            failed += "reward" not in result
+            print(json.dumps(result), flush=True)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        scorer.sandbox.close()
+    return 1 if failed else 0

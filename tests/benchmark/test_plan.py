@@ -1,0 +1,133 @@
+"""Plans without weights: what is counted and estimated, against arithmetic by hand and against what autograd keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+
+from collm.benchmark import plan
+from toy import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+# Qwen3-4B: embeddings tied to the head; queries, keys, values, output; feed-forward; two norms, and those of heads
+QWEN3_4B = (
+    151936 * 2560
+    + 36 * (2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728 + 2 * 2560 + 2 * 128)
+    + 2560  # the last norm
+)
+HEAD = 2560 + 1  # of the critic, in float32
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, *args: str) -> plan.Plan:
+    found: list[plan.Plan] = []
+    monkeypatch.setattr(plan, "describe", lambda made, options: found.append(made) or [])
+    assert plan.main(CONFIGS / "base.yaml", list(args)) == 0
+    return found[0]
+
+
+def files(*names: str) -> list[str]:
+    return [f"--config={CONFIGS / name}.yaml" for name in names]
+
+
+@pytest.fixture
+def house_build(monkeypatch: pytest.MonkeyPatch) -> plan.Plan:
+    """The paper's game with two agents and a critic of Qwen3-4B, each trained in full in bfloat16."""
+    names = ("algorithms/collm_cc", "environments/house_build", "models/qwen3-4b", "critics/qwen3-4b")
+    return planned(monkeypatch, *files(*names))
+
+
+def test_the_models_of_the_paper_have_their_published_size(house_build: plan.Plan) -> None:
+    assert QWEN3_4B == 4_022_468_096  # "4.0B"
+    sizes = {name: sum(w.numel() for w in one.lm.parameters()) for name, one in house_build.module.backbones.items()}
+    assert sizes == {"builder_1": QWEN3_4B, "builder_2": QWEN3_4B, "critic": QWEN3_4B}
+    assert all(weight.is_meta for weight in house_build.module.parameters())
+
+
+def test_one_device_holds_everything(house_build: plan.Plan) -> None:
+    needs = house_build.needs(1, sharded=False)
+    weights = 3 * QWEN3_4B * 2 + HEAD * 4
+    assert needs.parameters == needs.gradients == weights
+    assert needs.optimizer == pytest.approx(2 * weights, rel=1e-6)  # and the count of steps of each tensor
+    layer = (8 + 4 * 2) * 2560 + (2 * 2 + 6) * (4096 + 1024) + 4 * 2 * 9728
+    assert needs.activations == 16384 * (36 * 2 * 2560 + layer) + 4 * 2**23 * 4
+    # 16 episodes of 4 turns of 1024 + 512 tokens; keys and values of 8 heads of 128
+    assert needs.cache == 16 * 4 * 1536 * 1.5 * (2 * 36 * 8 * 128 * 2)
+    assert needs.gathered == needs.sampled == 0
+    assert needs.peak == needs.held + needs.cache  # more than the activations
+
+
+def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
+    one, ddp, fsdp = (house_build.needs(*how) for how in ((1, False), (8, False), (8, True)))
+    assert (ddp.parameters, ddp.optimizer) == (one.parameters, one.optimizer)
+    assert ddp.gradients == 2 * one.gradients  # with the buckets
+    for name in ("parameters", "gradients", "optimizer"):
+        assert getattr(fsdp, name) == pytest.approx(getattr(one, name) / 8, rel=1e-5), name
+    assert fsdp.cache == ddp.cache == one.cache / 8
+    assert fsdp.sampled == 2 * QWEN3_4B * 2  # two agents in one piece
+    layer = 2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728 + 2 * 2560 + 2 * 128
+    assert fsdp.gathered == 2 * (QWEN3_4B - 34 * layer)
+
+
+def test_a_network_with_a_device_of_its_own_needs_what_it_would_alone(house_build: plan.Plan) -> None:
+    one, agent, critic = (house_build.needs(1, sharded=False), *map(house_build.needs_of, ("builder_1", "critic")))
+    assert agent.parameters == agent.gradients == QWEN3_4B * 2
+    assert critic.parameters == critic.gradients == QWEN3_4B * 2 + HEAD * 4
+    assert agent.optimizer == pytest.approx(4 * QWEN3_4B, rel=1e-6)
+    assert (agent.activations, agent.cache) == (one.activations, one.cache)
+    assert critic.cache == 0
+    assert house_build.placed() == agent  # whose cache is more than the critic's head
+
+
+def test_lora_trains_adapters_on_one_frozen_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = planned(
+        monkeypatch,
+        *files("algorithms/collm_cc", "environments/house_build", "models/qwen3-4b", "critics/qwen3-4b"),
+        *("--model.parameters=lora", "--model.policy.lora_rank=16", "--model.critic.lora_rank=16"),
+    )
+    assert len(found.module.backbones) == 1
+    widths = (2560 + 4096) + 2 * (2560 + 1024) + (4096 + 2560) + 3 * (2560 + 9728)  # in and out of each matrix
+    adapter = 36 * 16 * widths
+    needs = found.needs(8, sharded=True)
+    assert needs.gradients == pytest.approx(3 * adapter * 4 + HEAD * 4)  # whole everywhere, in float32
+    assert needs.parameters == pytest.approx(QWEN3_4B * 2 / 8 + 3 * adapter * 4 + HEAD * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config])
+def test_activations_are_what_autograd_keeps(kind: type, dtype: torch.dtype) -> None:
+    def kept(num_layers: int) -> tuple[float, torch.nn.Module]:
+        sizes = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 2}
+        lm = AutoModelForCausalLM.from_config(
+            kind(vocab_size=64, head_dim=48, num_hidden_layers=num_layers, **sizes), dtype=dtype
+        )
+        found = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept, so that no place is used twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            lm.base_model(torch.zeros(1, 512, dtype=torch.long), torch.ones(1, 512, dtype=torch.bool), use_cache=False)
+        weights = {weight.data_ptr() for weight in lm.parameters()}
+        return sum(size for place, (size, _) in found.items() if place not in weights), lm
+
+    shape = plan.Shape.of(kept(1)[1])
+    per_token = (kept(3)[0] - kept(1)[0]) / 2 / 512
+    assert (shape.queries, shape.keys, shape.normalized) == (384, 96, kind is Qwen3Config)
+    assert shape.activation_bytes(dtype.itemsize) == pytest.approx(per_token, rel=0.02)
+
+
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = ("algorithms/magrpo", "environments/tldr", "models/qwen3-1.7b")
+    args = ["--devices", "2", "--memory", "80", "--data.num_generations", "4", *files(*names)]
+    assert plan.main(CONFIGS / "base.yaml", args) == 0
+    shown = capsys.readouterr().out
+    assert "1,720,574,976 parameters in bfloat16" in shown
+    rows = [line.split("|")[1:-1] for line in shown.splitlines() if line.startswith("|")]
+    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [["2", "ddp"], ["2", "fsdp"], ["2", "placed"]]
+    # 2 x 1.72e9 x 2 bytes whole, and in two halves
+    assert [row[2].strip() for row in rows[2:]] == ["6.9", "3.4", "3.4"]

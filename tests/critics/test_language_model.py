@@ -1,0 +1,185 @@
+"""What a critic reads, and that one pass over a history gives the values of all its turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from collm.critics.language_model import Critic, CriticSpec
+from collm.models.backbone import Backbone
+from collm.trajectory import Action, Task, Trajectory, Turn, pad_sequences
+
+AGENTS = ("a1", "a2")
+
+
+def make(folder: str, reads: tuple[str, ...] = AGENTS, **options) -> Critic:
+    critic = Critic(CriticSpec(path=folder, **options), Backbone(folder, "float32"), None, reads)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(critic.head.weight)  # a fresh head says the same of every history
+    return critic
+
+
+def played(num_turns: int = 3) -> Trajectory:
+    trajectory = Trajectory(Task("task", {}), 0, horizon=4, max_reward=2.0)
+    for turn in range(num_turns):
+        observations = {agent_id: f"seen by {agent_id} at {turn}" for agent_id in AGENTS}
+        actions = {agent_id: Action(f"said by {agent_id} at {turn}") for agent_id in AGENTS}
+        trajectory.turns.append(Turn(observations, actions, reward=0.25 * (turn + 1)))
+    return trajectory
+
+
+def changed(trajectory: Trajectory, turn: int, agent_id: str, what: str) -> Trajectory:
+    """The trajectory with something else written or shown in one turn."""
+    turns = list(trajectory.turns)
+    if what == "action":
+        turns[turn] = replace(turns[turn], actions={**turns[turn].actions, agent_id: Action("something else 7 7 7")})
+    else:
+        turns[turn] = replace(turns[turn], observations={**turns[turn].observations, agent_id: "something else 7 7 7"})
+    return replace(trajectory, turns=turns)
+
+
+@torch.no_grad()
+def values_of(critic: Critic, trajectories: list[Trajectory], num_turns: int = 3) -> torch.Tensor:
+    batch = pad_sequences(critic.encode(trajectories), critic.tokenizer.pad_token_id, "cpu")
+    return batch.sum_by_turn(critic(batch), (len(trajectories), num_turns))
+
+
+def text_of(critic: Critic, trajectory: Trajectory) -> str:
+    (row,) = critic.encode([trajectory])
+    return critic.tokenizer.decode(row.ids)
+
+
+@pytest.mark.parametrize("agent_id", AGENTS)
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_no_value_sees_an_action_of_its_own_turn_or_later(tiny_folder: str, turn: int, agent_id: str) -> None:
+    critic = make(tiny_folder)
+    before = values_of(critic, [played()])[0]
+    after = values_of(critic, [changed(played(), turn, agent_id, "action")])[0]
+    assert_close(after[: turn + 1], before[: turn + 1], atol=1e-5, rtol=1e-5)
+    assert ((after[turn + 1 :] - before[turn + 1 :]).abs() > 1e-3).all()
+
+
+@pytest.mark.parametrize("agent_id", AGENTS)
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_values_see_the_observations_of_their_own_turn(tiny_folder: str, turn: int, agent_id: str) -> None:
+    critic = make(tiny_folder)
+    before = values_of(critic, [played()])[0]
+    after = values_of(critic, [changed(played(), turn, agent_id, "observation")])[0]
+    assert_close(after[:turn], before[:turn], atol=1e-5, rtol=1e-5)
+    assert ((after[turn:] - before[turn:]).abs() > 1e-3).all()
+
+
+def test_no_value_sees_the_reward_of_its_own_turn(tiny_folder: str) -> None:
+    critic = make(tiny_folder)
+    before, other = values_of(critic, [played()])[0], played()
+    other.turns[1].reward = 1.75
+    after = values_of(critic, [other])[0]
+    assert_close(after[:2], before[:2], atol=1e-5, rtol=1e-5)
+    assert (after[2] - before[2]).abs() > 1e-3
+
+
+def test_one_pass_equals_a_pass_per_history(tiny_folder: str) -> None:
+    critic = make(tiny_folder)
+    together = values_of(critic, [played(), changed(played(), 0, "a1", "action")])
+    for turn in range(3):
+        start = replace(played(), turns=played().turns[: turn + 1])
+        assert len(critic.encode([start])) == 1
+        assert_close(values_of(critic, [start])[0, turn], together[0, turn], atol=1e-5, rtol=1e-5)
+
+
+def test_values_are_read_from_the_last_hidden_state(tiny_folder: str) -> None:
+    critic = make(tiny_folder)
+    (row,) = critic.encode([played(1)])
+    assert row.turns == [-1] * (len(row.ids) - 1) + [0]
+    hidden = critic.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1]
+    assert_close(values_of(critic, [played(1)], 1)[0, 0], critic.head(hidden)[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_joint_history_in_words(tiny_folder: str) -> None:
+    critic = make(tiny_folder)
+    assert text_of(critic, played(2)) == (
+        "[turn 1 of 4]\n[a1] seen by a1 at 0\n[a2] seen by a2 at 0\n[value]"
+        "\n[a1] said by a1 at 0\n[a2] said by a2 at 0\n"
+        "[turn 2 of 4]\n[last reward 0.25 of 2.00]\n[a1] seen by a1 at 1\n[a2] seen by a2 at 1\n[value]"
+    )
+
+
+def test_progress_can_be_left_out(tiny_folder: str) -> None:
+    critic = make(tiny_folder, progress=False)
+    assert text_of(critic, played(2)) == (
+        "[a1] seen by a1 at 0\n[a2] seen by a2 at 0\n[value]"
+        "\n[a1] said by a1 at 0\n[a2] said by a2 at 0\n"
+        "[a1] seen by a1 at 1\n[a2] seen by a2 at 1\n[value]"
+    )
+
+
+def test_an_individual_critic_reads_its_own_agent_only(tiny_folder: str) -> None:
+    critic = make(tiny_folder, reads=("a2",))
+    assert "a1" not in text_of(critic, played())
+    before = values_of(critic, [played()])
+    for what in ("action", "observation"):
+        other, own = (changed(played(), 0, agent_id, what) for agent_id in AGENTS)
+        assert_close(values_of(critic, [other]), before, atol=0, rtol=0)
+        assert (values_of(critic, [own])[0, 1:] - before[0, 1:]).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("limit", [10, 40, 60, 100, 150, 400])
+def test_every_turn_is_scored_once_however_short_the_context(tiny_folder: str, limit: int) -> None:
+    critic = make(tiny_folder, context_length=limit)
+    trajectories = [played(4), played(1), played(3)]
+    rows = critic.encode(trajectories)
+    assert all(len(row.ids) == len(row.turns) <= limit for row in rows)
+    scored = [(row.row, turn) for row in rows for turn in row.turns if turn >= 0]
+    assert scored == [
+        (row, turn) for row, trajectory in enumerate(trajectories) for turn in range(len(trajectory.turns))
+    ]
+    assert (len(rows) == 3) == (limit == 400)
+    end = critic.tokenizer("[value]").input_ids
+    for row in rows:  # each is read where nobody has acted yet
+        places = [index for index, turn in enumerate(row.turns) if turn >= 0]
+        assert all(row.ids[index + 1 - len(end) : index + 1] == end for index in places)
+    batch = pad_sequences(rows, 0, "cpu")
+    assert critic(batch)[batch.action_mask].isfinite().all()
+
+
+def test_where_a_history_is_cut_the_newest_turns_are_kept(tiny_folder: str) -> None:
+    critic = make(tiny_folder)
+    whole = len(critic.encode([played(3)])[0].ids)
+    short = make(tiny_folder, context_length=whole - 1)
+    texts = [short.tokenizer.decode(row.ids) for row in short.encode([played(3)])]
+    assert len(texts) == 2
+    assert "seen by a1 at 0" in texts[0]
+    assert "seen by a1 at 1" in texts[1]
+    assert "said by a2 at 1" in texts[1]
+    assert "seen by a1 at 0" not in texts[1]
+
+
+def test_an_episode_without_turns_has_no_rows(tiny_folder: str) -> None:
+    assert make(tiny_folder).encode([played(0)]) == []
+
+
+def test_the_bias_starts_at_the_mean_return_once(tiny_folder: str) -> None:
+    critic = make(tiny_folder)
+    torch.nn.init.zeros_(critic.head.weight)
+    critic.center(torch.tensor([]))  # every episode failed: nothing to go by yet
+    assert critic.head.bias.item() == 0
+    critic.center(torch.tensor([1.0, 2.5]))
+    critic.center(torch.tensor([9.0]))
+    assert critic.head.bias.item() == 1.75
+    assert_close(values_of(critic, [played()]), torch.full((1, 3), 1.75))
+    other = make(tiny_folder)
+    other.load_state_dict(critic.state_dict())
+    other.center(torch.tensor([9.0]))
+    assert other.head.bias.item() == 1.75
+
+
+def test_what_trains(tiny_folder: str) -> None:
+    whole = make(tiny_folder)
+    assert len(whole.trainable_parameters()) == 2 + len(list(whole.backbone.lm.parameters()))
+    backbone = Backbone(tiny_folder, "float32")
+    backbone.add_adapter("critic", 2, 4.0, 0.0)
+    critic = Critic(CriticSpec(path=tiny_folder, lora_rank=2), backbone, "critic", AGENTS)
+    assert len(critic.trainable_parameters()) == 2 + 2 * 2 * 7

@@ -1,0 +1,112 @@
+"""Rows that share their beginning against rows that each have all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache
+
+from collm.inference import prefill
+from collm.inference.cache import ReservedLayer, Rows
+from collm.inference.forward import Reader, StockReader, reader_for
+from collm.inference.generation import Sampling, generate
+from collm.inference.prefill import Memory
+from collm.inference.shared_cache import BranchedCache, unfolded
+from collm.models import backbone as backbone_module
+from collm.models.backbone import Backbone
+from families import FAMILIES
+
+PROMPTS = [[7, 8, 9] * 8, [20, 21], list(range(40, 71))]
+COPIES = {"in order": [0, 0, 0, 1, 1, 1, 2, 2, 2], "mixed": [2, 0, 2, 1, 2, 2, 0]}
+
+
+def states(rows: int, length: int) -> torch.Tensor:
+    return torch.randn(rows, 2, length, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
+def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
+    """Through new tokens, and rows that leave."""
+    torch.manual_seed(0)
+    trunk = DynamicCache()
+    trunk.layers = [ReservedLayer()]
+    shared = trunk.layers[0].update(states(3, 5), states(3, 5))
+    mask = torch.rand(3, 5) < 0.7
+    parents = torch.tensor(copies)
+    cache, whole = BranchedCache(trunk, parents), [part[parents] for part in shared]
+    mask = mask[parents]
+    for step in range(4):
+        if step == 2:
+            keep = torch.tensor([0, 2, 3, 6])
+            cache.batch_select_indices(keep)
+            whole, mask = [part[keep] for part in whole], mask[keep]
+        new = states(len(mask), 1), states(len(mask), 1)
+        cache.layers[0].update(*new)
+        whole = [torch.cat(parts, dim=2) for parts in zip(whole, new, strict=True)]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        seen = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -1e300)[:, None, None]
+        queries = states(len(mask), 3)  # that share a key
+        expected = F.scaled_dot_product_attention(queries, *whole, attn_mask=seen, scale=0.3)
+        torch.testing.assert_close(cache.attend(0, queries, seen, 0.3), expected)
+    chosen = torch.tensor([3, 1])
+    rows, places = unfolded(Rows(cache, mask), chosen)
+    assert torch.equal(rows.mask[places], mask[chosen])
+    assert torch.equal(rows.cache.layers[0].keys[places], whole[0][chosen])
+    assert torch.equal(rows.cache.layers[0].values[places], whole[1][chosen])
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Backbone]:
+    def backbone(family: str) -> Backbone:
+        lm = FAMILIES[family]()
+        torch.manual_seed(0)
+        for weight in lm.parameters():
+            nn.init.normal_(weight, std=0.2)
+        monkeypatch.setattr(backbone_module, "load_model", lambda *args: lm)
+        return Backbone("made here", "float32").eval()
+
+    return backbone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
+def test_groups_are_sampled_as_from_copies(
+    made: Callable, monkeypatch: pytest.MonkeyPatch, family: str, copies: list[int]
+) -> None:
+    """With the same chance, responses of different lengths, and branches of those again."""
+    backbone = made(family)
+    monkeypatch.setattr(prefill, "_WORTH_BRANCHING", 0)
+    branched = reader_for([(backbone, None)])
+    assert branched.branches
+    whole = StockReader(backbone, [None])
+    found, expected = (rollout(reader, copies) for reader in (branched, whole))
+    assert len({len(tokens) for tokens, _ in expected}) > 1  # rows leave one after the other
+    assert len({tuple(tokens) for tokens, _ in expected}) > len(PROMPTS)
+    for (tokens, log_probs), (other, other_log_probs) in zip(found, expected, strict=True):
+        assert tokens == other
+        assert log_probs == pytest.approx(other_log_probs, abs=2e-5)
+
+
+def rollout(reader: Reader, copies: list[int]) -> list[tuple[list[int], list[float]]]:
+    """Two turns; two responses to each history of the second."""
+    chance, memory = torch.Generator().manual_seed(0), Memory()
+    sampling, ends = Sampling(12, temperature=2.0), range(0, 97, 9)
+    first = generate(reader, [PROMPTS[copy] for copy in copies], sampling, ends, chance, memory)
+    histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _) in zip(copies, first, strict=True)]
+    return [*first, *generate(reader, histories + histories, sampling, ends, chance, memory)]
+
+
+def test_what_is_shared_is_held_once(made: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, caches = made("llama"), []
+    reader = reader_for([(backbone, None)])
+    for worth in (0, 2**30):
+        monkeypatch.setattr(prefill, "_WORTH_BRANCHING", worth)
+        rows, _ = prefill.prefill(reader, [(0, tuple(PROMPTS[2]))] * 8, Memory())
+        caches.append(rows.cache)
+    assert [type(cache) is BranchedCache for cache in caches] == [True, False]
+    assert len(caches[0].trunk.layers[0].keys) == 1
+    assert len(caches[1].layers[0].keys) == 8
