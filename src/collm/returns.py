@@ -31,22 +31,19 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, discount: float) -> T
     return _discounted_sum(_masked(rewards, turn_mask), discount)
 
 
-def td_targets(rewards: Tensor, values: Tensor, turn_mask: Tensor, discount: float) -> Tensor:
-    """One-step targets of a critic, r_t + gamma V_{t+1} (arXiv 2601.21972, eq. 3 and 5).
+def next_turn(values: Tensor, turn_mask: Tensor) -> Tensor:
+    """V(h_{t+1}) from V(h_t): 0 after the last played turn of a row, as there is no bootstrap beyond the horizon.
 
     Args:
-        rewards: Team reward of each turn, [B, T].
         values: V(h_t), [B, T].
         turn_mask: True at played turns, [B, T].
-        discount: gamma.
 
     Returns:
-        Targets, 0 at masked turns, [B, T].
+        Values of the next turn, [B, T].
     """
     values = _masked(values, turn_mask)
     # The value after the last column is 0; a row that ends earlier finds the 0 of its first masked turn.
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    return _masked(rewards + discount * next_values, turn_mask)
+    return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
 
 
 def generalized_advantages(
@@ -69,14 +66,15 @@ def generalized_advantages(
         turn_mask: True at played turns, [B, T].
         discount: gamma.
         gae_lambda: lambda.
-        next_values: V'(h_t) of a target critic for the same turns (not shifted), [B, T]. V'(h_{t+1}) then stands in
-            for V_{t+1} in delta_t = r_t + gamma V'_{t+1} - V_t, and lambda 1 is no longer the return minus the value.
+        next_values: V(h_{t+1}), [B, T]; by default those of `values`. With those of another critic, lambda 1 is no
+            longer the return minus the value.
 
     Returns:
         Advantages, 0 at masked turns, [B, T].
     """
-    targets = td_targets(rewards, values if next_values is None else next_values, turn_mask, discount)
-    deltas = _masked(targets - values, turn_mask)
+    if next_values is None:
+        next_values = next_turn(values, turn_mask)
+    deltas = _masked(rewards + discount * next_values - values, turn_mask)
     return _discounted_sum(deltas, discount * gae_lambda)
 
 

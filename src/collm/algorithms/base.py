@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from collm.algorithms.checkpoints import Checkpointed
-from collm.critics.language_model import Network
+from collm.critics.value_network import ValueNetwork
 from collm.errors import ConfigurationError, TrainingError
 from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
@@ -211,24 +211,28 @@ class MultiAgentModule(Checkpointed):
         """While it lasts, the policies are as they act: without dropout, and gathered where they are sharded."""
         training = self.training
         self.eval()
-        with self.gathering() if self.gathering else nullcontext():
-            yield
-        self.train(training)
+        try:
+            with self.gathering() if self.gathering else nullcontext():
+                yield
+        finally:
+            self.train(training)
 
     # Updating
 
-    def minibatches(self, batch: RolloutBatch, num_epochs: int) -> Iterator[set[int]]:
-        """Rows of the batch for each optimizer step: `num_epochs` passes in `num_minibatches` random parts."""
+    def minibatches(self, num_rows: int, num_epochs: int) -> Iterator[set[int]]:
+        """Rows of a batch for each optimizer step: `num_epochs` passes in `num_minibatches` random parts."""
         for _ in range(num_epochs):
-            order = torch.randperm(len(batch.trajectories)).tolist()
+            order = torch.randperm(num_rows).tolist()
             for part in range(self.num_minibatches):
                 yield set(order[part :: self.num_minibatches])
 
-    def device_of(self, network: Network) -> torch.device:
+    def device_of(self, network: Policy | ValueNetwork) -> torch.device:
         """Where a network reads what it is given."""
         return network.backbone.home or self.device
 
-    def chunks(self, sequences: Iterable[TokenSequence], rows: set[int], network: Network) -> Iterator[SequenceBatch]:
+    def micro_batches(
+        self, sequences: Iterable[TokenSequence], rows: set[int], network: Policy | ValueNetwork
+    ) -> Iterator[SequenceBatch]:
         """Micro-batches of the sequences that belong to `rows`, for `network` to read."""
         pad_id, device = network.tokenizer.pad_token_id, self.device_of(network)
         chosen = [sequence for sequence in sequences if sequence.row in rows]
@@ -253,7 +257,7 @@ class MultiAgentModule(Checkpointed):
         """Policy-gradient steps of every agent on `advantages` [B, T], by agent id."""
         advantages = {name: pool_shared_actions(values, batch, name) for name, values in advantages.items()}
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
-        for rows in self.minibatches(batch, self.num_epochs):
+        for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
             for name, members in self.team.items():
                 losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
@@ -269,7 +273,7 @@ class MultiAgentModule(Checkpointed):
         num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), device).clamp(min=1)
         shape = tuple(advantages.shape)
         sums = torch.zeros(3, device=device)  # of entropy, KL and drift
-        for chunk in self.chunks(sequences, rows, policy):
+        for chunk in self.micro_batches(sequences, rows, policy):
             mask = chunk.action_mask
             if self.kl_weight:
                 with torch.no_grad():

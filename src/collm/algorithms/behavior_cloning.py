@@ -28,7 +28,7 @@ class BehaviorCloning(MultiAgentModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
-        for rows in self.minibatches(batch, self.num_epochs):
+        for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
             for name, members in self.team.items():
                 losses = (self.cloning_losses(agent_id, sequences[agent_id], rows) for agent_id in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
@@ -38,6 +38,6 @@ class BehaviorCloning(MultiAgentModule):
         policy = self.policies[agent_id]
         own_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
         num_tokens = sum_over_ranks(own_tokens, self.device_of(policy)).clamp(min=1)
-        for chunk in self.chunks(sequences, rows, policy):
+        for chunk in self.micro_batches(sequences, rows, policy):
             log_probs, _ = policy.log_probs(chunk)
             yield -log_probs.sum() / num_tokens

@@ -24,22 +24,18 @@ class CoLLMCC(ActorCritic):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-
-    def critic_readers(self) -> dict[str, tuple[str, ...]]:
-        return {"critic": self.agent_ids}
+        self.add_critic("critic", self.agent_ids)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        histories = self.critics["critic"].encode(batch.trajectories)
-        values = self.values("critic", histories, batch)  # V(h_t), [B, T]
-        later = self.bootstrap_values("critic", values, histories, batch)  # V(h_{t+1}) is read from these
-        # delta_t of (4) at gae_lambda 0; with the value added, the target of (5), held fixed
-        advantages = generalized_advantages(
-            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later
+        values = self.critic.values(batch)  # V(h_t), [B, T]
+        next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
+        advantages = generalized_advantages(  # delta_t of (4) at gae_lambda 0
+            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
         )
-        targets = self.value_targets(values, advantages, later, batch)
-        self.log_critic("critic", values, targets, batch)
+        targets = self.value_targets(batch, values, next_values, advantages)  # of (5)
+        self.log_critic("critic", batch, values, targets)
 
-        self.update_critic("critic", histories, values, targets, batch)  # (5)
-        if self.actors_learn:
-            shared = self.shape_advantages(advantages, batch.turn_mask)
-            self.update_policies(batch, dict.fromkeys(self.agent_ids, shared))  # (4)
+        self.critic.update(batch, values, targets)  # (5)
+        if self.policies_learn:
+            advantages = self.shape_advantages(advantages, batch.turn_mask)
+            self.update_policies(batch, dict.fromkeys(self.agent_ids, advantages))  # (4)

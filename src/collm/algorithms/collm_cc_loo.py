@@ -14,13 +14,13 @@ and adds no bias however wrong it is. COMA weighs with Q - B_i; y_t in the place
 action, and is biased only as far as V(h_{t+1}) is, with `gae_lambda: 1` not at all. With one agent B is a value of
 the history alone, as in CoLLM-CC.
 
-One critic reads all of it in N rows per trajectory, `CounterfactualCritic`, so it costs N times the critic of CoLLM-CC.
+One critic reads all of it in N rows per trajectory (`CounterfactualEncoder`), so it costs N times that of CoLLM-CC.
 """
 
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.critics.counterfactual import CounterfactualCritic
+from collm.critics.counterfactual import CounterfactualEncoder
 from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch
 
@@ -32,30 +32,25 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         kwargs: Everything that actor-critic algorithms share; `gae_lambda` shapes the targets.
     """
 
-    critic_class = CounterfactualCritic
-
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-
-    def critic_readers(self) -> dict[str, tuple[str, ...]]:
-        return {"critic": self.agent_ids}
+        self.add_critic("critic", self.agent_ids, CounterfactualEncoder)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        histories = self.critics["critic"].encode(batch.trajectories)
-        width = 1 + len(self.agent_ids)
-        found = self.values("critic", histories, batch)  # [B, T (N + 1)]
-        values, *baselines = found.view(len(found), -1, width).unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
-        later = self.bootstrap_values("critic", found, histories, batch)[:, ::width]  # V(h_{t+1}) is among these
-        # y_t: the TD error at gae_lambda 0, with the value added
-        errors = generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later)
-        estimates = errors + values
-        targets = self.value_targets(values, errors, later, batch)
-        self.log_critic("critic", values, targets, batch)
-        shaped = {}
+        all_values = self.critic.values(batch)  # [B, T, N + 1]
+        values, *baselines = all_values.unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
+        next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
+        errors = generalized_advantages(
+            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
+        )
+        estimates = errors + values  # y_t at gae_lambda 0
+        targets = self.value_targets(batch, values, next_values, errors)
+        self.log_critic("critic", batch, values, targets)
+        advantages = {}
         for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
-            self.log_critic(f"critic/without_{agent_id}", baseline, targets, batch)
-            shaped[agent_id] = self.shape_advantages(estimates - baseline, batch.turn_mask)
+            self.log_critic(f"critic/without_{agent_id}", batch, baseline, targets)
+            advantages[agent_id] = self.shape_advantages(estimates - baseline, batch.turn_mask)
 
-        self.update_critic("critic", histories, found, targets.repeat_interleave(width, dim=1), batch)
-        if self.actors_learn:
-            self.update_policies(batch, shaped)
+        self.critic.update(batch, all_values, targets)
+        if self.policies_learn:
+            self.update_policies(batch, advantages)

@@ -17,7 +17,7 @@ the critic does not know: where Q does not tell actions apart, advantages are 0,
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.critics.action_value import QCritic
+from collm.critics.action_value import ActionValueEncoder
 from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch
 
@@ -29,28 +29,22 @@ class CoLLMCCQ(ActorCritic):
         kwargs: Everything that actor-critic algorithms share; `gae_lambda` shapes the targets alone.
     """
 
-    critic_class = QCritic
-
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-
-    def critic_readers(self) -> dict[str, tuple[str, ...]]:
-        return {"critic": self.agent_ids}
+        self.add_critic("critic", self.agent_ids, ActionValueEncoder)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        histories = self.critics["critic"].encode(batch.trajectories)
-        pairs = self.values("critic", histories, batch)  # [B, 2T]
-        values, action_values = pairs[:, 0::2], pairs[:, 1::2]  # V(h_t) and Q(h_t, a_t), [B, T]
-        later = self.bootstrap_values("critic", pairs, histories, batch)[:, 1::2]  # Q(h_{t+1}, a_{t+1}) is among these
-        # y_t at gae_lambda 0: the TD error of Q, with Q added
-        errors = generalized_advantages(
-            batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda, later
+        pairs = self.critic.values(batch)  # [B, T, 2]
+        values, action_values = pairs.unbind(-1)  # V(h_t) and Q(h_t, a_t), [B, T]
+        next_values = self.critic.next_values(batch, action_values)  # Q(h_{t+1}, a_{t+1})
+        errors = generalized_advantages(  # of y_t at gae_lambda 0: the TD error of Q
+            batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda, next_values
         )
-        targets = self.value_targets(action_values, errors, later, batch)
-        self.log_critic("critic", action_values, targets, batch)
-        self.log_critic("critic/baseline", values, targets, batch)
+        targets = self.value_targets(batch, action_values, next_values, errors)
+        self.log_critic("critic", batch, action_values, targets)
+        self.log_critic("critic/baseline", batch, values, targets)
 
-        self.update_critic("critic", histories, pairs, targets.repeat_interleave(2, dim=1), batch)
-        if self.actors_learn:
-            shared = self.shape_advantages(action_values - values, batch.turn_mask)
-            self.update_policies(batch, dict.fromkeys(self.agent_ids, shared))
+        self.critic.update(batch, pairs, targets)
+        if self.policies_learn:
+            advantages = self.shape_advantages(action_values - values, batch.turn_mask)
+            self.update_policies(batch, dict.fromkeys(self.agent_ids, advantages))

@@ -26,25 +26,20 @@ class CoLLMDC(ActorCritic):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-
-    def critic_readers(self) -> dict[str, tuple[str, ...]]:
-        return {f"critic/{agent_id}": (agent_id,) for agent_id in self.agent_ids}
+        self.own_critics = {agent_id: self.add_critic(f"critic/{agent_id}", [agent_id]) for agent_id in self.agent_ids}
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        shaped = {}
-        for agent_id in self.agent_ids:
-            name = f"critic/{agent_id}"
-            histories = self.critics[name].encode(batch.trajectories)
-            values = self.values(name, histories, batch)  # V_i(h_{i,t}), [B, T]
-            later = self.bootstrap_values(name, values, histories, batch)  # V_i(h_{i,t+1}) is read from these
-            # delta_{i,t} of (2) at gae_lambda 0; with the value added, the target of (3), held fixed
-            advantages = generalized_advantages(
-                batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, later
+        advantages = {}
+        for agent_id, critic in self.own_critics.items():
+            values = critic.values(batch)  # V_i(h_{i,t}), [B, T]
+            next_values = critic.next_values(batch, values)  # V_i(h_{i,t+1})
+            errors = generalized_advantages(  # delta_{i,t} of (2) at gae_lambda 0
+                batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
             )
-            targets = self.value_targets(values, advantages, later, batch)
-            self.log_critic(name, values, targets, batch)
+            targets = self.value_targets(batch, values, next_values, errors)  # of (3)
+            self.log_critic(critic.name, batch, values, targets)
 
-            self.update_critic(name, histories, values, targets, batch)  # (3)
-            shaped[agent_id] = self.shape_advantages(advantages, batch.turn_mask)
-        if self.actors_learn:
-            self.update_policies(batch, shaped)  # (2)
+            critic.update(batch, values, targets)  # (3)
+            advantages[agent_id] = self.shape_advantages(errors, batch.turn_mask)
+        if self.policies_learn:
+            self.update_policies(batch, advantages)  # (2)

@@ -1,70 +1,54 @@
-"""A critic that reads V(h_t), and for every agent the value once all but that agent's action of turn t is known.
-
-Each agent has a row of its own: the whole history in time order, but with the agent's words LAST in every turn and its
-value read right before them. So N rows score all turns, earlier turns are whole, and a causal critic cannot see what
-is left out, nor (where agents read each other within a turn) what others wrote after the agent had begun.
-"""
+"""Histories read for V(h_t), and for every agent once all but that agent's action of turn t is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
-from collm.critics.language_model import Critic, chain
+from collm.critics.histories import HistoryEncoder, rows_of_blocks
 from collm.trajectory import TokenSequence, Trajectory
 
 
-class CounterfactualCritic(Critic):
-    """V(h) and V(h, a without agent i) over the histories of the N agents it reads.
+class CounterfactualEncoder(HistoryEncoder):
+    """Writes every trajectory once for each agent: in every turn that agent's words come LAST, its value before them.
 
-    A turn has N + 1 values, each with a head of its own: V(h_t) stands where other critics would have turn
-    (N + 1) t, the value without the i-th agent (from 0) at (N + 1) t + 1 + i; a batch of T turns has [B, (N + 1) T].
+    So N rows score all turns, earlier turns are complete, and a causal critic cannot see what is left out, nor (where
+    agents read each other within a turn) what others wrote after the agent had begun.
     """
 
-    @property
-    def values_per_turn(self) -> int:
-        return len(self.reads) + 1
-
-    def choose(self, outputs: Tensor, turns: Tensor) -> Tensor:
-        """The head of its kind at each scored position, [M, N + 1] and [M] -> [M]."""
-        return outputs.gather(-1, turns[:, None] % self.values_per_turn).squeeze(-1)
-
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
-        """Histories as rows of tokens, one per trajectory and agent where the critic's context allows it."""
         sequences = []
         for row, trajectory in enumerate(trajectories):
-            for place, agent_id in enumerate(self.reads):
+            for number, agent_id in enumerate(self.agent_ids):
                 blocks, written = [], []
                 for index in range(len(trajectory.turns)):
-                    others, rest = self.apart(trajectory, index, agent_id)
-                    blocks += [self.tokens(self.observed(trajectory, index)), others]
+                    others, rest = self.split_actions(trajectory, index, agent_id)
+                    blocks += [self.tokens(self.before_actions(trajectory, index)), others]
                     written += [[], rest]
-                for sequence in chain(row, blocks, written, self.limit):
-                    turns = [self.column(block, place) for block in sequence.turns]
+                for sequence in rows_of_blocks(row, blocks, written, self.max_tokens):
+                    turns = [self.column(block, number) for block in sequence.turns]
                     if max(turns) >= 0:
                         sequences.append(replace(sequence, turns=turns))
         return sequences
 
-    def column(self, block: int, place: int) -> int:
-        """Where the value read after `block` stands, in the row of the agent at `place`; -1 if nothing is read.
+    def column(self, block: int, number: int) -> int:
+        """Where the value after `block` stands, in the row of the agent with this number; -1 where none is read.
 
-        Blocks of a turn come in pairs, the history and then what the others wrote; V(h_t) is the same text in all
-        rows up to the order of earlier turns, and read in the first.
+        Blocks of a turn come in pairs, the history and then what the others wrote. V(h_t) is the same text in all
+        rows up to the order of earlier turns, and is read in the first row alone.
         """
-        turn, known = divmod(block, 2)
-        if block < 0 or (not known and place):
+        turn, others_known = divmod(block, 2)
+        if block < 0 or (not others_known and number):
             return -1
-        return turn * self.values_per_turn + (1 + place if known else 0)
+        return turn * self.num_kinds + (1 + number if others_known else 0)
 
-    def apart(self, trajectory: Trajectory, index: int, agent_id: str) -> tuple[list[int], list[int]]:
+    def split_actions(self, trajectory: Trajectory, index: int, agent_id: str) -> tuple[list[int], list[int]]:
         """Tokens written in turn `index`, in two parts: what the agent cannot have changed, and the rest."""
         turn = trajectory.turns[index]
         own = turn.written_by(agent_id)
-        others = [message for name in self.reads if name != agent_id for message in turn.written_by(name)]
-        # of one round are those written at the same time; later ones may answer the agent
+        others = [message for name in self.agent_ids if name != agent_id for message in turn.written_by(name)]
+        # messages of one round are written at the same time; those of a later round may answer the agent
         known = [message for message in others if message.round <= own[0].round]
-        later = [message for message in others if message.round > own[0].round]
-        before = [*self.said(known), *self.tokens(f"\n[{agent_id}]")]
-        return before, [*self.words(" ", own[0]), *self.said([*own[1:], *later]), *self.tokens("\n")]
+        answers = [message for message in others if message.round > own[0].round]
+        before = [*self.messages(known), *self.tokens(f"\n[{agent_id}]")]
+        return before, [*self.message(" ", own[0]), *self.messages([*own[1:], *answers]), *self.tokens("\n")]

@@ -1,4 +1,4 @@
-"""What a critic may read again: the histories of the last rollouts, with the targets they had.
+"""A replay buffer for critics: the histories of the last rollouts, with the targets they had.
 
 Only critics learn from it. A policy gradient needs episodes of the policy as it is; a value that is regressed on
 somewhat older returns is only somewhat old.
@@ -18,7 +18,7 @@ from collm.trajectory import TokenSequence
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Record:
     """Histories and what a critic regresses on; rows of tokens refer to rows of the tensors.
 
     Args:
@@ -34,47 +34,47 @@ class Lesson:
     turn_mask: Tensor
 
 
-class Replay:
-    """The last `size` lessons of one critic."""
+class ReplayBuffer:
+    """The records of the last `size` rollouts of one critic."""
 
     def __init__(self, size: int):
-        self.lessons: deque[Lesson] = deque(maxlen=size)
+        self.records: deque[Record] = deque(maxlen=size)
 
-    def add(self, lesson: Lesson) -> None:
-        """Keep a lesson; the oldest one is forgotten where there are too many."""
-        self.lessons.append(lesson)
+    def add(self, record: Record) -> None:
+        """Keep a record; the oldest one is dropped where there are more than `size`."""
+        self.records.append(record)
 
-    def draw(self, num_rows: int) -> Lesson:
-        """A lesson of `num_rows` trajectories at random out of all that are kept, or of all where there are fewer."""
-        total = sum(len(lesson.targets) for lesson in self.lessons)
+    def draw(self, num_rows: int) -> Record:
+        """A record of `num_rows` trajectories at random out of all that are kept, or of all where there are fewer."""
+        total = sum(len(record.targets) for record in self.records)
         return self.take(torch.randperm(total)[:num_rows].sort().values.tolist())
 
-    def take(self, rows: Sequence[int]) -> Lesson:
-        """A lesson of some trajectories, counted through all that are kept from the oldest lesson on."""
+    def take(self, rows: Sequence[int]) -> Record:
+        """A record of some trajectories, counted through all that are kept from the oldest record on."""
         offsets = [0]
-        for lesson in self.lessons:
-            offsets.append(offsets[-1] + len(lesson.targets))
+        for record in self.records:
+            offsets.append(offsets[-1] + len(record.targets))
         place = {row: index for index, row in enumerate(rows)}
         histories = [
             replace(sequence, row=place[start + sequence.row])
-            for start, lesson in zip(offsets, self.lessons, strict=False)
-            for sequence in lesson.histories
+            for start, record in zip(offsets, self.records, strict=False)
+            for sequence in record.histories
             if start + sequence.row in place
         ]
         tensors = (
-            _stacked([getattr(lesson, name) for lesson in self.lessons])[list(rows)]
+            _stacked([getattr(record, name) for record in self.records])[list(rows)]
             for name in ("values", "targets", "turn_mask")
         )
-        return Lesson(histories, *tensors)
+        return Record(histories, *tensors)
 
     def state_dict(self) -> list[dict]:
-        """The lessons as plain data and tensors."""
+        """The records as plain data and tensors."""
         return [
             {
-                "histories": [(sequence.row, sequence.ids, sequence.turns) for sequence in lesson.histories],
-                "tensors": [tensor.cpu() for tensor in (lesson.values, lesson.targets, lesson.turn_mask)],
+                "histories": [(sequence.row, sequence.ids, sequence.turns) for sequence in record.histories],
+                "tensors": [tensor.cpu() for tensor in (record.values, record.targets, record.turn_mask)],
             }
-            for lesson in self.lessons
+            for record in self.records
         ]
 
     def load_state_dicts(self, states: Sequence[list[dict]], rank: int, num_ranks: int) -> None:
@@ -82,15 +82,15 @@ class Replay:
 
         As many processes go on with their own; others share out the trajectories of each rollout anew.
         """
-        self.lessons.clear()
+        self.records.clear()
         if len(states) == num_ranks:
             states = [states[rank]]
             rank, num_ranks = 0, 1
         for rollout in zip(*states, strict=True):
-            parts = Replay(len(rollout))
+            parts = ReplayBuffer(len(rollout))
             for part in rollout:
-                parts.add(Lesson([TokenSequence(*sequence) for sequence in part["histories"]], *part["tensors"]))
-            total = sum(len(lesson.targets) for lesson in parts.lessons)
+                parts.add(Record([TokenSequence(*sequence) for sequence in part["histories"]], *part["tensors"]))
+            total = sum(len(record.targets) for record in parts.records)
             self.add(parts.take(range(rank, total, num_ranks)))
 
 

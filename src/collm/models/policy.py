@@ -20,7 +20,8 @@ from collm.inference.prefill import Memory
 from collm.models.architectures import decoder_of
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.models.loading import load_config, load_tokenizer
+from collm.models.specs import ModelSpec
 from collm.runtime.profiler import meter
 from collm.runtime.seeding import forked
 from collm.trajectory import Action, SequenceBatch
@@ -30,7 +31,7 @@ _HEAD_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass
-class PolicySpec:
+class PolicySpec(ModelSpec):
     """The model an agent starts from and how it writes.
 
     Args:
@@ -62,14 +63,6 @@ class PolicySpec:
             are those of the policy that is restricted so.
     """
 
-    path: str = "tiny"
-    random_weights: bool = False
-    dtype: str = "float32"
-    learning_rate: float = 5e-6
-    lora_rank: int = 0
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    gradient_checkpointing: bool = False
     max_new_tokens: int = 256
     min_new_tokens: int = 0
     temperature: float = 1.0
@@ -78,7 +71,6 @@ class PolicySpec:
     engine: Literal["collm", "transformers", "vllm"] = "collm"
     engine_memory: float = 0.3
     keep_cache: bool = True
-    context_length: int | None = None
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
@@ -90,8 +82,8 @@ class PolicySpec:
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        check_model_numbers(name, self.dtype, self.learning_rate, self.lora_rank)
-        for setting in ("max_new_tokens", "temperature", "top_p", "lora_alpha"):
+        super().check(name)
+        for setting in ("max_new_tokens", "temperature", "top_p"):
             if getattr(self, setting) <= 0:
                 raise ConfigurationError(f"{name}.{setting} is {getattr(self, setting)}; it must be above 0.")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -109,8 +101,6 @@ class PolicySpec:
             raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
         if self.top_k < 0:
             raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
         config = load_config(self.path)
         scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
         if scaled:
@@ -118,7 +108,6 @@ class PolicySpec:
                 f"{name}.path: {self.path!r} scales its logits after the head ({', '.join(scaled)}), which the "
                 "log-probabilities here do not follow; choose a model without it."
             )
-        load_tokenizer(self.path)
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
@@ -146,23 +135,7 @@ class PolicySpec:
 
     def prompt_room(self) -> int:
         """Tokens a prompt may have."""
-        longest = context_length(self.path)
-        return min(self.context_length or longest, longest) - self.max_new_tokens
-
-
-def check_model_numbers(name: str, dtype: str, learning_rate: float, lora_rank: int) -> None:
-    """Refuse numbers that make sense neither for a policy nor for a critic."""
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"{name}.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    if learning_rate <= 0:
-        raise ConfigurationError(f"{name}.learning_rate is {learning_rate}; it must be above 0.")
-    if lora_rank < 0:
-        raise ConfigurationError(f"{name}.lora_rank is {lora_rank}; use 0 to train all weights.")
-
-
-def context_length(path: str) -> int:
-    """Longest sequence the model at `path` can read, in tokens."""
-    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or 4096
+        return self.max_tokens() - self.max_new_tokens
 
 
 class Policy:

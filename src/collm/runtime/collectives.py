@@ -23,6 +23,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among those of the run."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def is_about_a_lost_rank(error: BaseException) -> bool:
     """Whether `error` comes from waiting for a process that has ended or does not answer."""
     if isinstance(error, dist.DistBackendError):

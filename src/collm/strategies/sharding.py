@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, OffloadPolicy, fully_shard, regis
 from torch.distributed.fsdp import MixedPrecisionPolicy as MixedPrecision
 from torch.distributed.tensor import DTensor
 
-from collm.critics.language_model import Critic
+from collm.critics.value_network import ValueNetwork
 from collm.models.backbone import Backbone
 
 
@@ -49,7 +49,7 @@ def shard(
         register_fsdp_forward_method(lm, "within")
         backbone.within = lm.within
         backbone.saves_work = False
-    for critic in [one for one in module.modules() if isinstance(one, Critic) and one.adapter is None]:
+    for critic in [one for one in module.modules() if isinstance(one, ValueNetwork) and one.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
     for one in sharded_modules(module):
         # losses are parts of a mean over all ranks, so gradients are summed, not averaged

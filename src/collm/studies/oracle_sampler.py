@@ -20,7 +20,7 @@ class Oracle(Parallel):
     """All agents act at once, and every turn keeps what its history is worth under the current policies.
 
     It needs an environment that knows, such as `Relay`, and policies whose log-probabilities can be asked for. It is
-    for the algorithm `OracleActorCritic`, a reference line that no learned critic should be expected to pass.
+    for `OracleCritic`, a reference line that no learned critic should be expected to pass.
 
     Args:
         tokens_per_micro_batch: Largest number of tokens in one forward pass.

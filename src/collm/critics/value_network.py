@@ -1,0 +1,93 @@
+"""A value head on a language model, and the units its outputs are measured in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from collm.models.backbone import Backbone
+from collm.models.loading import load_tokenizer
+from collm.models.resident import Resident
+from collm.trajectory import SequenceBatch
+
+_MOMENTS_RATE = 0.05  # how fast the units of values follow those of the targets, per rollout
+_SMALLEST_SCALE = 1e-3
+
+
+class ValueNetwork(Resident):
+    """Reads rows of tokens and gives values at their scored positions.
+
+    Args:
+        backbone: The language model under the head; its weights belong to the algorithm, not to this module.
+        adapter: LoRA adapter that belongs to this network; None where all weights do.
+        num_kinds: Values of each turn; turn t of kind k is scored as turn num_kinds * t + k.
+        path: Model whose tokenizer the rows are made with.
+    """
+
+    def __init__(self, backbone: Backbone, adapter: str | None, num_kinds: int, path: str):
+        super().__init__()
+        self.num_kinds = num_kinds
+        self.adapter = adapter
+        self.tokenizer = load_tokenizer(path)
+        self._backbone = [backbone]  # in a list, so that its weights are not registered a second time here
+        self.head = nn.Linear(backbone.hidden_size, num_kinds)
+        # Values start as a constant, so that the first advantages are those of a plain baseline.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("initialized", torch.tensor(False))
+        # Values are `scale` times the output of the head plus `shift`.
+        self.register_buffer("shift", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("moments", torch.zeros(3))  # running mean, running mean square, number of updates
+        self.settle(backbone.home)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone[0]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The head and what trains of the backbone."""
+        return [*self.head.parameters(), *self.backbone.adapter_parameters(self.adapter)]
+
+    def initialize(self, value: Tensor) -> None:
+        """Set the bias to `value`, [], once in the life of the network."""
+        if not self.initialized:
+            self.head.bias.data.fill_(value.item())
+            self.initialized.fill_(True)
+
+    def rescale(self, mean: Tensor, mean_square: Tensor) -> None:
+        """Measure values in units of their targets without changing any value (PopArt, arXiv 1602.07714).
+
+        The statistics are plain averages over the first rollouts and exponential ones later.
+
+        Args:
+            mean: Mean of the targets of a rollout, [].
+            mean_square: Mean of their squares, [].
+        """
+        self.moments[2] += 1
+        rate = max(1.0 / float(self.moments[2]), _MOMENTS_RATE)
+        self.moments[:2].lerp_(torch.stack([mean, mean_square]).to(self.moments), rate)
+        shift = self.moments[0].clone()
+        scale = (self.moments[1] - shift.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_SCALE)
+        weight, bias = self.head.weight.data, self.head.bias.data
+        weight.mul_(self.scale / scale)
+        bias.copy_((self.scale * bias + self.shift - shift) / scale)
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Values at the scored positions, 0 elsewhere, [R, L]."""
+        mask = batch.action_mask
+        states = self.hidden_states(batch)[mask]
+        outputs = self.head(states.to(self.head.weight.dtype))
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        outputs = outputs.gather(-1, batch.turns[mask][:, None] % self.num_kinds).squeeze(-1)
+        values = outputs.new_zeros(batch.ids.shape)
+        values[mask] = self.scale * outputs + self.shift
+        return values
+
+    def hidden_states(self, batch: SequenceBatch) -> Tensor:
+        """Last hidden states, [R, L, hidden size], right at the scored positions; elsewhere they may be anything."""
+        read = (batch.ids, batch.attention_mask, batch.action_mask)
+        with self.backbone.using(self.adapter):
+            return self.backbone.within(lambda: self.backbone.hidden_states(*read))

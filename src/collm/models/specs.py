@@ -1,0 +1,69 @@
+"""Which language model a network starts from: what policies and critics have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from collm.errors import ConfigurationError
+from collm.models.loading import DTYPES, load_config, load_tokenizer
+
+
+@dataclass
+class ModelSpec:
+    """The language model that a network starts from.
+
+    Args:
+        path: Weights to start from: `tiny`, `tiny_house`, `smollm2`, a local folder or a hub name; `relay` begins at
+            random.
+        random_weights: Start from random weights of the same shape instead.
+        dtype: Number format of the weights: float32, bfloat16 or float16.
+        learning_rate: Step size of the optimizer.
+        lora_rank: Rank of the LoRA adapter; 0 trains all weights.
+        lora_alpha: Scale of the LoRA adapter.
+        lora_dropout: Dropout in front of the LoRA adapter.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        context_length: Longest sequence it reads, in tokens; by default what the model allows.
+    """
+
+    path: str = "tiny"
+    random_weights: bool = False
+    dtype: str = "float32"
+    learning_rate: float = 5e-6
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    context_length: int | None = None
+
+    def check(self, name: str) -> None:
+        """Refuse what cannot work, reading configuration files only.
+
+        Args:
+            name: What the messages call it.
+
+        Raises:
+            ConfigurationError: Names the setting, its value and how to mend it.
+        """
+        if self.dtype not in DTYPES:
+            raise ConfigurationError(f"{name}.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        if self.learning_rate <= 0:
+            raise ConfigurationError(f"{name}.learning_rate is {self.learning_rate}; it must be above 0.")
+        if self.lora_rank < 0:
+            raise ConfigurationError(f"{name}.lora_rank is {self.lora_rank}; use 0 to train all weights.")
+        if self.lora_alpha <= 0:
+            raise ConfigurationError(f"{name}.lora_alpha is {self.lora_alpha}; it must be above 0.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
+        if self.context_length is not None and self.context_length < 1:
+            raise ConfigurationError(f"{name}.context_length is {self.context_length}; it must be above 0.")
+        load_tokenizer(self.path)
+
+    def max_tokens(self) -> int:
+        """Longest sequence it may read, in tokens."""
+        longest = model_context_length(self.path)
+        return min(self.context_length or longest, longest)
+
+
+def model_context_length(path: str) -> int:
+    """Longest sequence the model at `path` can read, in tokens."""
+    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or 4096
