@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, TypeVar
 
+import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -40,10 +41,16 @@ class Backbone(Resident):
         self.adapters: list[str] = []
         # not where the states of a pass are dropped, nor where all ranks have to make the same passes
         self.saves_work = not gradient_checkpointing
+        self.computes_on: torch.device | None = None  # set by a strategy that keeps the weights elsewhere
         self.engine: Any = None  # what samples with weights of its own, if anything does
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
             self.lm.enable_input_require_grads()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its forward passes run, which for sharded weights is not always where the weights are."""
+        return self.computes_on or self.lm.device
 
     @property
     def hidden_size(self) -> int:

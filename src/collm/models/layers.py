@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import rotate_half
 
+from collm.models.attention import attention
 from collm.models.families import Layer, decoder_of
 from collm.models.maps import mapped
 
@@ -111,14 +112,13 @@ def _forward(
     queries, keys, values = (one.transpose(1, 2) for one in (queries, keys, values))
     if past_key_values is not None:
         keys, values = past_key_values.update(keys, values, layer.number)
-    read = F.scaled_dot_product_attention(
+    read = attention(
         queries,
         keys,
         values,
-        attn_mask=_seen(attention_mask, places, len(states), states.shape[1], keys.shape[2], states.device),
+        _seen(attention_mask, places, len(states), states.shape[1], keys.shape[2], states.device),
         is_causal=attention_mask is None and places is None and states.shape[1] == keys.shape[2],
         scale=head_size**-0.5,
-        enable_gqa=queries.shape[1] > keys.shape[1],
     )
     (change,) = mapped(_as_it_is, [read.transpose(1, 2).flatten(2)], [layer.attention_out], adapter)
     here = chosen(states) + change
