@@ -36,8 +36,8 @@ def test_the_table_of_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         parts = [rows[name][f"{part}_seconds"] for part in ("generate", "update", "values", "other")]
         assert min(parts) > 0
         assert sum(parts) == pytest.approx(rows[name]["seconds"])
-    # Two episodes. An agent's row: 16 tokens, 8 of its own, `and then`, 8 of its own. The critic's: 4 of the turn, 17 of
-    # each agent and 1; 9 of each agent; 9 of turn and reward, 3 of each agent and 1. 4 x 34 + 2 x 73 tokens.
+    # Two episodes. An agent's row: 16 tokens, 8 of its own, `and then`, 8 of its own. The critic's: 4 of the turn, 17
+    # of each agent and 1; 9 of each agent; 9 of turn and reward, 3 of each agent and 1. 4 x 34 + 2 x 73 tokens.
     assert [rows[name]["tokens"] for name in updates] == [282] * 3
     # Weights of two layers, of the head at 64 tokens, and attention over half of all pairs, 6 operations each
     layers = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 2 * 16 + 3 * 64 * 128 + 2 * 64)

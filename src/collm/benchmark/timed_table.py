@@ -1,6 +1,6 @@
 """A table that is measured row by row, each measurement under a time limit.
 
-A row is printed and the JSON file rewritten as soon as the row is known, so that a run that is cut off keeps what it has.
+A row is printed and the JSON file rewritten as soon as it is known, so that a run that is cut off keeps what it has.
 """
 
 from __future__ import annotations
