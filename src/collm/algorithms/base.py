@@ -186,11 +186,8 @@ class MultiAgentModule(Checkpointed):
         if self.parameters_mode == "lora" and adapter is not None:
             key = "backbone_" + re.sub(r"\W", "_", f"{spec.path}_{spec.dtype}")
         if key not in self.backbones:
-            home = self.places.get(name)
-            # Lightning makes everything on the first card, which another network may fill
-            with home if home is not None and home.type == "cuda" else nullcontext():
-                self.backbones[key] = Backbone(spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
-            self.backbones[key].settle(home)
+            given = (spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
+            self.backbones[key] = Backbone(*given, self.places.get(name))
         backbone = self.backbones[key]
         if adapter is not None and adapter not in backbone.adapters:
             backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
