@@ -64,9 +64,9 @@ class Run:
         callbacks = [StopInOrder(), EvaluateFirst(), LogSamples(), ExportAgents()]
         callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
         options = {"enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+        options["devices"] = 1 if self.strategy == "one" or "devices" in self.strategy else 2
         trainer = L.Trainer(
             strategy=self.made_strategy(),
-            devices=1 if self.strategy == "one" or "devices" in self.strategy else 2,
             logger=TensorBoardLogger(f"{self.folder}/logs", "collm", default_hp_metric=False),
             callbacks=callbacks + ([TellToStop()] if self.told_to_stop else []),
             inference_mode=False,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from collm.studies.oracle_algorithm import OracleActorCritic
 from torch.testing import assert_close
 
 from collm import cli
@@ -17,7 +18,6 @@ from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
 from collm.returns import generalized_advantages
 from collm.samplers.parallel import Parallel
-from collm.studies.oracle_algorithm import OracleActorCritic
 from collm.studies.oracle_sampler import Oracle
 from collm.studies.runs import read_run
 from collm.trajectory import TokenSequence, collate, pad_sequences

@@ -3,11 +3,13 @@
     python tools/bench.py run --config configs/experiments/str_build_tiny.yaml
     python tools/bench.py table --out bench [--comlrl PYTHON] [--trl PYTHON] [--only floor/tiny growth]
     python tools/bench.py scaling --processes 2 --tasks 8 --config configs/experiments/tldr_smollm2.yaml
+    python tools/bench.py gpu --out bench_gpu
 
 `run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures everything in
 processes of their own and leaves a JSON file for each ratio; what is there already is not measured again. Peers are
 compared with where the interpreter of an environment that holds them is given. `scaling` sets several processes of one
-thread, each with as many tasks, against one; it needs as many cores.
+thread, each with as many tasks, against one; it needs as many cores. `gpu` measures a card and Qwen3-1.7B's shape on it
+in five minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 
 from collm import cli
+from collm.benchmark import gpu
 from collm.benchmark.cells import PROMPT_WORDS, Cell, Work, cells, chosen
 from collm.benchmark.rounds import overhead_share
 from collm.benchmark.scaling import measure_scaling
@@ -66,6 +69,8 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
     scaling = commands.add_parser("scaling", help="several processes against one; all other arguments are those of fit")
     scaling.add_argument("--processes", type=int, default=2, help="processes with one thread each (2)")
     scaling.add_argument("--tasks", type=int, default=8, help="tasks per rollout of each process (8)")
+    card = commands.add_parser("gpu", help="what a card gives and how much of it a run takes, on random weights")
+    gpu.add_arguments(card)
     for command, out in ((run, "bench.json"), (table, "bench")):
         command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
     for command in (run, table, scaling):
@@ -79,6 +84,10 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
             help="what a second is (wall); the processor's own time means more on a machine that others use too",
         )
     known, rest = parser.parse_known_args(args)
+    if known.command == "gpu":
+        if rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        return gpu.measure_gpu(known)
     if known.rounds < 1 or known.warmup < 0:
         parser.error("--rounds must be at least 1 and --warmup at least 0")
     if known.command == "run":

@@ -17,15 +17,20 @@ from collm.environments.workload import WORDS
 VOCABULARY = 512
 
 
-def build_benchmark_model(folder: str | Path) -> None:
-    """Write a random Llama (4 layers of 128, 4 heads, 512 words, tied; 1.1 M weights) and its tokenizer."""
+def build_tokenizer(folder: str | Path, size: int) -> None:
+    """Write a tokenizer of `size` whole words."""
     words = ["<unk>", "<end>", *WORDS.split()]
-    words += [f"word{number}" for number in range(VOCABULARY - len(words))]
+    words += [f"word{number}" for number in range(size - len(words))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>", padding_side="left"
     ).save_pretrained(folder)
+
+
+def build_benchmark_model(folder: str | Path) -> None:
+    """Write a random Llama (4 layers of 128, 4 heads, 512 words, tied; 1.1 M weights) and its tokenizer."""
+    build_tokenizer(folder, VOCABULARY)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,

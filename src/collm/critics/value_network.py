@@ -70,8 +70,11 @@ class ValueNetwork(Resident):
         shift = self.moments[0].clone()
         scale = (self.moments[1] - shift.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_SCALE)
         weight, bias = self.head.weight.data, self.head.bias.data
-        weight.mul_(self.scale / scale)
-        bias.copy_((self.scale * bias + self.shift - shift) / scale)
+        before, after = (  # the head may be kept in main memory
+            torch.stack(pair).to(weight.device) for pair in ((self.scale, self.shift), (scale, shift))
+        )
+        weight.mul_(before[0] / after[0])
+        bias.copy_((before[0] * bias + before[1] - after[1]) / after[0])
         self.shift.copy_(shift)
         self.scale.copy_(scale)
 

@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from collm.inference.cache import ReservedLayer
 from collm.inference.shared_cache import BranchedCache
 from collm.models.architectures import Decoder, Layer, low_rank, matrix
+from collm.models.attention import attention
 
 Member = tuple[PreTrainedModel, Decoder, str | None]
 """A language model, its parts, and the adapter on it, if any."""
@@ -159,8 +160,7 @@ class _Layer:
         elif new == 1 and self.reads_buffers and isinstance(stored, ReservedLayer):
             read = stored.attend(queries, seen, scale)
         else:
-            grouped = queries.shape[1] > num_keys
-            read = F.scaled_dot_product_attention(queries, keys, values, seen, scale=scale, enable_gqa=grouped)
+            read = attention(queries, keys, values, seen, scale=scale)
         if new > 1:
             read = read.transpose(1, 2)
         return states + self.attention_out(read.reshape(len(states), -1), spans)

@@ -56,7 +56,7 @@ class StockReader:
         self.adapters = list(adapters)
         self.branches = False
         self.config = backbone.lm.config
-        self.device = backbone.lm.device
+        self.device = backbone.device
         self._announce: Callable[[Sequence[int]], None] = lambda owners: None
 
     @contextmanager
@@ -103,4 +103,4 @@ def side_by_side(backbone: Backbone) -> Hashable:
     if not is_small(backbone.lm) or decoder_of(backbone.lm) is None:
         return id(backbone)
     shape = json.dumps({**backbone.lm.config.to_dict(), "_name_or_path": ""}, sort_keys=True, default=str)
-    return shape, backbone.lm.device
+    return shape, backbone.device

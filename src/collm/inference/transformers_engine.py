@@ -25,7 +25,8 @@ def generate(
     generator: torch.Generator,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue every prompt until it ends itself or reaches the limit; see `generation.generate`."""
-    ids, mask = pad_left(prompts, lm.device)
+    device = generator.device  # that of the model
+    ids, mask = pad_left(prompts, device)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=sampling.min_new_tokens or None,
@@ -37,7 +38,7 @@ def generate(
     )
     # its chance is torch's own, which is put back afterwards
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with _CHANCE, torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
+    with _CHANCE, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = lm.generate(
             ids,
@@ -56,7 +57,7 @@ def generate(
         ],
         dim=1,
     )
-    ended = torch.isin(tokens, torch.tensor(list(eos_ids), dtype=torch.long, device=lm.device))
+    ended = torch.isin(tokens, torch.tensor(list(eos_ids), dtype=torch.long, device=device))
     sizes = torch.where(ended.any(1), ended.int().argmax(1) + 1, tokens.shape[1]).tolist()
     meter.count(int(mask.sum()) + sum(sizes) - len(sizes), ids.numel() + tokens.numel() - len(sizes))
     return [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]

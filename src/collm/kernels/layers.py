@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from collm.kernels.linear import mapped
 from collm.models.architectures import Layer, decoder_of
+from collm.models.attention import attention
 
 _WORTH_IT = 0.75  # of all places
 _NOISE = ("attention_dropout", "attn_pdrop", "resid_pdrop")
@@ -111,14 +112,13 @@ def _forward(
     queries, keys, values = (one.transpose(1, 2) for one in (queries, keys, values))
     if past_key_values is not None:
         keys, values = past_key_values.update(keys, values, layer.number)
-    read = F.scaled_dot_product_attention(
+    read = attention(
         queries,
         keys,
         values,
-        attn_mask=_seen(attention_mask, places, len(states), states.shape[1], keys.shape[2], states.device),
+        _seen(attention_mask, places, len(states), states.shape[1], keys.shape[2], states.device),
         is_causal=attention_mask is None and places is None and states.shape[1] == keys.shape[2],
         scale=head_size**-0.5,
-        enable_gqa=queries.shape[1] > keys.shape[1],
     )
     (change,) = mapped(_as_it_is, [read.transpose(1, 2).flatten(2)], [layer.attention_out], adapter)
     here = chosen(states) + change

@@ -7,10 +7,11 @@ With low-rank adapters a single frozen backbone serves many of them: `using(name
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, TypeVar
 
+import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -31,19 +32,36 @@ class Backbone(Resident):
         dtype: Number format of the weights.
         random_weights: Start from random weights of the same shape.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        home: Device where it is loaded and stays; by default it goes along with the module that holds it.
     """
 
-    def __init__(self, path: str, dtype: str, random_weights: bool = False, gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        path: str,
+        dtype: str,
+        random_weights: bool = False,
+        gradient_checkpointing: bool = False,
+        home: torch.device | None = None,
+    ):
         super().__init__()
-        self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
+        # Lightning has everything made on the first card, which another network may fill
+        with home if home is not None and home.type == "cuda" else nullcontext():
+            self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
         self.lm.train()  # from_pretrained leaves it in evaluation mode
         self.adapters: list[str] = []
         # not where the states of a pass are dropped, nor where all ranks have to make the same passes
         self.saves_work = not gradient_checkpointing
+        self.computes_on: torch.device | None = None  # set by a strategy that keeps the weights elsewhere
         self.engine: Any = None  # what samples with weights of its own, if anything does
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
             self.lm.enable_input_require_grads()
+        self.settle(home)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its forward passes run, which for sharded weights is not always where the weights are."""
+        return self.computes_on or self.lm.device
 
     @property
     def hidden_size(self) -> int:

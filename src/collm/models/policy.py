@@ -183,7 +183,7 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Where its weights are; policies on different devices can be sampled at the same time."""
-        return self.backbone.lm.device
+        return self.backbone.device
 
     @property
     def knows_model(self) -> bool:

@@ -128,7 +128,8 @@ def parts_like(tensor: Tensor, model: Tensor) -> Tensor:
     """`tensor`, which every rank has whole, held in parts if `model` is, and on its device."""
     if isinstance(tensor, DTensor) or not isinstance(model, DTensor):
         return tensor.to(model.device)
-    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+    parts = distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
+    return parts.to(model.device)  # which is main memory where parts are kept there
 
 
 def evened(items: Iterable[T], filler: T, device: torch.device | str) -> list[T]:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from collm.errors import ConfigurationError
+from collm.models.backbone import Backbone
 from collm.models.loading import DTYPES
 from collm.runtime.collectives import gathered, parts_like
 from collm.strategies.checkpoints import meta_file, read_folder
@@ -98,6 +99,10 @@ class FullySharded(ModelParallelStrategy):
 
     def model_to_device(self) -> None:
         make_equal(self.model, self.root_device)  # what is sharded is where it belongs already
+        self.model._device = self.root_device  # which Lightning notes in `to` alone
+        for backbone in self.model.modules():
+            if isinstance(backbone, Backbone):  # its weights may be in main memory
+                backbone.computes_on = self.root_device
 
     # Sampling
 

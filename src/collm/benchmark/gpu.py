@@ -1,0 +1,268 @@
+"""What a card gives, and how much of it a run takes: `python tools/bench.py gpu`.
+
+Everything runs on random weights of a known shape, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from transformers import PretrainedConfig, Qwen3Config
+
+from collm.algorithms.collm_cc import CoLLMCC
+from collm.benchmark.operations import Iterations
+from collm.benchmark.timed_table import Table
+from collm.benchmark.tiny_model import build_tokenizer
+from collm.callbacks.resources import LogResources
+from collm.critics.language_model import CriticSpec
+from collm.data import RolloutDataModule
+from collm.environments.workload import Workload
+from collm.models.backbone import Backbone
+from collm.models.policy import Policy, PolicySpec
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-1.7b": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 6144,
+    },
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+    },
+}
+LORA = {"lora_rank": 16, "lora_alpha": 32.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench_gpu"), help="folder for gpu.json and gpu.md (bench_gpu)"
+    )
+    parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-1.7b", help="shape of the model (qwen3-1.7b)")
+    parser.add_argument("--dtype", default="bfloat16", help="number format of the weights (bfloat16)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where it runs")
+    parser.add_argument("--engines", nargs="+", default=["collm", "transformers"], help="what samples")
+    parser.add_argument("--rows", nargs="+", type=int, default=[16, 64], help="rows that are decoded at once (16 64)")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of a prompt (128)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="tokens of a response (128)")
+    parser.add_argument("--agents", type=int, default=2, help="agents of an iteration (2)")
+    parser.add_argument("--turns", type=int, default=2, help="turns of an iteration (2)")
+    parser.add_argument("--joint-samples", type=int, default=64, help="joint samples of an iteration (64)")
+    parser.add_argument("--micro-batch", type=int, default=8192, help="tokens of a forward and backward pass (8192)")
+    parser.add_argument("--iterations", type=int, default=3, help="measured iterations, after one that is not (3)")
+    parser.add_argument("--size", type=int, default=8192, help="rows of the matrices that measure the card (8192)")
+    parser.add_argument("--limit", type=float, default=280, help="seconds for everything (280)")
+    parser.add_argument("--each", type=float, default=75, help="seconds for each measurement (75)")
+
+
+def measure_gpu(known: argparse.Namespace) -> int:
+    """All measurements; the exit status is 1 if one of them failed for a reason other than time and memory."""
+    table = Table(known)
+    bench = Bench(known, table)
+    print(table.text(), end="", flush=True)
+    table.measure("card", bench.card)
+    with tempfile.TemporaryDirectory() as folder:
+        bench.folder = folder
+        build_tokenizer(folder, SHAPES[known.shape]["vocab_size"])
+        bench.config().save_pretrained(folder)
+        for engine in known.engines:
+            table.measure(f"decode, {engine}", lambda engine=engine: bench.decode(engine))
+        for parameters in ("separate", "lora"):
+            for engine in known.engines if parameters == "separate" else known.engines[:1]:
+                name = f"iteration, {parameters}, {engine}"
+                table.measure(name, lambda name=name, p=parameters, e=engine: bench.iteration(name, p, e))
+    absent = [name for name in ("trl", "vllm") if importlib.util.find_spec(name) is None]
+    table.add("TRL with vLLM", f"not installed: {', '.join(absent)}" if absent else "installed; not measured here")
+    print(f"\n{table.text()}\n{known.out / 'gpu.json'}:")
+    print((known.out / "gpu.json").read_text(), flush=True)
+    return int(table.failed)
+
+
+class Bench:
+    """The measurements.
+
+    Args:
+        known: Arguments of the command.
+        table: Where rows go.
+    """
+
+    def __init__(self, known: argparse.Namespace, table: Table):
+        self.known = known
+        self.table = table
+        self.device = torch.device(known.device)
+        self.folder = ""
+        self.bandwidth = self.peak = float("nan")  # bytes and operations per second
+
+    def config(self) -> PretrainedConfig:
+        """The configuration of the model."""
+        config = Qwen3Config(
+            **SHAPES[self.known.shape],
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        config.architectures = ["Qwen3ForCausalLM"]
+        return config
+
+    def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
+        """How long `work` takes on the device, on average."""
+        self.wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        self.wait()
+        return (time.perf_counter() - began) / times
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def card(self) -> None:
+        """Bandwidth by a copy on the device, operations per second by products of matrices."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        self.table.add("card", name, torch=torch.__version__, threads=torch.get_num_threads())
+        size, dtype = self.known.size, getattr(torch, self.known.dtype)
+        source = torch.ones(size * size * 8, dtype=torch.bfloat16, device=self.device)
+        target = torch.empty_like(source)
+        target.copy_(source)
+        self.bandwidth = 2 * source.nbytes / self.seconds(lambda: target.copy_(source), 10)
+        self.table.add("memory, copy on the device", self.bandwidth / 1e9, "GB/s", bytes=source.nbytes)
+        left, right = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
+        left @ right
+        seconds = min(self.seconds(lambda: left @ right, 5) for _ in range(4))
+        self.peak = 2 * size**3 / seconds
+        self.table.add(f"product of {size} x {size}, {self.known.dtype}", self.peak / 1e12, "TFLOP/s")
+
+    def decode(self, engine: str) -> None:
+        """Tokens per second of decoding alone: the time of all tokens less that of the first, which reads prompts."""
+        known = self.known
+        with self.device:
+            backbone = Backbone(self.folder, known.dtype, random_weights=True)
+        backbone.to(self.device).eval()
+        weights = sum(weight.nbytes for weight in backbone.parameters())
+        config = backbone.lm.config
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
+        chance = torch.Generator(self.device).manual_seed(0)
+        numbers = torch.Generator().manual_seed(0)
+
+        def policy(new: int) -> Policy:
+            spec = PolicySpec(
+                self.folder, dtype=known.dtype, engine=engine, max_new_tokens=new, min_new_tokens=new, keep_cache=False
+            )
+            return Policy("a", spec, backbone, None)
+
+        for rows in known.rows:
+            prompts = torch.randint(2, config.vocab_size, (rows, known.prompt_tokens), generator=numbers).tolist()
+            first, whole = policy(1), policy(known.new_tokens)
+            policy(4).sample(prompts, chance, False)
+            prefill = self.seconds(lambda first=first, prompts=prompts: first.sample(prompts, chance, False))
+            total = self.seconds(lambda whole=whole, prompts=prompts: whole.sample(prompts, chance, False))
+            step = (total - prefill) / (known.new_tokens - 1)
+            read = weights + rows * (known.prompt_tokens + known.new_tokens / 2) * per_token
+            self.table.add(
+                f"decode, {engine}, {rows} rows",
+                rows / step,
+                "tokens/s",
+                share_of_bandwidth_limit=read / self.bandwidth / step,
+                milliseconds_per_step=1e3 * step,
+                limit_tokens_per_second=rows * self.bandwidth / read,
+                prefill_seconds=prefill,
+                with_prefill_tokens_per_second=rows * known.new_tokens / total,
+            )
+
+    def iteration(self, name: str, parameters: str, engine: str) -> None:
+        """Rollout, values and updates of CoLLM-CC, and the share of the card's operations that updates reach."""
+        known = self.known
+        lora = LORA if parameters == "lora" else {}
+        shared: dict[str, Any] = {"path": self.folder, "dtype": known.dtype, "random_weights": True, **lora}
+        new = known.new_tokens
+        policy = PolicySpec(**shared, engine=engine, max_new_tokens=new, min_new_tokens=new)
+        tasks = max(1, known.joint_samples // known.turns)
+        data = RolloutDataModule(
+            Workload(known.agents, known.turns, known.prompt_tokens, num_tasks=tasks),
+            tasks_per_rollout=tasks,
+            rollouts_per_epoch=1 + known.iterations,
+        )
+        module = CoLLMCC(
+            agent_ids=data.agent_ids,
+            policy=policy,
+            critic=CriticSpec(**shared),
+            parameters=parameters,
+            tokens_per_micro_batch=known.micro_batch,
+        )
+        module.hparams.clear()  # objects here
+        resources, rounds = LogResources(synchronize=True), Iterations(lora=bool(lora))
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        trainer = L.Trainer(
+            accelerator="gpu" if self.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=1,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[resources, rounds],
+        )
+        try:
+            trainer.fit(module, datamodule=data)
+        finally:  # what was measured before time ran out counts
+            if rounds.measured:
+                self.report(name, rounds.measured)
+            else:
+                print(f"{name}: no iteration was measured", file=sys.stderr)
+
+    def report(self, name: str, measured: list[dict[str, float]]) -> None:
+        """Rows of an iteration, medians over those that were measured after the first."""
+        later = measured[1:] or measured
+        median = {key: statistics.median(one[key] for one in later) for key in later[0]}
+        update = median["update/policy"] + median["update/critic"] + median["values"]
+        known_phases = {"generate": median["generate"], "update": update - median["values"], "values": median["values"]}
+        other = median["seconds"] - sum(known_phases.values())
+        shares = {f"{phase}_seconds": seconds for phase, seconds in {**known_phases, "other": other}.items()}
+        cuda = self.device.type == "cuda"
+        peak = {"peak_memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9} if cuda else {}
+        self.table.add(
+            name,
+            3600 * median["joint_samples"] / median["seconds"],
+            "joint samples/hour",
+            seconds=median["seconds"],
+            **shares,
+            **peak,
+            sampled_tokens_per_second=median["sampled_tokens"] / median["generate"],
+            iterations=len(later),
+            first_seconds=measured[0]["seconds"],
+        )
+        self.table.add(
+            f"{name}: update and values",
+            median["operations"] / update / self.peak,
+            "of the measured operations/s",
+            teraflop=median["operations"] / 1e12,
+            teraflop_per_second=median["operations"] / update / 1e12,
+            tokens=median["tokens"],
+            tokens_per_second=median["tokens"] / update,
+        )
