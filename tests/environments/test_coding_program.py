@@ -6,15 +6,8 @@ import ast
 
 import pytest
 
-from collm.environments.coding_program import (
-    HelperUse,
-    assemble,
-    helper_use,
-    is_wrapper,
-    read_prompt,
-    read_source,
-    surroundings,
-)
+from collm.environments.coding_program import assemble, read_prompt, read_source, surroundings
+from collm.environments.coding_use import HelperUse, helper_use, is_wrapper
 
 PROMPT = '''from typing import List
 import math
@@ -80,7 +73,7 @@ def solve(xs: "list[int]", *, scale: float = 1.0) -> float:
         "@dataclass",
         "@outer",
         "@lru_cache",
-        "scale: float=1.0",
+        "scale: float = 1.0",
         "return total",
     ):
         assert piece in program
@@ -159,7 +152,7 @@ def test_future_imports_come_first() -> None:
 def test_surroundings_are_what_the_problem_gives() -> None:
     assert "def square" in surroundings(PROMPT, "solve")
     assert "def solve" not in surroundings(PROMPT, "solve")
-    assert [type(node).__name__ for node in read_prompt("import math\ndef f(x):\n")] == ["Import", "FunctionDef"]
+    assert [type(each.node).__name__ for each in read_prompt("import math\ndef f(x):\n")] == ["Import", "FunctionDef"]
 
 
 @pytest.mark.parametrize(
