@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from collm.environments.coding_program import DEFINITIONS, HELPER, Definition, Source
+from collm.environments.coding_program import DEFINITIONS, HELPER, Definition, Source, names_read, walk
 
 # Functions that change only the type of what they are given.
 _CONVERSIONS = frozenset({"bool", "dict", "float", "frozenset", "int", "list", "set", "sorted", "str", "tuple"})
@@ -44,14 +44,14 @@ def helper_use(main: Source, entry_point: str) -> HelperUse:
         name = waiting.pop()
         if name not in reached:
             reached[name] = _live(functions[name])
-            waiting += [other for other in _names(reached[name]) if other in functions]
+            waiting += [other for other in names_read(reached[name]) if other in functions]
     uses = [_uses(nodes) for nodes in reached.values()]
     return HelperUse(any(calls for calls, _ in uses), any(used for _, used in uses), wrapper)
 
 
 def binds_helper(tree: ast.AST) -> bool:
     """Whether the name of the helper is given another meaning anywhere in a piece of code, by whatever statement."""
-    return any(_binds(node) for node in ast.walk(tree))
+    return any(_binds(node) for node in walk(tree))
 
 
 def _binds(node: ast.AST) -> bool:
@@ -69,10 +69,6 @@ def _is_helper_call(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == HELPER
 
 
-def _names(nodes: Sequence[ast.AST]) -> set[str]:
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-
-
 def _constant(test: ast.AST) -> bool | None:
     """The truth of a condition that does not depend on anything, else None."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -81,26 +77,30 @@ def _constant(test: ast.AST) -> bool | None:
     return bool(test.value) if isinstance(test, ast.Constant) else None
 
 
-def _reachable(body: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """Statements of a block that can run: branches of constant conditions are resolved, and the rest behind a
-    statement that leaves the block is left out."""
+def _reachable(body: Sequence[ast.stmt]) -> tuple[list[ast.stmt], bool]:
+    """Statements of a block that can run, and whether one of them always leaves the block.
+
+    Branches of constant conditions are resolved, and what follows a statement that leaves is left out.
+    """
     kept: list[ast.stmt] = []
     for statement in body:
         truth = _constant(statement.test) if isinstance(statement, ast.If) else None
-        added = [statement] if truth is None else _reachable(statement.body if truth else statement.orelse)
-        kept += added
-        if added and _leaves(added[-1]):
-            break
-    return kept
+        if truth is None:
+            kept.append(statement)
+            leaves = _leaves(statement)
+        else:
+            inner, leaves = _reachable(statement.body if truth else statement.orelse)
+            kept += inner
+        if leaves:
+            return kept, True
+    return kept, False
 
 
 def _leaves(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.If):
-        branches = [_reachable(branch) for branch in (statement.body, statement.orelse)]
-        return all(branch and _leaves(branch[-1]) for branch in branches)
+        return all(_reachable(branch)[1] for branch in (statement.body, statement.orelse))
     if isinstance(statement, (ast.With, ast.AsyncWith)):
-        body = _reachable(statement.body)
-        return bool(body) and _leaves(body[-1])
+        return _reachable(statement.body)[1]
     return isinstance(statement, _LEAVING)
 
 
@@ -123,7 +123,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(value, ast.AST):
             yield value
         elif isinstance(value, list) and value and isinstance(value[0], ast.stmt):
-            yield from _reachable(value)
+            yield from _reachable(value)[0]
         elif isinstance(value, list):
             yield from (item for item in value if isinstance(item, ast.AST))
 
@@ -155,13 +155,13 @@ def _uses(nodes: Sequence[ast.AST]) -> tuple[int, bool]:
     """How many calls of the helper there are, and whether the result of one is used."""
     calls = sum(map(_is_helper_call, nodes))
     lost = 0
-    read = _names(nodes)
+    read = names_read(nodes)
     for node in nodes:
         if isinstance(node, ast.Expr) and _is_helper_call(node.value):
             lost += 1
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and _is_helper_call(node.value):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            names = [name for target in targets for name in walk(target) if isinstance(name, ast.Name)]
             plain = all(isinstance(part, (ast.Name, ast.Tuple, ast.List, ast.Starred)) for part in targets)
             lost += plain and not any(name.id in read for name in names)
     return calls, lost < calls
@@ -171,7 +171,7 @@ def is_wrapper(definition: Definition) -> bool:
     """Whether a function is empty, or one call of the helper whose result it returns, converted at most."""
     body = [
         node
-        for node in _reachable(definition.body)
+        for node in _reachable(definition.body)[0]
         if not isinstance(node, ast.Pass) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
     ]
     if not body:
