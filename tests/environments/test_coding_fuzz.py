@@ -16,6 +16,9 @@ from collm.environments.coding_reward import READINGS
 from collm.environments.coding_wording import later
 from collm.sandbox.case import UnitResult, Verdict
 
+# Python's opinion of fuzzed programs; outside of tests the environment silences it.
+pytestmark = pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
+
 PROBLEM = {
     "prompt": 'import math\ndef total_odd(xs):\n    """Sum of the odd numbers of xs."""\n',
     "entry_point": "total_odd",

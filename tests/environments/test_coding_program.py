@@ -205,7 +205,8 @@ def test_an_empty_function_is_a_wrapper() -> None:
 def test_what_python_cannot_handle_everywhere_is_unreadable(text: str, error: str) -> None:
     source = read_source(f"X = 1\ndef solve(xs):\n    return {text}")
     assert source.definition("solve") is None
-    assert source.broken("solve").startswith("line ") and error in source.broken("solve")
+    assert source.broken("solve").startswith("line ")
+    assert error in source.broken("solve")
     # What is written beside it is still read, and the attempt to return something counts.
     assert (names(source.text), source.attempts("solve")) == (["Assign"], True)
 

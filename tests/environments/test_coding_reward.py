@@ -92,8 +92,9 @@ def test_reward(sandbox: Sandbox, helper: str, main: str, paper: float, released
         # dead for reasons that no syntax tells
         ("def total_odd(xs):\n    if len(xs) < 0: return aux(xs)\n    return sum(x for x in xs if x % 2)", 2.5),
         ("def total_odd(xs, y=aux([1])):\n    return sum(x for x in xs if x % 2)", 2.5),
-        ("X = globals().update(aux=lambda xs: xs)\n" + MAIN.replace("odds =", "odds = [x for x in xs if x % 2] or"), 2.25),
-        ("X = eval('[a for a in [globals()] if a.update({\"aux\": lambda xs: [x for x in xs if x % 2]})]')\n" + MAIN, 2.5),
+        # another helper by the back door; the first one leaves [2, 4] as it is, so one test of four fails
+        ("X = globals().update(aux=lambda xs: xs)\n" + MAIN.replace("aux(", "[x for x in xs if x % 2] or aux("), 2.25),
+        ("X = globals().update(aux=lambda xs: filter((1).__and__, xs))\n" + MAIN, 2.5),
         # a star import brings no helper of its own
         ("from math import *\n" + MAIN, 4.0),
         # 0.4 + 0.6 + 0.5, 1, 0.5, 1

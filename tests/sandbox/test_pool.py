@@ -104,10 +104,10 @@ TWICE = "def f(x):\n    return [0, 2][x]\n"
         ("for x in range(4):\n    if x == 2: break\n    assert candidate(x) == 2 * x\n", [False]),
         ("x = 0\nwhile True:\n    assert candidate(x) == 2 * x\n    x += 1\n    if x == 2: break\n", [True]),
         # Caught or not, the loop did not run to its end.
-        ("try:\n    for x in range(4):\n        y = candidate(x)\n        assert y == 2 * x\nexcept IndexError: pass\n", [False]),
+        ("try:\n  for x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\nexcept IndexError: pass\n", [False]),
         # The inner loop runs through once.
         ("for n in (2, 4):\n    for x in range(n):\n        y = candidate(x)\n        assert y == 2 * x\n", [False]),
-        ("def check(candidate):\n    for x in range(4):\n        if x == 2: return\n        assert candidate(x) == 2 * x\n", [False]),
+        ("def check(f):\n    for x in range(4):\n        if x == 2: return\n        assert f(x) == 2 * x\n", [False]),
         # A function of the test, called again and again.
         ("def one(y, x):\n    assert y == 2 * x\nfor x in range(4): one(candidate(x), x)\n", [False]),
         ("def one(y, x):\n    assert y == 2 * x\nz = [one(candidate(x), x) for x in range(4)]\n", [False]),
@@ -116,7 +116,7 @@ TWICE = "def f(x):\n    return [0, 2][x]\n"
         ("def one(y, x):\n    assert y == 2 * x\none(candidate(0), 0)\none(candidate(2), 2)\n", [False]),
         ("def one(y, x):\n    assert y == 2 * x\none(candidate(0), 0)\none(candidate(1), 1)\n", [True]),
         # What ran once and held stays; what comes behind is not reached.
-        ("def check(candidate):\n    assert candidate(0) == 0\n    y = candidate(2)\n    assert y == 4\n", [True, False]),
+        ("def check(f):\n    assert f(0) == 0\n    y = f(2)\n    assert y == 4\n", [True, False]),
         ("assert candidate(0) == 0\nfor x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\n", [True, False]),
     ],
 )  # fmt: skip

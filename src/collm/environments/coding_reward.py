@@ -6,8 +6,8 @@ calls the helper, 1.0 if it is no thin wrapper around it, -0.5 if what the helpe
 entry point, or if the program does not parse, nothing follows. One agent alone has no helper, and reaches 2.1.
 
 In the form "paper" a syntax tree decides, and every assert of the test counts; the helper is called if the entry point
-has a call of it that can run and the helper did run while the test did. The form "released" has the rules of the authors'
-released code, which go by lines of text; see `coding_released`.
+has a call of it that can run and the helper did run while the test did. The form "released" has the rules of the
+authors' released code, which go by lines of text; see `coding_released`.
 """
 
 from __future__ import annotations
