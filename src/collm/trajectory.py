@@ -99,7 +99,8 @@ class Turn:
     `messages` is empty where every agent answered its observation at once, as `observations` and `actions` say it all.
     Where agents talk before they act, it holds all that they were shown and wrote, in order; the last message of each
     agent is its action. `values` is what the history before the turn is worth under the current policies, `team` the
-    joint history and an agent's id its own; empty where nobody knows.
+    joint history and an agent's id its own; empty where nobody knows. `features` and `state_text` describe the true state
+    before the turn, for critics alone; empty where the environment does not.
     """
 
     observations: dict[str, str]
@@ -110,6 +111,8 @@ class Turn:
     branch: Branch | None = None
     messages: list[Message] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
+    features: dict[str, float] = field(default_factory=dict)
+    state_text: str = ""
 
     def written_by(self, agent_id: str) -> list[Message]:
         """What one agent was shown and wrote, in order; the last one is its action."""

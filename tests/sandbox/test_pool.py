@@ -90,6 +90,67 @@ def test_asserts_behind_an_exception_were_not_reached(sandbox: Sandbox) -> None:
     assert verdict.error == "ZeroDivisionError: division by zero"
 
 
+# Right for 0 and 1, an exception from 2 on.
+TWICE = "def f(x):\n    return [0, 2][x]\n"
+
+
+@pytest.mark.parametrize(
+    ("test", "passed"),
+    [
+        # The second statement of the loop is cut off in its third round.
+        ("for x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\n", [False]),
+        ("for x in range(2):\n    y = candidate(x)\n    assert y == 2 * x\n", [True]),
+        ("x = 0\nwhile x < 4:\n    y = candidate(x)\n    assert y == 2 * x\n    x += 1\n", [False]),
+        ("for x in range(4):\n    if x == 2: break\n    assert candidate(x) == 2 * x\n", [False]),
+        ("x = 0\nwhile True:\n    assert candidate(x) == 2 * x\n    x += 1\n    if x == 2: break\n", [True]),
+        # Caught or not, the loop did not run to its end.
+        ("try:\n  for x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\nexcept IndexError: pass\n", [False]),
+        # The inner loop runs through once.
+        ("for n in (2, 4):\n    for x in range(n):\n        y = candidate(x)\n        assert y == 2 * x\n", [False]),
+        ("def check(f):\n    for x in range(4):\n        if x == 2: return\n        assert f(x) == 2 * x\n", [False]),
+        # A function of the test, called again and again.
+        ("def one(y, x):\n    assert y == 2 * x\nfor x in range(4): one(candidate(x), x)\n", [False]),
+        ("def one(y, x):\n    assert y == 2 * x\nz = [one(candidate(x), x) for x in range(4)]\n", [False]),
+        ("def one(y, x):\n    assert y == 2 * x\nz = [one(candidate(x), x) for x in range(2)]\n", [True]),
+        ("def one(x):\n    y = candidate(x)\n    assert y == 2 * x\nz = list(map(one, range(4)))\n", [False]),
+        ("def one(y, x):\n    assert y == 2 * x\none(candidate(0), 0)\none(candidate(2), 2)\n", [False]),
+        ("def one(y, x):\n    assert y == 2 * x\none(candidate(0), 0)\none(candidate(1), 1)\n", [True]),
+        # What ran once and held stays; what comes behind is not reached.
+        ("def check(f):\n    assert f(0) == 0\n    y = f(2)\n    assert y == 4\n", [True, False]),
+        ("assert candidate(0) == 0\nfor x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\n", [True, False]),
+    ],
+)  # fmt: skip
+def test_what_was_cut_off_does_not_hold(sandbox: Sandbox, test: str, passed: list[bool]) -> None:
+    assert flags(sandbox, TWICE, test, "f") == passed
+
+
+def test_what_time_cut_off_does_not_hold() -> None:
+    program = "def f(x):\n    while x > 1: pass\n    return 2 * x\n"
+    loop = "for x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\n"
+    with_more = "assert candidate(0) == 0\nfor x in range(4):\n    assert candidate(x) == 2 * x or True\n"
+    sandbox = Sandbox(workers=1, call_seconds=1.0, judgement_seconds=1.0)
+    try:
+        assert flags(sandbox, program, loop, "f") == [False]
+        assert flags(sandbox, program, with_more, "f") == [True, False]
+    finally:
+        sandbox.close()
+
+
+@pytest.mark.parametrize(
+    "error", ["StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "KeyboardInterrupt", "Mine"]
+)
+def test_no_exception_ends_an_iteration_of_the_test(sandbox: Sandbox, error: str) -> None:
+    program = f"class Mine(StopIteration): pass\ndef f(x):\n    raise {error}('done')\n"
+    test = (
+        "assert all(map(candidate, [1, 2]))\n"
+        "assert all(a == b for a, b in zip(map(candidate, [1]), [2]))\n"
+        "assert not list(iter(lambda: candidate(1), 2))\n"
+        "assert next(map(candidate, [1]), 7) == 7\n"
+        "assert 3 not in map(candidate, [1])\n"
+    )
+    assert flags(sandbox, program, test, "f") == [False] * 5
+
+
 def test_one_hang_costs_one_assert(sandbox: Sandbox) -> None:
     program = "def f(x):\n    while x == 1: pass\n    return x"
     verdict = sandbox.judge(Case(program, "f", "assert f(0) == 0\nassert f(1) == 1\nassert f(2) == 2\n"))

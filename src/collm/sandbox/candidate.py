@@ -6,18 +6,22 @@ own. So there is nothing in a candidate's memory to find but its own program and
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import itertools
 import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from collm.sandbox import confine, frames, kernel, plain
 
 CHANNEL = 3
 NONCE_BYTES = 16
+# Ends an answer to a call in which the counted function ran.
+COUNTED = b"+"
 _MAX_MESSAGE = 300
 
 
@@ -129,8 +133,9 @@ def serve_calls(channel: int, limit: int) -> None:
     message = frames.receive(channel, 2 * limit)
     nonce, order = message[:NONCE_BYTES], json.loads(message[NONCE_BYTES:])
     namespace: dict[str, Any] = {"__name__": "candidate"}
+    runs = itertools.count()
     try:
-        exec(compile(order["program"], "<program>", "exec"), namespace)
+        exec(compile(_counting(order["program"], order["counted"], namespace, runs), "<program>", "exec"), namespace)
         function = namespace[order["entry_point"]]
         reply = plain.dumps(["value", None])
     except BaseException as error:
@@ -139,14 +144,34 @@ def serve_calls(channel: int, limit: int) -> None:
     while function is not None:
         message = frames.receive(channel, limit)
         nonce = message[:NONCE_BYTES]
+        before = next(runs) + 1
         try:
             arguments, keywords = plain.loads(message[NONCE_BYTES:])
             reply = plain.dumps(["value", function(*arguments, **keywords)])
-            if len(reply) > limit - NONCE_BYTES:
+            if len(reply) > limit - NONCE_BYTES - len(COUNTED):
                 raise plain.NotPlain(f"the result is larger than {limit} bytes")
         except BaseException as error:
             reply = _describe(error)
-        frames.send(channel, nonce + reply)
+        frames.send(channel, nonce + reply + (COUNTED if next(runs) > before else b""))
+
+
+def _counting(program: str, name: str, namespace: dict[str, Any], runs: Iterator[int]) -> ast.Module | str:
+    """The program, whose functions called `name` at its top level advance `runs` whenever they run.
+
+    The step is taken within the function, so that a recursion is no deeper, a decorator sees the function it was
+    written for, and a function that took over its name is not counted.
+    """
+    if not name:
+        return program
+    tree = ast.parse(program)
+    step = f"__{os.urandom(8).hex()}"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
+            namespace[step] = runs.__next__
+            call = ast.copy_location(ast.Expr(ast.Call(ast.Name(step, ast.Load()), [], [])), node)
+            has_text = ast.get_docstring(node, clean=False) is not None
+            node.body.insert(int(has_text), ast.fix_missing_locations(call))
+    return tree
 
 
 def _describe(error: BaseException) -> bytes:

@@ -17,17 +17,20 @@ class Case:
         entry_point: Name of the function that the test calls.
         test: Source that defines `check(candidate)`, or asserts at its top level; runs in another process.
         prelude: Trusted source that the test needs, such as imports; runs before it.
+        counted: Name of a function at the top level of the program whose running is noted; empty for none.
     """
 
     program: str
     entry_point: str
     test: str
     prelude: str = ""
+    counted: str = ""
 
     @property
     def key(self) -> str:
         """Content hash."""
-        return hashlib.sha256(repr((self.program, self.entry_point, self.test, self.prelude)).encode()).hexdigest()
+        content = (self.program, self.entry_point, self.test, self.prelude, self.counted)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Verdict:
         error: Why the program did not load or the test did not end, else empty.
         timeouts: Calls that ran out of time.
         calls: Calls that the test made.
+        counted: Whether the counted function ran during a call that the test made.
     """
 
     loaded: bool
@@ -59,6 +63,7 @@ class Verdict:
     error: str
     timeouts: int
     calls: int
+    counted: bool = False
 
     @property
     def passed(self) -> int:
@@ -81,7 +86,7 @@ def verdict_of(answer: Mapping[str, Any]) -> Verdict:
     # Half of a surrogate pair, which a program can put into a message, is no text that a tokenizer takes.
     units = tuple(UnitResult(line, text, passed, _clean(detail)) for line, text, passed, detail in answer["units"])
     completed, error = answer["completed"], _clean(answer["error"])
-    return Verdict(answer["loaded"], completed, units, error, answer["timeouts"], answer["calls"])
+    return Verdict(answer["loaded"], completed, units, error, answer["timeouts"], answer["calls"], answer["counted"])
 
 
 def _clean(text: str) -> str:

@@ -88,6 +88,7 @@ class Connection:
             "entry_point": case.entry_point,
             "test": case.test,
             "prelude": case.prelude,
+            "counted": case.counted,
         }
         return self._exchange(request, self.limits.judgement_seconds + _GRACE_SECONDS)
 

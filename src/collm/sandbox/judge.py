@@ -10,12 +10,11 @@ import builtins
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Mapping
 from typing import Any
 
 from collm.sandbox import asserts, confine, frames, plain
-from collm.sandbox.candidate import CHANNEL, settle
+from collm.sandbox.candidate import CHANNEL, COUNTED, settle
 
 _MAX_MESSAGE = 300
 
@@ -26,20 +25,6 @@ class CandidateError(Exception):
 
 class CandidateLost(BaseException):
     """The candidate ran out of time or ended; no test can mistake it for an expected exception."""
-
-
-class Unit:
-    """`with Unit(...)`: the assert inside holds or not; either way the test goes on."""
-
-    def __init__(self, number: int, report: Callable[[dict[str, Any]], None]):
-        self.number = number
-        self.report = report
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.report({"unit": self.number, "passed": error is None, "detail": "" if error is None else describe(error)})
-        return True
 
 
 def describe(error: BaseException) -> str:
@@ -61,28 +46,38 @@ def run_judge(channel: int, request: Mapping[str, Any], setup: Mapping[str, Any]
 
 
 def _run(request: Mapping[str, Any], limit: int) -> None:
-    def report(entry: dict[str, Any]) -> None:
-        frames.send(CHANNEL, b"U" + json.dumps(entry).encode())
+    counted = False
+
+    def tell(entry: dict[str, Any]) -> None:
+        frames.send(CHANNEL, b"U" + json.dumps({**entry, "counted": counted}).encode())
+
+    def report(number: int, passed: bool, detail: str) -> None:
+        tell({"unit": number, "passed": passed, "detail": detail})
 
     def candidate(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal counted
         frames.send(CHANNEL, b"C" + plain.dumps([list(arguments), keywords]))
         reply = frames.receive(CHANNEL, limit + 1)
         if reply[:1] == b"X":
             raise CandidateLost(reply[1:].decode())
-        return _understand(reply[1:])
+        counted |= reply.endswith(COUNTED)
+        return _understand(reply[1:].removesuffix(COUNTED))
 
     random.seed(0)
-    namespace: dict[str, Any] = {"__name__": "test", "__unit__": lambda number: Unit(number, report)}
+    test, repeated = asserts.instrument(request["test"])
+    course = asserts.Course(report, describe, repeated)
+    namespace: dict[str, Any] = {"__name__": "test", **course.names}
     outcome = {"done": True, "error": ""}
     try:
         exec(compile(request["prelude"], "<prelude>", "exec"), namespace)
         namespace.update({"candidate": candidate, request["entry_point"]: candidate})
-        exec(compile(asserts.instrument(request["test"]), "<test>", "exec"), namespace)
+        exec(compile(test, "<test>", "exec"), namespace)
         if callable(namespace.get("check")):
             namespace["check"](candidate)
     except BaseException as error:
         outcome = {"done": False, "error": describe(error)}
-    report(outcome)
+    course.finish(outcome["done"])
+    tell(outcome)
     os._exit(0)
 
 
@@ -100,7 +95,8 @@ def _understand(data: bytes) -> Any:
         raise CandidateError(f"an answer that is no plain data ({error})") from None
     for name in chain:
         known = getattr(builtins, name, None)
-        if known is Exception:
+        # One that ends an iteration would make `all(map(candidate, ...))` hold.
+        if known is Exception or known in (StopIteration, StopAsyncIteration):
             break
         if isinstance(known, type) and issubclass(known, Exception):
             raise _raised(known, text)

@@ -73,7 +73,7 @@ class Candidate:
         self.channel = ours
         if not self.control.recv(32):
             raise ConnectionError("the zygote has gone")
-        order = {"program": self.request["program"], "entry_point": self.request["entry_point"]}
+        order = {name: self.request[name] for name in ("program", "entry_point", "counted")}
         return self.exchange(json.dumps(order).encode())
 
     def call(self, arguments: bytes) -> bytes:
@@ -135,7 +135,7 @@ def judge(control: socket.socket, request: Mapping[str, Any], setup: Mapping[str
     units = asserts.units_of(request["test"])
     passed: dict[int, bool] = {}
     details: dict[int, str] = {}
-    verdict: dict[str, Any] = {"loaded": False, "error": "", "completed": False, "calls": 0}
+    verdict: dict[str, Any] = {"loaded": False, "error": "", "completed": False, "calls": 0, "counted": False}
     candidate = Candidate(control, request, limits, end, trainer)
     try:
         kind, *content = plain.loads(candidate.start())
@@ -183,6 +183,7 @@ def _run_test(
                 frames.send(channel, answer, candidate.end)
                 continue
             entry = json.loads(message[1:])
+            verdict["counted"] |= entry["counted"]
             if "unit" not in entry:
                 verdict["completed"], verdict["error"] = entry["done"], entry["error"]
                 return

@@ -6,15 +6,8 @@ import ast
 
 import pytest
 
-from collm.environments.coding.program import (
-    HelperUse,
-    assemble,
-    helper_use,
-    is_wrapper,
-    read_prompt,
-    read_source,
-    surroundings,
-)
+from collm.environments.coding.helper_use import HelperUse, helper_use, is_wrapper
+from collm.environments.coding.program import assemble, read_prompt, read_source, surroundings
 
 PROMPT = '''from typing import List
 import math
@@ -80,7 +73,7 @@ def solve(xs: "list[int]", *, scale: float = 1.0) -> float:
         "@dataclass",
         "@outer",
         "@lru_cache",
-        "scale: float=1.0",
+        "scale: float = 1.0",
         "return total",
     ):
         assert piece in program
@@ -159,7 +152,7 @@ def test_future_imports_come_first() -> None:
 def test_surroundings_are_what_the_problem_gives() -> None:
     assert "def square" in surroundings(PROMPT, "solve")
     assert "def solve" not in surroundings(PROMPT, "solve")
-    assert [type(node).__name__ for node in read_prompt("import math\ndef f(x):\n")] == ["Import", "FunctionDef"]
+    assert [type(each.node).__name__ for each in read_prompt("import math\ndef f(x):\n")] == ["Import", "FunctionDef"]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +189,118 @@ def test_an_empty_function_is_a_wrapper() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["(" * 5000, "-" * 20000 + "1", "9" * 10000, "[" * 3000 + "]" * 3000, "\ud800", "x=" * 9000]
+    ("text", "error"),
+    [
+        ("+".join("1" * 330), "it is nested too deeply"),
+        ("a" + ".a" * 900, "it is nested too deeply"),
+        ("-" * 2000 + "1", "it is nested too deeply"),
+        ("-" * 7000 + "1", "it is nested too deeply"),
+        ("0x" + "f" * 4000, "a number has too many digits"),
+        ("9" * 4200, "a number has too many digits"),
+        ("(" * 5000, "too many nested parentheses"),
+        ("'\0'", "null bytes"),
+        ("'\ud800'", "surrogates not allowed"),
+    ],
 )
-def test_no_text_is_too_much(text: str) -> None:
-    assert read_source(text).definition("solve") is None
-    assert read_source(f"def solve(xs):\n    return {text}").definition("aux") is None
+def test_what_python_cannot_handle_everywhere_is_unreadable(text: str, error: str) -> None:
+    source = read_source(f"X = 1\ndef solve(xs):\n    return {text}")
+    assert source.definition("solve") is None
+    assert source.broken("solve").startswith("line ")
+    assert error in source.broken("solve")
+    # What is written beside it is still read, and the attempt to return something counts.
+    assert (names(source.text), source.attempts("solve")) == (["Assign"], True)
+
+
+def test_what_is_within_the_bounds_is_read() -> None:
+    for text in ("+".join("1" * 150), "a" + ".a" * 150, "-" * 150 + "1", "0x" + "f" * 3000):
+        assert read_source(f"def solve(xs):\n    return {text}").error == ""
+
+
+def test_code_is_kept_as_it_was_written() -> None:
+    helper = (
+        "# -*- é -*-\nX = 'é'; Y = 2 ; \\\nZ = 3  # last\n\n@ (\n  # why\n  f)\ndef aux(x):\n    return '\\t'  # é\n"
+    )
+    main = "print(1)\ndef solve(x):\n    # half\n    return x/2\n"
+    assert assemble("import math\ndef solve(x):", "solve", read_source(helper), read_source(main)) == (
+        "import math\n# -*- é -*-\nX = 'é'\nY = 2\nZ = 3\n# last\n\n@ (\n  # why\n  f)\ndef aux(x):\n    return '\\t'\n"
+        "def solve(x):\n    # half\n    return x/2\n"
+    )
+
+
+LIVE = "def solve(xs):\n    return aux(xs) + 1\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def aux(x): return x",
+        "async def aux(x): return x",
+        "class aux: pass",
+        "aux = lambda x: x",
+        "aux: object = len",
+        "a, *aux = 1, 2",
+        "import math as aux",
+        "import aux",
+        "import aux.part",
+        "from math import sqrt as aux",
+        "from math import aux",
+        "X = (aux := len)",
+        "def part(y):\n    return [aux for aux in y]",
+        "def part(y):\n    return lambda aux: y",
+        "def part(*aux): pass",
+        "def part(**aux): pass",
+        "def part(y):\n    global aux",
+        "def part(y):\n    for aux in y: pass",
+        "def part(y):\n    with y as aux: pass",
+        "def part(y):\n    try: pass\n    except y as aux: pass",
+        "def part(y):\n    del aux",
+        "def part(y):\n    match y:\n        case aux: pass",
+        "def part(y):\n    match y:\n        case [*aux]: pass",
+        "def part(y):\n    match y:\n        case {**aux}: pass",
+        "def part(y):\n    match y:\n        case [1, 2] as aux: pass",
+        "def part(y):\n    def aux(): pass",
+    ],
+)
+def test_who_gives_the_helper_another_meaning_does_not_call_it(text: str) -> None:
+    assert use(LIVE) == HelperUse(True, True, False)
+    assert use(text + "\n" + LIVE) == HelperUse(False, False, False)
+
+
+@pytest.mark.parametrize("text", ["import math.aux", "from math import aux as other", "X = dict(aux=1)", "X = 'aux'"])
+def test_other_things_of_that_name_do_not_matter(text: str) -> None:
+    assert use(text + "\n" + LIVE) == HelperUse(True, True, False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return 1\n    aux(xs)",
+        "raise xs\n    return aux(xs)",
+        "if False:\n        return aux(xs)\n    return 1",
+        "if not 1: aux(xs)\n    return 1",
+        "while 0: aux(xs)\n    return 1",
+        "return aux(xs) if 0 else 1",
+        "return 0 and aux(xs)",
+        "return 1 or aux(xs)",
+        "if xs: return 1\n    else: return 2\n    return aux(xs)",
+        "if True: return 1\n    return aux(xs)",
+        "with xs: return 1\n    return aux(xs)",
+        "def inner(): return aux(xs)\n    return 1",
+        "def inner(): return inner() + aux(xs)\n    return 1",
+        "return 'aux(xs)'",
+    ],
+)
+def test_a_call_that_cannot_run_is_none(body: str) -> None:
+    assert use(f"def solve(xs):\n    {body}\n") == HelperUse(False, False, False)
+
+
+def test_a_call_that_cannot_run_does_not_change_what_the_others_are() -> None:
+    assert use("def solve(xs):\n    aux(xs)\n    return 1\n    return aux(xs)") == HelperUse(True, False, False)
+    assert use("def solve(xs):\n    0\n    return aux(xs)\n    x = 1\n    return x") == HelperUse(True, True, True)
+    assert use("def solve(xs):\n    if 1: return aux(xs)\n    return 1") == HelperUse(True, True, True)
+    assert use("def solve(xs):\n    class A:\n        def f(self): return aux(xs) + 1\n    return A().f()").called
+
+
+def test_many_branches_take_no_long_time() -> None:
+    text = "def solve(xs):\n    if xs: return aux(xs)\n" + "    elif xs: return 1\n" * 150
+    assert use(text + "    else: return 0\n    return aux(xs)") == HelperUse(True, True, False)

@@ -82,6 +82,48 @@ def test_reward(sandbox: Sandbox, helper: str, main: str, paper: float, released
     assert score(sandbox, "released", helper, main).total_reward == pytest.approx(released)
 
 
+@pytest.mark.parametrize(
+    ("main", "total"),
+    [
+        # definitions, syntax and all tests; the helper never runs
+        ("aux = lambda xs: [x for x in xs if x % 2]\n" + MAIN, 2.5),
+        ("from math import fsum as aux\ndef total_odd(xs):\n    y = [x for x in xs if x % 2]\n    return aux(y)", 2.5),
+        (ALONE + "    return aux(xs)\n", 2.5),
+        # dead for reasons that no syntax tells
+        ("def total_odd(xs):\n    if len(xs) < 0: return aux(xs)\n    return sum(x for x in xs if x % 2)", 2.5),
+        ("def total_odd(xs, y=aux([1])):\n    return sum(x for x in xs if x % 2)", 2.5),
+        # another helper by the back door; the first one leaves [2, 4] as it is, so one test of four fails
+        ("X = globals().update(aux=lambda xs: xs)\n" + MAIN.replace("aux(", "[x for x in xs if x % 2] or aux("), 2.25),
+        ("X = globals().update(aux=lambda xs: filter((1).__and__, xs))\n" + MAIN, 2.5),
+        # a star import brings no helper of its own
+        ("from math import *\n" + MAIN, 4.0),
+        # 0.4 + 0.6 + 0.5, 1, 0.5, 1
+        ("def part(xs):\n    return aux(xs)\ndef total_odd(xs):\n    return sum(part(xs))", 4.0),
+    ],
+)  # fmt: skip
+def test_only_calls_that_reach_the_helper_are_paid(sandbox: Sandbox, main: str, total: float) -> None:
+    assert score(sandbox, "paper", HELPER, main).total_reward == pytest.approx(total)
+
+
+def test_counting_does_not_change_the_helper(sandbox: Sandbox) -> None:
+    helper = (
+        "import functools\n@functools.lru_cache\ndef aux(n):\n    'Sum of 1 to n.'\n"
+        "    return 0 if n == 0 else n + aux(n - 1)\n"
+    )
+    main = (
+        "def total_odd(xs):\n    assert aux.cache_info() and aux.__doc__ == 'Sum of 1 to n.'\n"
+        "    assert aux(300) == 45150\n    return sum(x for x in xs if x % 2)\n"
+    )
+    assert score(sandbox, "paper", helper, main).total_reward == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("value", ["+".join("1" * 330), "a" + ".a" * 900, "-" * 2000 + "1", "0x" + "f" * 4000])
+def test_what_cannot_be_read_is_worth_its_attempt(sandbox: Sandbox, value: str) -> None:
+    result = score(sandbox, "paper", HELPER, f"def total_odd(xs):\n    return {value}\n")
+    assert (result.total_reward, result.parses) == (1.0, False)
+    assert score(sandbox, "released", HELPER, f"def total_odd(xs):\n    return {value}\n").total_reward == 1.0
+
+
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_alone_there_is_nothing_to_cooperate_with(sandbox: Sandbox, form: str) -> None:
     result = score(sandbox, form, None, ALONE)

@@ -34,6 +34,9 @@ REASONS = {
 # Transcripts keep every rejected line; a line of garbage can be as long as a whole response.
 MAX_REPORTED_LINE = 120
 
+# Of a response no more is read: some thousand commands.
+MAX_CHARACTERS = 40_000
+
 _MARKER = re.compile(r"(?:[-*]+|\d+[.)])\s*")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
 # Number of coordinates that each verb takes before the name of the block; None where it takes nothing at all.
@@ -99,7 +102,7 @@ def is_air(block: str) -> bool:
 
 def command_lines(text: str) -> list[str]:
     """The lines of `text` that count: inside the first closed code fence if there is one, without list markers."""
-    text = text.strip()
+    text = text[:MAX_CHARACTERS].strip()
     pieces = text.split("```", 2)
     if len(pieces) == 3:
         first, newline, rest = pieces[1].partition("\n")

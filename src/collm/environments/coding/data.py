@@ -121,7 +121,7 @@ def check_problem(place: str, row: Any) -> Task:
             raise ConfigurationError(f"{place}: the field {name!r} must be text that is not blank, got {value!r:.60}.")
     prompt, test, entry_point = str(row["prompt"]), str(row["test"]), str(row["entry_point"])
     try:
-        names = [getattr(node, "name", None) for node in read_prompt(prompt) if isinstance(node, ast.FunctionDef)]
+        names = [each.node.name for each in read_prompt(prompt) if isinstance(each.node, ast.FunctionDef)]
     except (SyntaxError, ValueError) as error:
         raise ConfigurationError(f"{place}: the prompt is not Python that ends in a function ({error}).") from error
     if entry_point not in names:

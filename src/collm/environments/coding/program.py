@@ -3,29 +3,50 @@
 A response may hold prose, code fences, several functions, imports and constants. Definitions at the top level are kept
 with all they carry (decorators, type hints, nested functions), and so are imports, classes and constants; what would
 only run when the program is loaded, such as examples of use, is left out.
+
+No response makes reading raise or take long: its length, the depth of its syntax tree and the size of its numbers are
+bounded, and every pass over it is linear. Programs are put together from pieces of the text as it was written, because
+turning a syntax tree back into text fails on some trees. They are compiled in the sandbox alone: compiling can take
+exponential time.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 HELPER = "aux"
 # Nobody writes a solution this long; reading stays fast whatever a model produces.
-MAX_CHARACTERS = 40_000
+MAX_CHARACTERS = 8_000
+# Levels of a syntax tree, and bits of a whole number. Python has limits of its own, higher ones, but those depend on
+# its version, its settings and on how deep the caller stands; these make the same programs readable everywhere.
+MAX_DEPTH = 200
+MAX_BITS = 13_000
+# Top-level pieces of a response that are tried one by one when it is no program as a whole.
+MAX_PIECES = 100
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-_SYNTAX_ERRORS = (SyntaxError, ValueError, MemoryError, RecursionError)
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-_FENCED = re.compile(r"```[^\S\n]*[\w+-]*[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_LANGUAGE = re.compile(r"[\w+-]*")
 _BEGINS_DEFINITION = re.compile(r"@|(?:async\s+)?def\s|class\s")
 _BEGINS_CODE = re.compile(r"(?:@|(?:async\s+)?def\s|class\s|import\s|from\s+[\w.]+\s+import\b|\w+\s*(?::[^=]+)?=[^=])")
-# Functions that change only the type of what they are given.
-_CONVERSIONS = frozenset({"bool", "dict", "float", "frozenset", "int", "list", "set", "sorted", "str", "tuple"})
+_FILE = "<response>"
+
+# What Python has to say about a model's style would fill the log, and count as an error where warnings do.
+warnings.filterwarnings("ignore", module=re.escape(_FILE))
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A top-level statement: its syntax tree, and its text, which begins with the comments above it."""
+
+    node: ast.stmt
+    text: str
 
 
 @dataclass
@@ -33,18 +54,23 @@ class Source:
     """What was understood of one response.
 
     Args:
-        nodes: Top-level statements that belong into a program.
+        statements: Top-level statements that belong into a program.
         error: Why a definition could not be read, with its place in the response.
         text: The response without fences.
     """
 
-    nodes: list[ast.stmt] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
     error: str = ""
     text: str = ""
 
+    @property
+    def nodes(self) -> list[ast.stmt]:
+        """Syntax trees of the statements."""
+        return [statement.node for statement in self.statements]
+
     def definition(self, name: str) -> Definition | None:
         """The last top-level function of that name."""
-        found = [node for node in self.nodes if isinstance(node, _DEFINITIONS) and node.name == name]
+        found = [node for node in self.nodes if isinstance(node, DEFINITIONS) and node.name == name]
         return found[-1] if found else None
 
     def attempts(self, name: str) -> bool:
@@ -65,14 +91,79 @@ class Source:
 
 def read_source(text: str) -> Source:
     """Understand a response; no text makes it raise."""
-    text = text[:MAX_CHARACTERS].replace("\r\n", "\n").expandtabs(4)
-    fenced = [block for block in _FENCED.findall(text) if block.strip()]
+    text = _unix(text[:MAX_CHARACTERS]).expandtabs(4)[:MAX_CHARACTERS]
+    fenced = [block for block in _fenced(text) if block.strip()]
     text = "\n".join(fenced) if any("def " in block for block in fenced) else text.replace("```", "")
-    text = textwrap.dedent(text)
+    text = _dedent(text)
     try:
-        return Source(_kept(ast.parse(text).body), "", text)
-    except _SYNTAX_ERRORS:
+        return Source(_kept(parse(text)), "", text)
+    except SyntaxError:
         return _read_pieces(text)
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+
+
+def _fenced(text: str) -> list[str]:
+    """Code between fences. A fence opens a block if nothing but a language follows it on its line."""
+    parts = text.split("```")
+    blocks = []
+    index = 1
+    while index < len(parts):
+        language, newline, block = parts[index].partition("\n")
+        opens = bool(newline) and _LANGUAGE.fullmatch(language.strip()) is not None
+        blocks += [block] if opens else []
+        index += 2 if opens else 1
+    return blocks
+
+
+def _dedent(text: str) -> str:
+    """Take the blanks away that all lines begin with."""
+    lines = text.split("\n")
+    margin = min((len(line) - len(line.lstrip(" ")) for line in lines if line.strip()), default=0)
+    return "\n".join(line[margin:] for line in lines)
+
+
+def parse(text: str) -> list[Statement]:
+    """The statements of a program; raises SyntaxError, and nothing else, where there is none that can be read."""
+    try:
+        tree = ast.parse(text, _FILE)
+    except (MemoryError, RecursionError):
+        raise SyntaxError("it is nested too deeply") from None
+    except ValueError as error:  # null bytes, halves of surrogate pairs
+        raise SyntaxError(str(error)) from None
+    _check_size(tree)
+    data = text.encode()
+    starts = [0]
+    for line in data.split(b"\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    statements, begin = [], 0
+    for node in tree.body:
+        # A statement begins where the one before it ended: the places of decorators do not say where their @ is.
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        statements.append(Statement(node, data[begin:end].decode().lstrip(" \t\f\n;\\")))
+        begin = end
+    return statements
+
+
+def _check_size(tree: ast.AST) -> None:
+    """Raise SyntaxError for a tree that is too deep, or has a number that is too large, to be handled everywhere."""
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        below: list[ast.AST] = []
+        for node in level:
+            for value in vars(node).values():
+                if isinstance(value, ast.AST):
+                    below.append(value)
+                elif isinstance(value, list):
+                    below += [item for item in value if isinstance(item, ast.AST)]
+                elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+                    raise SyntaxError("a number has too many digits")
+        if not below:
+            return
+        level = below
+    raise SyntaxError("it is nested too deeply")
 
 
 def _read_pieces(text: str) -> Source:
@@ -84,48 +175,65 @@ def _read_pieces(text: str) -> Source:
         if not pieces or (line[:1].strip() and line[0] not in ")]}" and not decorated):
             pieces.append((number, []))
         pieces[-1][1].append(line)
-    for number, lines in pieces:
-        if not _BEGINS_CODE.match(lines[0]):
-            continue
+    for number, lines in [piece for piece in pieces if _BEGINS_CODE.match(piece[1][0])][:MAX_PIECES]:
         try:
-            nodes = ast.parse("\n".join(lines)).body
-        except _SYNTAX_ERRORS as error:
+            statements = parse("\n".join(lines))
+        except SyntaxError as error:
             if not _BEGINS_DEFINITION.match(lines[0]):
                 continue  # prose that begins with such a word
-            place = number + (getattr(error, "lineno", None) or 1) - 1
-            source.error = source.error or f"line {place}: {getattr(error, 'msg', None) or error}"
+            place = number + (error.lineno or 1) - 1
+            source.error = source.error or f"line {place}: {error.msg}"
             continue
-        source.nodes += _kept(nodes)
+        source.statements += _kept(statements)
     return source
 
 
-def _kept(nodes: Sequence[ast.stmt]) -> list[ast.stmt]:
+def _kept(statements: Sequence[Statement]) -> list[Statement]:
     """Definitions, imports and constants; no constant that is worked out by a function of the response itself."""
-    own = {node.name for node in nodes if isinstance(node, _DEFINITIONS)} | {HELPER}
-    kept: list[ast.stmt] = []
-    for node in nodes:
-        is_constant = isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and not own & _names(node)
-        if is_constant or isinstance(node, (*_DEFINITIONS, ast.ClassDef, ast.Import, ast.ImportFrom)):
-            kept.append(node)
+    own = {statement.node.name for statement in statements if isinstance(statement.node, DEFINITIONS)} | {HELPER}
+    kept: list[Statement] = []
+    for statement in statements:
+        node = statement.node
+        is_constant = isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and not own & names_read(walk(node))
+        if is_constant or isinstance(node, (*DEFINITIONS, ast.ClassDef, ast.Import, ast.ImportFrom)):
+            kept.append(statement)
     return kept
 
 
-def _names(node: ast.AST) -> set[str]:
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load)}
+def walk(node: ast.AST) -> list[ast.AST]:
+    """A node and all below it; what `ast.walk` gives, in a third of the time."""
+    found = [node]
+    for each in found:
+        for value in vars(each).values():
+            if isinstance(value, ast.AST):
+                found.append(value)
+            elif isinstance(value, list):
+                found += [item for item in value if isinstance(item, ast.AST)]
+    return found
 
 
-def read_prompt(prompt: str) -> list[ast.stmt]:
+def names_read(nodes: Iterable[ast.AST]) -> set[str]:
+    """Names whose values are read."""
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def read_prompt(prompt: str) -> list[Statement]:
     """Statements of a problem's prompt; raises SyntaxError. A prompt that ends in a bare signature is completed."""
+    prompt = _unix(prompt)
     try:
-        return ast.parse(prompt).body
+        return parse(prompt)
     except SyntaxError:
-        return ast.parse(prompt.rstrip() + "\n    pass\n").body
+        return parse(prompt.rstrip() + "\n    pass\n")
+
+
+@lru_cache(maxsize=64)
+def _around(prompt: str, entry_point: str) -> tuple[Statement, ...]:
+    return tuple(each for each in read_prompt(prompt) if getattr(each.node, "name", None) != entry_point)
 
 
 def surroundings(prompt: str, entry_point: str) -> str:
     """What a problem defines around its entry point: imports, constants, helper functions."""
-    others = [node for node in read_prompt(prompt) if getattr(node, "name", None) != entry_point]
-    return "\n".join(map(ast.unparse, others))
+    return "\n".join(each.text for each in _around(prompt, entry_point))
 
 
 def assemble(prompt: str, entry_point: str, helper: Source | None, main: Source) -> str:
@@ -133,13 +241,13 @@ def assemble(prompt: str, entry_point: str, helper: Source | None, main: Source)
 
     The helper's author does not get to define the entry point, nor the other one the helper.
     """
-    given = ast.parse(surroundings(prompt, entry_point)).body
-    nodes = list(given)
+    parts = list(_around(prompt, entry_point))
     if helper is not None:
-        nodes += [node for node in helper.nodes if getattr(node, "name", None) != entry_point]
-    nodes += [node for node in main.nodes if helper is None or getattr(node, "name", None) != HELPER]
-    future = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
-    return "\n".join(ast.unparse(node) for node in [*future, *(node for node in nodes if node not in future)]) + "\n"
+        parts += [each for each in helper.statements if getattr(each.node, "name", None) != entry_point]
+    parts += [each for each in main.statements if helper is None or getattr(each.node, "name", None) != HELPER]
+    # Imports from __future__ have to come first; elsewhere they are errors.
+    parts.sort(key=lambda each: not (isinstance(each.node, ast.ImportFrom) and each.node.module == "__future__"))
+    return "\n".join(each.text for each in parts) + "\n"
 
 
 def _own(definition: ast.AST) -> list[ast.AST]:
@@ -148,7 +256,7 @@ def _own(definition: ast.AST) -> list[ast.AST]:
     while waiting:
         node = waiting.pop()
         found.append(node)
-        if not isinstance(node, (*_DEFINITIONS, ast.Lambda, ast.ClassDef)):
+        if not isinstance(node, (*DEFINITIONS, ast.Lambda, ast.ClassDef)):
             waiting.extend(ast.iter_child_nodes(node))
     return found
 
@@ -159,95 +267,3 @@ def returns(definition: Definition) -> bool:
         isinstance(node, (ast.Yield, ast.YieldFrom)) or (isinstance(node, ast.Return) and node.value is not None)
         for node in _own(definition)
     )
-
-
-@dataclass(frozen=True)
-class HelperUse:
-    """What the main function makes of the helper.
-
-    Args:
-        called: It calls the helper.
-        used: The result of a call goes somewhere: it is neither left standing nor put into a name that is never read.
-        wrapper: It does nothing but hand on what the helper returns.
-    """
-
-    called: bool
-    used: bool
-    wrapper: bool
-
-
-def helper_use(main: Source, entry_point: str) -> HelperUse:
-    """How the entry point uses the helper, directly or through functions of the same response."""
-    functions = {node.name: node for node in main.nodes if isinstance(node, _DEFINITIONS) and node.name != HELPER}
-    reached: list[str] = []
-    waiting = [entry_point] if entry_point in functions else []
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.append(name)
-            waiting += [other for other in _names(functions[name]) if other in functions]
-    uses = [_uses(functions[name]) for name in reached]
-    called = any(calls for calls, _ in uses)
-    used = any(used for _, used in uses)
-    return HelperUse(called, used, entry_point in functions and is_wrapper(functions[entry_point]))
-
-
-def _is_helper_call(node: ast.AST | None) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == HELPER
-
-
-def _binds_helper(definition: ast.AST) -> bool:
-    """Whether the name of the helper means something else here."""
-    for node in ast.walk(definition):
-        if isinstance(node, ast.arg) and node.arg == HELPER:
-            return True
-        if isinstance(node, ast.Name) and node.id == HELPER and not isinstance(node.ctx, ast.Load):
-            return True
-        if isinstance(node, (*_DEFINITIONS, ast.ClassDef)) and node.name == HELPER:
-            return True
-    return False
-
-
-def _uses(definition: Definition) -> tuple[int, bool]:
-    """How many calls of the helper a function has, and whether the result of one is used."""
-    calls = sum(map(_is_helper_call, ast.walk(definition)))
-    if not calls or _binds_helper(definition):
-        return 0, False
-    lost = 0
-    read = _names(definition)
-    for node in ast.walk(definition):
-        if isinstance(node, ast.Expr) and _is_helper_call(node.value):
-            lost += 1
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and _is_helper_call(node.value):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [name for target in targets for name in ast.walk(target) if isinstance(name, (ast.Name))]
-            plain = all(isinstance(part, (ast.Name, ast.Tuple, ast.List, ast.Starred)) for part in targets)
-            lost += plain and not any(name.id in read for name in names)
-    return calls, lost < calls
-
-
-def is_wrapper(definition: Definition) -> bool:
-    """Whether a function is empty, or one call of the helper whose result it returns, converted at most."""
-    body = [node for node in definition.body if not isinstance(node, ast.Pass)]
-    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-        body = body[1:]
-    if not body:
-        return True
-    last = body[-1]
-    if not isinstance(last, ast.Return) or last.value is None:
-        return False
-    value = last.value
-    if len(body) == 2:
-        first = body[0]
-        name = first.targets[0] if isinstance(first, ast.Assign) and len(first.targets) == 1 else None
-        name = first.target if isinstance(first, ast.AnnAssign) else name
-        if not (isinstance(name, ast.Name) and isinstance(value, ast.Name) and name.id == value.id):
-            return False
-        value = first.value
-    elif len(body) > 2:
-        return False
-    while isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in _CONVERSIONS:
-        if len(value.args) != 1 or value.keywords:
-            return False
-        value = value.args[0]
-    return _is_helper_call(value)

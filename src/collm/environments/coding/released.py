@@ -1,9 +1,9 @@
 """The rules of the authors' released code for coding tasks, which work on lines of text.
 
-They are kept to the letter, with their oddities: a nested function cuts off the rest of the function around it, own
-imports and constants are lost, a comment counts as using the helper, and a result that is thrown away goes unnoticed
-but in one spelling. Only the running of tests is not theirs: the sandbox does it, so an object equal to everything, or
-a program that exits, no longer gets the better of them.
+They are kept to the letter, within the bounds that keep reading safe, and with their oddities: a nested function cuts
+off the rest of the function around it, own imports and constants are lost, a comment counts as using the helper, and a
+result that is thrown away goes unnoticed but in one spelling. Only the running of tests is not theirs: the sandbox does
+it, so an object equal to everything, or a program that exits, no longer gets the better of them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
-from collm.environments.coding.program import HELPER, MAX_CHARACTERS
+from collm.environments.coding.program import HELPER, MAX_CHARACTERS, parse
 
 _DEFINITION = re.compile(r"(\s*)def\s+\w+\s*\(")
 _TRIPLE = ('"""', "'''")
@@ -40,12 +41,12 @@ class ReleasedProgram:
     program: str
     asserts: tuple[str, ...]
 
-    @property
+    @cached_property
     def parses(self) -> bool:
         """Whether the program is valid."""
         try:
-            ast.parse(self.program)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            parse(self.program)
+        except SyntaxError:
             return False
         return True
 

@@ -5,8 +5,9 @@ Both forms add up, at most 4: 0.4 and 0.6 for a definition of the helper and of 
 calls the helper, 1.0 if it is no thin wrapper around it, -0.5 if what the helper returns is thrown away. Without an
 entry point, or if the program does not parse, nothing follows. One agent alone has no helper, and reaches 2.1.
 
-In the form "paper" a syntax tree decides, and every assert of the test counts; "released" has the rules of the authors'
-released code, which go by lines of text; see `coding_released`.
+In the form "paper" a syntax tree decides, and every assert of the test counts; the helper is called if the entry point
+has a call of it that can run and the helper did run while the test did. The form "released" has the rules of the
+authors' released code, which go by lines of text; see `coding_released`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from collm.environments.coding.helper_use import HelperUse, helper_use
 from collm.environments.coding.program import (
     HELPER,
-    HelperUse,
     Source,
     assemble,
-    helper_use,
     read_source,
     surroundings,
 )
@@ -102,7 +102,8 @@ class PaperReading:
             return None
         prompt = self.problem["prompt"]
         program = assemble(prompt, self.entry_point, self.helper, self.main)
-        return Case(program, self.entry_point, self.problem["test"], surroundings(prompt, self.entry_point))
+        counted = "" if self.helper is None else HELPER
+        return Case(program, self.entry_point, self.problem["test"], surroundings(prompt, self.entry_point), counted)
 
     def score(self, verdict: Verdict | None) -> CodingScore:
         """The score, given the verdict on `case`."""
@@ -113,6 +114,9 @@ class PaperReading:
         facts = {"use": use, "has_helper": self.has_helper, "has_main": self.has_main}
         if verdict is None:
             return CodingScore(terms, error=self.error, **facts)
+        if verdict.passed and not verdict.counted:
+            # What looks like a call never came to the helper: dead code, or another meaning of the name.
+            use = facts["use"] = HelperUse(False, False, use.wrapper)
         num_shown = min(self.num_shown, verdict.total)
         shown = verdict.units[:num_shown]
         scored = verdict.units[min(num_shown, verdict.total - 1) :] if self.disjoint else verdict.units

@@ -105,7 +105,8 @@ class MatrixGame(Environment):
 
     def read(self, text: str) -> int:
         """Index of the first action word in `text`, one past the last action if there is none."""
-        found = (self.actions.index(word) for word in re.findall(r"\w+", text) if word in self.actions)
+        words = (match[0] for match in re.finditer(r"\w+", text))
+        found = (self.actions.index(word) for word in words if word in self.actions)
         return next(found, len(self.actions))
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:

@@ -170,7 +170,7 @@ class Relay(Environment):
 
     def read(self, text: str) -> int | None:
         """The first action in `text`, None if there is none."""
-        found = (int(number) for number in re.findall(r"\ba(\d{1,4})\b", text))
+        found = (int(match[1]) for match in re.finditer(r"\ba(\d{1,4})\b", text))
         return next((action for action in found if action < self.alphabet), None)
 
     def paid(self, state: State, over: bool) -> float:

@@ -33,6 +33,9 @@ from collm.trajectory import Task, Trajectory
 MARKER = "[PARAGRAPH_SPLIT]"
 """What a single agent writes between its two paragraphs."""
 
+MAX_CHARACTERS = 40_000
+"""Of a text no more is read: far more than its words may take up."""
+
 RewardName = Literal["paper", "released"]
 
 LABEL = re.compile(r"paragraph\s*[12]\s*:\s*", re.IGNORECASE)
@@ -275,10 +278,8 @@ class Writing(Environment):
 
     def texts(self, joint_action: Mapping[str, str]) -> tuple[str, str]:
         """The first and the second text of a joint action."""
-        if self.single_agent:
-            return split_paragraphs(joint_action[self.agent_ids[0]])
-        first, second = (joint_action[agent_id] for agent_id in self.agent_ids)
-        return first, second
+        texts = [joint_action[agent_id][:MAX_CHARACTERS] for agent_id in self.agent_ids]
+        return split_paragraphs(texts[0]) if self.single_agent else (texts[0], texts[1])
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """What the reward measured, its share of the maximum, and how much of the wording the source knows.

@@ -125,6 +125,7 @@ def transition_categories(text: str, whole_words: bool = True) -> list[str]:
         whole_words: Whether a phrase must stand between word boundaries, or "so" also counts inside "some".
     """
     if not whole_words:
-        return [name for name, pattern in ANYWHERE.items() if pattern.search(text.lower())]
+        text = text.lower()
+        return [name for name, pattern in ANYWHERE.items() if pattern.search(text)]
     plain = " ".join(text.lower().replace("\u2019", "'").split())
     return [name for name, pattern in WHOLE_WORD.items() if pattern.search(plain)]
