@@ -99,8 +99,8 @@ class Turn:
     `messages` is empty where every agent answered its observation at once, as `observations` and `actions` say it all.
     Where agents talk before they act, it holds all that they were shown and wrote, in order; the last message of each
     agent is its action. `values` is what the history before the turn is worth under the current policies, `team` the
-    joint history and an agent's id its own; empty where nobody knows. `features` and `state_text` describe the true state
-    before the turn, for critics alone; empty where the environment does not.
+    joint history and an agent's id its own; empty where nobody knows. `features` and `state_text` describe the true
+    state before the turn, for critics alone; empty where the environment does not.
     """
 
     observations: dict[str, str]

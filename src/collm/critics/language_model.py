@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collm.critics.base import Critic
+from collm.critics.base import Critic, Learner
+from collm.critics.histories import HistoryEncoder
 from collm.critics.replay_buffer import Record, ReplayBuffer
 from collm.critics.value_network import ValueNetwork
 from collm.errors import ConfigurationError
@@ -78,6 +79,19 @@ class LanguageModelCritic(Critic):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"critic.{name} is {value}; it must be above 0.")
+
+    def attach(
+        self,
+        name: str,
+        agent_ids: Sequence[str],
+        learner: Learner,
+        encoder_class: type[HistoryEncoder] = HistoryEncoder,
+    ) -> None:
+        super().attach(name, agent_ids, learner, encoder_class)
+        if learner.parameters_mode == "lora" and self.model.lora_rank == 0 and not learner.critics_share_weights:
+            raise ConfigurationError(
+                "model.parameters is 'lora' but critic.model.lora_rank is 0; set it to the adapter's rank."
+            )
 
     # Loading
 
