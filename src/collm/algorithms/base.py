@@ -186,7 +186,9 @@ class MultiAgentModule(Checkpointed):
         if self.parameters_mode == "lora" and adapter is not None:
             key = "backbone_" + re.sub(r"\W", "_", f"{spec.path}_{spec.dtype}")
         if key not in self.backbones:
-            self.backbones[key] = Backbone(spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
+            self.backbones[key] = Backbone(
+                spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing, spec.dropout
+            )
             self.backbones[key].settle(self.places.get(name))
         backbone = self.backbones[key]
         if adapter is not None and adapter not in backbone.adapters:

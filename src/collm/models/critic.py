@@ -9,7 +9,7 @@ A centralized critic reads all agents (the joint history h_t); an individual one
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,7 @@ class CriticSpec:
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dropout: Train with the dropout that the model's configuration has; values are computed without.
         context_length: Longest history it reads, in tokens; by default what the model allows.
         progress: Write the turn number and the last reward into the history, as the paper does.
     """
@@ -53,6 +54,7 @@ class CriticSpec:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
+    dropout: bool = False
     context_length: int | None = None
     progress: bool = True
 
@@ -176,8 +178,8 @@ class Critic(Resident):
         """Negative log-probability of every token but the first, summed, from hidden states [R, L, hidden size]; []."""
         mask = batch.attention_mask[:, 1:]
         states, tokens = states[:, :-1][mask], batch.ids[:, 1:][mask]
-        head = self.backbone.lm.get_output_embeddings()
-        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])  # recomputed in the backward pass, chunk by chunk
+        head = self.backbone.logits
+        size = max(1, LOGITS_PER_CHUNK // self.backbone.vocabulary_size)  # recomputed in the backward pass, by chunk
         pieces = [
             checkpoint(_cross_entropy, head, chunk, target, use_reentrant=False)
             for chunk, target in zip(states.split(size), tokens.split(size), strict=True)
@@ -237,7 +239,7 @@ Network = Policy | Critic
 """What reads sequences of tokens over a backbone."""
 
 
-def _cross_entropy(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
+def _cross_entropy(head: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor) -> Tensor:
     return nn.functional.cross_entropy(head(states).float(), tokens, reduction="sum")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from collm.models.reader import Reader, reader_for, side_by_side
 from collm.trajectory import Action, SequenceBatch
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
-_HEAD_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
 
 
 @dataclass
@@ -42,6 +42,8 @@ class PolicySpec:
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dropout: Train with the dropout that the model's configuration has, although it samples without: importance
+            ratios then differ from 1 before the first step.
         max_new_tokens: Longest response, in tokens.
         min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
             responses have the same length, for measuring speed.
@@ -69,6 +71,7 @@ class PolicySpec:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
+    dropout: bool = False
     max_new_tokens: int = 256
     min_new_tokens: int = 0
     temperature: float = 1.0
@@ -110,13 +113,6 @@ class PolicySpec:
             raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
-        config = load_config(self.path)
-        scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
-        if scaled:
-            raise ConfigurationError(
-                f"{name}.path: {self.path!r} scales its logits after the head ({', '.join(scaled)}), which the "
-                "log-probabilities here do not follow; choose a model without it."
-            )
         load_tokenizer(self.path)
         self.allowed_ids(name)
         if self.prompt_room() < 1:
@@ -160,8 +156,19 @@ def check_model_numbers(name: str, dtype: str, learning_rate: float, lora_rank: 
 
 
 def context_length(path: str) -> int:
-    """Longest sequence the model at `path` can read, in tokens."""
-    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or 4096
+    """Longest sequence the model at `path` can read, in tokens.
+
+    Some rotary embeddings change for all positions once a batch holds a sequence longer than the model was first
+    trained on; that length is the limit, so that no row changes the numbers of another.
+    """
+    config = load_config(path).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or 4096
+    rotations = getattr(config, "rope_parameters", None) or {}
+    for rotation in [rotations, *(one for one in rotations.values() if isinstance(one, dict))]:
+        if rotation.get("rope_type") in _LENGTH_DEPENDENT:
+            first = rotation.get("original_max_position_embeddings")
+            longest = min(longest, first or getattr(config, "original_max_position_embeddings", None) or longest)
+    return longest
 
 
 class Policy:
@@ -212,19 +219,36 @@ class Policy:
         return self.backbone.lm.device
 
     @property
-    def knows_model(self) -> bool:
-        """Whether it can sample straight from the weights, if that is what it is told to do."""
-        return self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
+    def engine(self) -> str:
+        """What samples: the engine it is told to use, or `transformers` for a model that no other engine can read."""
+        falls_back = self.spec.engine == "collm" and not self.backbone.support.cached_decoding
+        return "transformers" if falls_back else self.spec.engine
+
+    @property
+    def slower(self) -> str | None:
+        """How it samples and trains, where the model does not allow what is fastest; None where it does."""
+        support = self.backbone.support
+        if self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None:
+            how = []
+        elif self.engine == "collm":
+            how = ["sampled by the forward pass of transformers"]
+        else:
+            how = ["sampled by `generate` of transformers"]
+        if self.engine == "transformers":
+            how += [] if support.batching.padding else ["prompts of one length at a time"]
+            how += [] if support.batching.use_cache else ["without a cache"]
+        how += [] if support.shared_prefixes else ["updates read what rows share once for each"]
+        return ", ".join(how) or None
 
     @property
     def decoder(self) -> Hashable:
         """Policies for which this is equal can be sampled in one decode loop."""
-        if self.spec.engine == "transformers":
+        if self.engine == "transformers":
             return id(self)
         if self.readers is None or self.together is None:
             ours = self.spec.engine == "collm"
             self.together = side_by_side(self.backbone) if ours else id(self.backbone)
-        return self.together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+        return self.together, self.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:
         """How its tokens are drawn."""
@@ -263,10 +287,10 @@ class Policy:
         """
         everything = [prompt for own in prompts for prompt in own]
         how = (everything, self.sampling(greedy), sorted(self.eos_ids), self.own(generator))
-        if self.spec.engine == "transformers":
+        if self.engine == "transformers":
             with self.backbone.using(self.adapter):
-                drawn = stock.generate(self.backbone.lm, *how)
-        elif self.spec.engine == "vllm":
+                drawn = stock.generate(self.backbone.lm, *how, self.backbone.support.batching)
+        elif self.engine == "vllm":
             if self.backbone.engine is None:
                 self.backbone.engine = vllm_engine.Engine(self.backbone, self.spec)
             adapters = [policy.adapter for policy, own in zip(policies, prompts, strict=True) for _ in own]
@@ -331,15 +355,14 @@ class Policy:
         # the token at position l is predicted from position l - 1; a prompt has at least one token
         hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask, mask.roll(-1, dims=1))
         states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
-        head = self.backbone.lm.get_output_embeddings()
-        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
+        size = max(1, LOGITS_PER_CHUNK // self.backbone.vocabulary_size)
         how = (self.spec.temperature, self.allowed_ids)
         pieces = []
         for chunk, target in zip(states.split(size), targets.split(size), strict=True):
             if len(states) > size and torch.is_grad_enabled():
-                pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
+                pieces.append(checkpoint(_score, self.backbone.logits, chunk, target, *how, use_reentrant=False))
             else:
-                pieces.append(_score(head, chunk, target, *how))
+                pieces.append(_score(self.backbone.logits, chunk, target, *how))
         scored = [torch.cat(values) for values in zip(*pieces, strict=True)]
         log_probs, entropies = (values.new_zeros(mask.shape) for values in scored)
         log_probs[mask], entropies[mask] = scored
@@ -352,8 +375,7 @@ class Policy:
             folder: Where to; it is made.
             weights: The state dict of the language model, where it is not at hand in one piece.
         """
-        with self.backbone.using(self.adapter):
-            self.backbone.lm.save_pretrained(folder, state_dict=weights)
+        self.backbone.save(folder, self.adapter, weights)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -365,7 +387,11 @@ def make_dialogue(spec: PolicySpec) -> Dialogue:
 
 
 def _score(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, allowed_ids: Sequence[int] | None
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    allowed_ids: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `targets` [M] and entropy, [M] each, from hidden states [M, hidden size]."""
     logits = head(hidden)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from collm.models.cache import is_plain, make_cache
+from collm.models.forward import cache_argument, last_hidden_states
 from collm.models.layers import needed_at
 
 _WORTH_A_LEVEL = 128  # tokens; computing them again takes longer than another pass
@@ -64,7 +65,7 @@ def split(rows: Sequence[Sequence[int]]) -> list[list[Segment]]:
 def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor) -> Tensor:
     """Last hidden states, [R, L, hidden size], right where they are `needed`, with what rows share computed once.
 
-    Noise, where a model has dropout, is drawn once for what is shared.
+    Dropout, where it is switched on, is drawn once for what is shared.
 
     Args:
         lm: The model.
@@ -74,10 +75,15 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
     """
     levels = _worthwhile(lm, ids, mask)
     if levels is None:
-        with needed_at(lm, needed):  # no token sees the padding behind it, so there is nothing to mask
-            return lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    cache, before, computed, offset = DynamicCache(), mask.new_zeros(1, 0), [], 0
-    places = torch.zeros(mask.shape, dtype=torch.long)  # of every position among all that is computed
+        with needed_at(lm, needed):
+            return last_hidden_states(lm, ids)
+    return by_level(lm, levels, ids, needed)
+
+
+def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tensor, needed: Tensor) -> Tensor:
+    """Last hidden states of rows that are split into segments; see `hidden_states`."""
+    cache, before, computed, offset = DynamicCache(), needed.new_zeros(1, 0), [], 0
+    places = torch.zeros(ids.shape, dtype=torch.long)  # of every position among all that is computed
     for segments in levels:
         sizes = torch.tensor([segment.stop - segment.start for segment in segments], device=ids.device)
         steps = torch.arange(int(sizes.max()), device=ids.device)
@@ -94,8 +100,8 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
                 input_ids=ids[first[:, None], positions],
                 attention_mask=before,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(type(lm.base_model)): cache},
             )
         computed.append(output.last_hidden_state.flatten(0, 1))
         for number, segment in enumerate(segments):
