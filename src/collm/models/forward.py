@@ -9,7 +9,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -26,6 +26,11 @@ def cache_argument(kind: type) -> str:
     return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
 
 
+def base_of(lm: PreTrainedModel) -> nn.Module:
+    """The model below the head; a few classes do not name it as transformers expects."""
+    return lm.model if lm.base_model is lm else lm.base_model
+
+
 def last_hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
     """What the head reads at every position of rows that are read whole, [R, L, hidden size].
 
@@ -33,24 +38,31 @@ def last_hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
         lm: The model.
         ids: Rows padded on the right, [R, L]; no token sees the padding behind it, so there is nothing to mask.
     """
-    options = {"use_cache": False} if takes(type(lm.base_model), "use_cache") else {}
-    return lm.base_model(input_ids=ids, **options).last_hidden_state
+    base = base_of(lm)
+    return base(input_ids=ids, **without_cache(base)).last_hidden_state
+
+
+def without_cache(module: nn.Module) -> dict[str, bool]:
+    """What tells `module` to keep no states, if it knows any."""
+    return {"use_cache": False} if takes(type(module), "use_cache") else {}
 
 
 def logits_of(lm: PreTrainedModel, states: Tensor) -> Tensor:
     """Logits [M, V] that `lm` itself makes of last hidden states [M, hidden size], whatever it scales them by."""
     with _last_hidden_states_are(lm, states[None]):
-        return lm.forward(input_ids=torch.zeros(1, len(states), dtype=torch.long, device=states.device)).logits[0]
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        return lm.forward(input_ids=ids, **without_cache(lm)).logits[0]
 
 
 @contextmanager
 def _last_hidden_states_are(lm: PreTrainedModel, states: Tensor) -> Iterator[None]:
     """While it lasts, the forward pass of `lm` reads no tokens and goes on from `states` [R, L, hidden size]."""
-    lm.base_model.forward = lambda *args, **given: _Output(states)
+    base = base_of(lm)
+    base.forward = lambda *args, **given: _Output(states)
     try:
         yield
     finally:
-        del lm.base_model.forward
+        del base.forward
 
 
 class _Output:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from collm.models.cache import is_plain, make_cache
-from collm.models.forward import cache_argument, last_hidden_states
+from collm.models.forward import base_of, cache_argument, last_hidden_states
 from collm.models.layers import needed_at
 
 _WORTH_A_LEVEL = 128  # tokens; computing them again takes longer than another pass
@@ -82,6 +82,7 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
 
 def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tensor, needed: Tensor) -> Tensor:
     """Last hidden states of rows that are split into segments; see `hidden_states`."""
+    base = base_of(lm)
     cache, before, computed, offset = DynamicCache(), needed.new_zeros(1, 0), [], 0
     places = torch.zeros(ids.shape, dtype=torch.long)  # of every position among all that is computed
     for segments in levels:
@@ -96,12 +97,12 @@ def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tens
             layer.keys, layer.values = _taken(layer.keys, parents), _taken(layer.values, parents)
         read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
         with needed_at(lm, read & (steps < sizes[:, None])):
-            output = lm.base_model(
+            output = base(
                 input_ids=ids[first[:, None], positions],
                 attention_mask=before,
                 position_ids=positions,
                 use_cache=True,
-                **{cache_argument(type(lm.base_model)): cache},
+                **{cache_argument(type(base)): cache},
             )
         computed.append(output.last_hidden_state.flatten(0, 1))
         for number, segment in enumerate(segments):

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from collm.errors import ConfigurationError
 from collm.models import prefixes, stock
 from collm.models.families import decoder_of
-from collm.models.forward import last_hidden_states, logits_of
+from collm.models.forward import last_hidden_states, logits_of, without_cache
 from collm.models.generation import Sampling, generate
 from collm.models.prefill import Memory
 from collm.models.reader import StockReader
@@ -38,7 +38,7 @@ class Support:
         plain_head: Its logits are what the head makes of the last hidden states, unscaled.
         shared_prefixes: What rows share may be computed once in updates.
         cached_decoding: The decode loop of this project gives its numbers, with key/value states kept between turns.
-        batching: How `generate` of transformers gives its numbers; None where it was not tried.
+        batching: How `generate` of transformers gives its numbers.
     """
 
     plain_head: bool = True
@@ -58,7 +58,7 @@ def support_of(lm: PreTrainedModel, path: str) -> Support:
     """
     if lm.device.type == "meta" or decoder_of(lm) is not None:
         return Support()
-    key = (path, lm.dtype, type(lm))
+    key = (lm.config.to_json_string(), lm.dtype)
     if key not in _tried:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _tried[key] = _Trial(lm.eval(), path).run()
@@ -143,7 +143,7 @@ class _Trial:
     def _plain_head(self) -> bool:
         """Whether the head reads the last hidden states, and logits are what it writes."""
         with self._marked() as (marks, read):
-            logits = self.lm(input_ids=self._ids(self.rows[:1])).logits[0]
+            logits = self._logits()
         read_states = len(read) == 1 and self._close(read[0].view_as(self.alone[0]), self.alone[0])
         return read_states and logits.shape == marks.shape and bool((logits == marks).all())
 
@@ -152,11 +152,15 @@ class _Trial:
 
         def same() -> bool:
             with self._marked() as (_, read):
-                own = self.lm(input_ids=self._ids(self.rows[:1])).logits[0]
+                own = self._logits()
                 found = logits_of(self.lm, self.alone[0])
             return len(read) == 2 and self._close(read[1], read[0]) and bool((own == found).all())
 
         return self._works(same)
+
+    def _logits(self) -> Tensor:
+        """Logits of the first row, [L, V]."""
+        return self.lm(input_ids=self._ids(self.rows[:1]), **without_cache(self.lm)).logits[0]
 
     def _own_logits(self, states: Tensor) -> Tensor:
         return logits_of(self.lm, states)
