@@ -14,10 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from collm.errors import ConfigurationError
 from collm.models import prefixes
 from collm.models.backbone import Backbone
-from collm.models.forward import base_of
 from collm.models.policy import Policy, PolicySpec
 from collm.trajectory import TokenSequence, pad_sequences
 
@@ -35,8 +33,19 @@ SHAPE = {
     "pad_token_id": 0,
 }
 DROPOUT = dict.fromkeys(
-    "attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout dropout activation_dropout embd_dropout "
-    "hidden_dropout_prob attention_probs_dropout_prob residual_dropout".split(),
+    [
+        "attention_dropout",
+        "attn_pdrop",
+        "resid_pdrop",
+        "embd_pdrop",
+        "hidden_dropout",
+        "dropout",
+        "activation_dropout",
+        "embd_dropout",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "residual_dropout",
+    ],
     0.3,
 )
 EXPERTS = {
@@ -153,13 +162,37 @@ ARCHITECTURES: dict[str, dict] = {
     | {"adapter_rank": 4, "attention_head_dim": 16, "attention_hidden_size": 64},
 }
 # What samples: the others are read by the embedded decoder or by the decode loop with a key/value cache.
-BY_GENERATE = (
-    "bamba falcon_h1 falcon_mamba granitemoehybrid jamba lfm2 mamba mamba2 minimax nemotron_h openai-gpt qwen3_5_text "
-    "qwen3_next recurrent_gemma rwkv xlstm zamba2"
-).split()
-SCALED_HEADS = (
-    "cohere cohere2 falcon_h1 gemma2 granite granitemoe minicpm3 nanochat recurrent_gemma xlstm".split()
-)
+BY_GENERATE = [
+    "bamba",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "jamba",
+    "lfm2",
+    "mamba",
+    "mamba2",
+    "minimax",
+    "nemotron_h",
+    "openai-gpt",
+    "qwen3_5_text",
+    "qwen3_next",
+    "recurrent_gemma",
+    "rwkv",
+    "xlstm",
+    "zamba2",
+]
+SCALED_HEADS = [
+    "cohere",
+    "cohere2",
+    "falcon_h1",
+    "gemma2",
+    "granite",
+    "granitemoe",
+    "minicpm3",
+    "nanochat",
+    "recurrent_gemma",
+    "xlstm",
+]
 DEFAULTS = {
     "repetition_penalty": 3.0,
     "no_repeat_ngram_size": 1,
@@ -216,7 +249,7 @@ def tiny_model(kind: str) -> PreTrainedModel:
 @pytest.fixture(autouse=True)
 def _every_shared_token_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefixes, "_WORTH_A_LEVEL", 1)
-    monkeypatch.setattr(prefixes, "_WORTH_IT", 1.0)
+    monkeypatch.setattr(prefixes, "_WORTH_IT", 2.0)
 
 
 def make_policy(lm: PreTrainedModel, folder: str, monkeypatch: pytest.MonkeyPatch, **options: object) -> Policy:
@@ -246,7 +279,9 @@ def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeyp
     actions = policy.sample(PROMPTS, torch.Generator().manual_seed(1), greedy=False)
     backbone.train()
     sequences = [
-        TokenSequence(row, [*action.prompt_ids, *action.token_ids], [-1] * len(action.prompt_ids) + [0] * len(action.token_ids))
+        TokenSequence(
+            row, [*action.prompt_ids, *action.token_ids], [-1] * len(action.prompt_ids) + [0] * len(action.token_ids)
+        )
         for row, action in enumerate(actions)
     ]
     batch = pad_sequences(sequences, 0, "cpu")

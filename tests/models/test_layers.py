@@ -134,3 +134,10 @@ def test_adapters_of_higher_precision_than_the_model_lose_no_more_than_in_peft()
         for kind, some in (("found", own), ("peft", gradients))
     }
     assert 0 < errors["found"] < 1.5 * errors["peft"]  # sums of squares; torch 2.9 and 2.13 differ by a third
+
+
+def test_a_layer_refuses_what_it_does_not_know() -> None:
+    lm = FAMILIES["llama"]()
+    ids, mask, needed = rows()
+    with needed_at(lm, needed), pytest.raises(TypeError, match="LlamaDecoderLayer was given 'cache_of_tomorrow'"):
+        lm.base_model(input_ids=ids, use_cache=False, cache_of_tomorrow=[1])
