@@ -161,6 +161,7 @@ ARCHITECTURES: dict[str, dict] = {
     | {"mamba_d_state": 8, "n_mamba_heads": 8, "mamba_ngroups": 1, "chunk_size": 4, "num_mem_blocks": 1}
     | {"adapter_rank": 4, "attention_head_dim": 16, "attention_hidden_size": 64},
 }
+EMBEDDED = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 # What samples: the others are read by the embedded decoder or by the decode loop with a key/value cache.
 BY_GENERATE = [
     "bamba",
@@ -271,6 +272,7 @@ def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeyp
     lm = tiny_model(kind)
     policy = make_policy(lm, tiny_folder, monkeypatch)
     backbone = policy.backbone
+    assert bool(policy.slower) == (kind not in EMBEDDED)
     assert policy.engine == ("transformers" if kind in BY_GENERATE else "collm")
     assert backbone.support.plain_head == (kind not in SCALED_HEADS)
 

@@ -227,18 +227,8 @@ class Policy:
     @property
     def slower(self) -> str | None:
         """How it samples and trains, where the model does not allow what is fastest; None where it does."""
-        support = self.backbone.support
-        if self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None:
-            how = []
-        elif self.engine == "collm":
-            how = ["sampled by the forward pass of transformers"]
-        else:
-            how = ["sampled by `generate` of transformers"]
-        if self.engine == "transformers":
-            how += [] if support.batching.padding else ["prompts of one length at a time"]
-            how += [] if support.batching.use_cache else ["without a cache"]
-        how += [] if support.shared_prefixes else ["updates read what rows share once for each"]
-        return ", ".join(how) or None
+        embedded = self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
+        return self.backbone.support.slower(self.engine, embedded)
 
     @property
     def decoder(self) -> Hashable:

@@ -46,6 +46,24 @@ class Support:
     cached_decoding: bool = True
     batching: Batching = Batching()
 
+    def slower(self, engine: str, embedded: bool) -> str | None:
+        """What a run with this engine cannot do in the fastest way, in words; None if there is nothing.
+
+        Args:
+            engine: What samples.
+            embedded: Whether nothing faster was wanted, or the embedded decoder reads the model.
+        """
+        how = []
+        if not embedded:
+            how.append(f"sampled by {'`generate`' if engine == 'transformers' else 'the forward pass'} of transformers")
+        if engine == "transformers" and not self.batching.padding:
+            how.append("prompts of one length at a time")
+        if engine == "transformers" and not self.batching.use_cache:
+            how.append("without a cache")
+        if not self.shared_prefixes:
+            how.append("updates read what rows share once for each")
+        return ", ".join(how) or None
+
 
 _tried: dict[tuple, Support] = {}
 
