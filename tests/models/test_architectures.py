@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from collm.errors import ConfigurationError
 from collm.models import prefixes
 from collm.models.backbone import Backbone
+from collm.models.critic import Critic, CriticSpec
 from collm.models.policy import Policy, PolicySpec
 from collm.trajectory import TokenSequence, pad_sequences
 
@@ -315,3 +317,57 @@ def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeyp
 
 def test_there_are_enough_architectures() -> None:
     assert len(set(ARCHITECTURES) & set(CONFIG_MAPPING_NAMES)) >= 40
+
+
+def test_a_model_that_reads_what_comes_later_is_refused(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **SHAPE, is_decoder=False))
+    with pytest.raises(ConfigurationError) as error:
+        make_policy(lm, tiny_folder, monkeypatch)
+    assert "\n" not in str(error.value)
+    assert str(error.value) == (
+        f"{tiny_folder!r} is a 'bert' model (BertLMHeadModel), which cannot be trained here: what it makes of a token "
+        "depends on tokens behind it or on other sequences; choose another model."
+    )
+
+
+def test_where_positions_are_counted_along_keys_prefixes_are_not_shared(
+    tiny_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding between a prefix and what goes on from it would change the numbers of these models, not of others."""
+    found = {kind: make_policy(tiny_model(kind), tiny_folder, monkeypatch) for kind in ("mpt", "gpt_neo", "phi")}
+    assert [policy.backbone.support.shared_prefixes for policy in found.values()] == [False, False, True]
+    assert found["mpt"].slower == (
+        "sampled by the forward pass of transformers, updates read what rows share once for each"
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_generation_defaults_do_not_change_what_is_drawn(
+    kind: str, tiny_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    for defaults in (DEFAULTS, {"eos_token_id": 1}):
+        lm = tiny_model(kind)
+        lm.generation_config = GenerationConfig()
+        for name, value in defaults.items():
+            setattr(lm.generation_config, name, value)
+        policy = make_policy(lm, tiny_folder, monkeypatch, engine="transformers", top_k=20)
+        policy.backbone.eval()
+        actions = policy.sample(PROMPTS * 5, torch.Generator().manual_seed(1), greedy=False)
+        drawn.append([(action.token_ids, action.log_probs) for action in actions])
+        assert lm.generation_config.to_dict().get("num_beams") == defaults.get("num_beams")  # exported as it was
+    assert drawn[0] == drawn[1]
+
+
+def test_critics_follow_scaled_heads_too(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language modelling loss beside the values is that of the model's own logits."""
+    lm = tiny_model("gemma2")
+    backbone = make_policy(lm, tiny_folder, monkeypatch).backbone
+    critic = Critic(CriticSpec(tiny_folder), backbone, None, ("a1",))
+    batch = pad_sequences([TokenSequence(0, PROMPTS[1], [-1] * 8 + [0])], 0, "cpu")
+    _, loss = critic.states_and_lm_loss(batch)
+    own = lm(input_ids=batch.ids).logits[0, :-1].log_softmax(-1)
+    expected = -own.gather(-1, batch.ids[0, 1:, None]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    plain = lm.get_output_embeddings()(backbone.hidden_states(batch.ids, batch.attention_mask, batch.attention_mask))
+    assert (plain[0, :-1].log_softmax(-1) - own).abs().max() > 0.1
