@@ -169,3 +169,35 @@ def test_a_first_prompt_that_does_not_fit_is_refused() -> None:
     dialogue.check_fits("a1", "task_7", "1 2 3 4 5 6 7 8")  # eleven
     with pytest.raises(ConfigurationError, match="task 'task_7'.*agent 'a1' has 13 tokens.*leaves 12.*max_new_tokens"):
         dialogue.check_fits("a1", "task_7", "1 2 3 4 5 6 7 8 9 0")
+
+
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+SILENT = (
+    "{% for message in messages if message['role'] != 'system' %}{{ '[' + message['role'] + ']' + message['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (GEMMA, "<start_of_turn>user\nBe brief.\n\nlay out I<end_of_turn>\n<start_of_turn>model\n"),
+        (SILENT, "[user]Be brief.\n\nlay out I[assistant]"),
+    ],
+)
+def test_a_system_prompt_that_the_template_refuses_or_drops_begins_the_first_message(
+    template: str, expected: str
+) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    dialogue = Dialogue(tokenizer, 500, system_prompt="Be brief.")
+    prompts, _ = played(dialogue, OBSERVATIONS[:2], ANSWERS[:1])
+    assert tokenizer.decode(prompts[0]) == expected
+    assert tokenizer.decode(prompts[1]).count("Be brief.") == 1
+    plain, _ = played(Dialogue(tokenizer, 500), OBSERVATIONS[:1], [])
+    assert tokenizer.decode(plain[0]) == expected.replace("Be brief.\n\n", "")

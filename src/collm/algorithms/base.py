@@ -186,8 +186,8 @@ class MultiAgentModule(Checkpointed):
         if self.parameters_mode == "lora" and adapter is not None:
             key = "backbone_" + re.sub(r"\W", "_", f"{spec.path}_{spec.dtype}")
         if key not in self.backbones:
-            given = (spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
-            self.backbones[key] = Backbone(*given, self.places.get(name))
+            how = (spec.random_weights, spec.gradient_checkpointing, spec.dropout)
+            self.backbones[key] = Backbone(spec.path, spec.dtype, *how, self.places.get(name))
         backbone = self.backbones[key]
         if adapter is not None and adapter not in backbone.adapters:
             backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)

@@ -38,9 +38,9 @@ class LogResources(L.Callback):
         self._interrupted = Reading({}, {}, {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        slower = [name for name, policy in pl_module.policies.items() if not policy.knows_model]
-        if slower:
-            rank_zero_info(f"sampled by the forward pass of transformers, which is slower: {', '.join(slower)}")
+        for name, policy in pl_module.policies.items():
+            if policy.slower:
+                rank_zero_info(f"{name}: {policy.slower}, which is slower: its model is not one of the fastest kinds.")
         meter.synchronize = self.synchronize
         meter.take()
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from collm.errors import ConfigurationError
@@ -27,7 +28,8 @@ class Dialogue:
         max_prompt_tokens: Room for the prompt: the context length less the longest response.
         chat_template: False writes observations and responses as plain lines even if there is a template.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking`.
-        system_prompt: First message of every dialogue.
+        system_prompt: First message of every dialogue; where the chat template has no system messages, the beginning of
+            the first message of the user.
     """
 
     def __init__(
@@ -43,6 +45,9 @@ class Dialogue:
         self.use_template = chat_template and bool(tokenizer.chat_template)
         self.template_arguments = dict(template_arguments or {})
         self.system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self.preface = ""
+        if self.use_template and system_prompt and not self._shows_system(system_prompt):
+            self.system, self.preface = [], f"{system_prompt}\n\n"
 
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t; the newest turns are kept where it does not fit.
@@ -77,7 +82,7 @@ class Dialogue:
         """Tokens of the first observation, up to where the agent begins to write."""
         if not self.use_template:
             return self.tokenizer(self._system_text() + observation + "\n").input_ids
-        messages = [*self.system, {"role": "user", "content": observation}]
+        messages = [*self.system, {"role": "user", "content": self.preface + observation}]
         return self._encode(self._render(messages, add_generation_prompt=True))
 
     def bridge(self, observation: str, action: Action) -> list[int]:
@@ -107,6 +112,14 @@ class Dialogue:
                 f"{self.max_prompt_tokens} beside max_new_tokens; lower max_new_tokens, shorten the task or choose a "
                 "model with a longer context."
             )
+
+    def _shows_system(self, system_prompt: str) -> bool:
+        """Whether the chat template accepts system messages, as Gemma's does not, and shows them."""
+        try:
+            text = self._render([*self.system, {"role": "user", "content": "?"}], add_generation_prompt=True)
+        except TemplateError:
+            return False
+        return system_prompt.strip() in text
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(

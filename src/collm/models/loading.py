@@ -113,6 +113,11 @@ def load_tokenizer(path: str) -> Tokenizer:
             f"no tokenizer could be read from {path!r}: {str(error).splitlines()[0]} Save one into the folder with "
             "tokenizer.save_pretrained(folder)."
         ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # some versions make one up
+        raise ConfigurationError(
+            f"the tokenizer of {path!r} has no tokens but special ones; save a whole one into the folder with "
+            "tokenizer.save_pretrained(folder)."
+        )
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
             f"the tokenizer of {path!r} has no end-of-sequence token, so an agent could never end a response; set "

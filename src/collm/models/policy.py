@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,13 @@ from collm.inference.prefill import Memory
 from collm.models.architectures import decoder_of
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.loading import load_config, load_tokenizer
+from collm.models.loading import load_tokenizer
 from collm.models.specs import ModelSpec
 from collm.runtime.profiler import meter
 from collm.runtime.seeding import forked
 from collm.trajectory import Action, SequenceBatch
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
-_HEAD_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass
@@ -44,6 +43,8 @@ class PolicySpec(ModelSpec):
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dropout: Train with the dropout that the model's configuration has, although it samples without: importance
+            ratios then differ from 1 before the first step.
         max_new_tokens: Longest response, in tokens.
         min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
             responses have the same length, for measuring speed.
@@ -101,13 +102,6 @@ class PolicySpec(ModelSpec):
             raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
         if self.top_k < 0:
             raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
-        config = load_config(self.path)
-        scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
-        if scaled:
-            raise ConfigurationError(
-                f"{name}.path: {self.path!r} scales its logits after the head ({', '.join(scaled)}), which the "
-                "log-probabilities here do not follow; choose a model without it."
-            )
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
@@ -186,19 +180,26 @@ class Policy:
         return self.backbone.device
 
     @property
-    def knows_model(self) -> bool:
-        """Whether it can sample straight from the weights, if that is what it is told to do."""
-        return self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
+    def engine(self) -> str:
+        """What samples: the engine it is told to use, or `transformers` for a model that no other engine can read."""
+        falls_back = self.spec.engine == "collm" and not self.backbone.support.cached_decoding
+        return "transformers" if falls_back else self.spec.engine
+
+    @property
+    def slower(self) -> str | None:
+        """How it samples and trains, where the model does not allow what is fastest; None where it does."""
+        embedded = self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
+        return self.backbone.support.slower(self.engine, embedded)
 
     @property
     def decoder(self) -> Hashable:
         """Policies for which this is equal can be sampled in one decode loop."""
-        if self.spec.engine == "transformers":
+        if self.engine == "transformers":
             return id(self)
         if self.readers is None or self.together is None:
             ours = self.spec.engine == "collm"
             self.together = side_by_side(self.backbone) if ours else id(self.backbone)
-        return self.together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+        return self.together, self.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:
         """How its tokens are drawn."""
@@ -237,10 +238,10 @@ class Policy:
         """
         everything = [prompt for own in prompts for prompt in own]
         how = (everything, self.sampling(greedy), sorted(self.eos_ids), self.own(generator))
-        if self.spec.engine == "transformers":
+        if self.engine == "transformers":
             with self.backbone.using(self.adapter):
-                drawn = stock.generate(self.backbone.lm, *how)
-        elif self.spec.engine == "vllm":
+                drawn = stock.generate(self.backbone.lm, *how, self.backbone.support.batching)
+        elif self.engine == "vllm":
             if self.backbone.engine is None:
                 self.backbone.engine = vllm_engine.Engine(self.backbone, self.spec)
             adapters = [policy.adapter for policy, own in zip(policies, prompts, strict=True) for _ in own]
@@ -305,15 +306,14 @@ class Policy:
         # the token at position l is predicted from position l - 1; a prompt has at least one token
         hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask, mask.roll(-1, dims=1))
         states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
-        head = self.backbone.lm.get_output_embeddings()
-        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
+        size = max(1, LOGITS_PER_CHUNK // self.backbone.vocabulary_size)
         how = (self.spec.temperature, self.allowed_ids)
         pieces = []
         for chunk, target in zip(states.split(size), targets.split(size), strict=True):
             if len(states) > size and torch.is_grad_enabled():
-                pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
+                pieces.append(checkpoint(_score, self.backbone.logits, chunk, target, *how, use_reentrant=False))
             else:
-                pieces.append(_score(head, chunk, target, *how))
+                pieces.append(_score(self.backbone.logits, chunk, target, *how))
         scored = [torch.cat(values) for values in zip(*pieces, strict=True)]
         log_probs, entropies = (values.new_zeros(mask.shape) for values in scored)
         log_probs[mask], entropies[mask] = scored
@@ -326,8 +326,7 @@ class Policy:
             folder: Where to; it is made.
             weights: The state dict of the language model, where it is not at hand in one piece.
         """
-        with self.backbone.using(self.adapter):
-            self.backbone.lm.save_pretrained(folder, state_dict=weights)
+        self.backbone.save(folder, self.adapter, weights)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -339,7 +338,11 @@ def make_dialogue(spec: PolicySpec) -> Dialogue:
 
 
 def _score(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, allowed_ids: Sequence[int] | None
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    allowed_ids: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `targets` [M] and entropy, [M] each, from hidden states [M, hidden size]."""
     logits = head(hidden)

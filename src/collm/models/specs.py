@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from collm.errors import ConfigurationError
 from collm.models.loading import DTYPES, load_config, load_tokenizer
 
+_LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
+
 
 @dataclass
 class ModelSpec:
@@ -22,6 +24,7 @@ class ModelSpec:
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dropout: Train with the dropout that the model's configuration has, although it samples and values without.
         context_length: Longest sequence it reads, in tokens; by default what the model allows.
     """
 
@@ -33,6 +36,7 @@ class ModelSpec:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
+    dropout: bool = False
     context_length: int | None = None
 
     def check(self, name: str) -> None:
@@ -65,5 +69,16 @@ class ModelSpec:
 
 
 def model_context_length(path: str) -> int:
-    """Longest sequence the model at `path` can read, in tokens."""
-    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or 4096
+    """Longest sequence the model at `path` can read, in tokens.
+
+    Some rotary embeddings change for all positions once a batch holds a sequence longer than the model was first
+    trained on; that length is the limit, so that no row changes the numbers of another.
+    """
+    config = load_config(path).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or 4096
+    rotations = getattr(config, "rope_parameters", None) or {}
+    for rotation in [rotations, *(one for one in rotations.values() if isinstance(one, dict))]:
+        if rotation.get("rope_type") in _LENGTH_DEPENDENT:
+            first = rotation.get("original_max_position_embeddings")
+            longest = min(longest, first or getattr(config, "original_max_position_embeddings", None) or longest)
+    return longest
