@@ -99,7 +99,6 @@ class ActorCritic(MultiAgentModule):
         self.replays: dict[str, Replay] = {}
         self._first_passes: dict[str, tuple[Sequence[TokenSequence], list[CriticPass]]] = {}  # and over what they are
         self.critics = nn.ModuleDict()
-        self.num_rollouts = 0
         critic.check("critic")
         for setting in ("gae_lambda", "critic_lambda"):
             if not 0 <= getattr(self, setting) <= 1:
@@ -323,21 +322,17 @@ class ActorCritic(MultiAgentModule):
         self.log(f"{name}/explained_variance", on_all_rows(explained_variance, values, returns, batch.turn_mask))
         played = [values[batch.turn_mask].sum(), targets[batch.turn_mask].sum(), batch.turn_mask.float().sum()]
         value, target, count = sum_over_ranks(torch.stack(played), self.device)
-        self.log(f"{name}/value", value / count)
-        self.log(f"{name}/target", target / count)
+        if count:
+            self.log(f"{name}/value", value / count)
+            self.log(f"{name}/target", target / count)
 
     @property
     def actors_learn(self) -> bool:
         """False while only critics warm up."""
         return self.num_rollouts > self.critic_warmup
 
-    def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)
-        self.num_rollouts += 1
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["collm"]["num_rollouts"] = self.num_rollouts
         if self.target_critics:
             checkpoint["collm"]["target_critics"] = gathered(self.target_critics, True)
         if self.replays:
@@ -346,7 +341,6 @@ class ActorCritic(MultiAgentModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.num_rollouts = checkpoint["collm"]["num_rollouts"]
         if self.target_critic_rate is not None:
             self.target_critics = checkpoint["collm"].get("target_critics", {})
         kept = checkpoint["collm"].get("replays", [{}])

@@ -40,7 +40,7 @@ from collm.trajectory import (
     first_non_finite,
     micro_batches,
     pad_sequences,
-    pool_shared_actions,
+    signed_shares,
 )
 
 
@@ -124,6 +124,7 @@ class MultiAgentModule(Checkpointed):
         # set by a strategy that shards weights: has policies ready to be sampled from
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
+        self.num_rollouts = 0  # that were learned from, the one under way included
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
 
@@ -211,6 +212,8 @@ class MultiAgentModule(Checkpointed):
         """While it lasts, the policies are as they act: without dropout, and gathered where they are sharded."""
         training = self.training
         self.eval()
+        for policy in self.policies.values():
+            policy.version = self.num_rollouts
         with self.gathering() if self.gathering else nullcontext():
             yield
         self.train(training)
@@ -251,7 +254,7 @@ class MultiAgentModule(Checkpointed):
 
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
         """Policy-gradient steps of every agent on `advantages` [B, T], by agent id."""
-        advantages = {name: pool_shared_actions(values, batch, name) for name, values in advantages.items()}
+        advantages = {name: signed_shares(values, batch, name) for name, values in advantages.items()}
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
         for rows in self.minibatches(batch, self.num_epochs):
             for name, members in self.team.items():
@@ -261,13 +264,16 @@ class MultiAgentModule(Checkpointed):
     def policy_losses(
         self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor
     ) -> Iterator[Tensor]:
-        """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`."""
+        """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`.
+
+        `advantages` are [B, T], or those of `signed_shares`, [2, B, T].
+        """
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
         device = self.device_of(policy)
         advantages = advantages.to(device)
         own_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
         num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), device).clamp(min=1)
-        shape = tuple(advantages.shape)
+        shape = tuple(advantages.shape[-2:])
         sums = torch.zeros(3, device=device)  # of entropy, KL and drift
         for chunk in self.chunks(sequences, rows, policy):
             mask = chunk.action_mask

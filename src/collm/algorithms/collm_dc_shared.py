@@ -19,7 +19,7 @@ from collm.errors import ConfigurationError
 from collm.models.critic import Critic
 from collm.replay import Lesson
 from collm.returns import generalized_advantages
-from collm.trajectory import RolloutBatch, action_sequences, pool_shared_actions
+from collm.trajectory import RolloutBatch, action_sequences, signed_shares
 
 
 class CoLLMDCShared(ActorCritic):
@@ -74,7 +74,7 @@ class CoLLMDCShared(ActorCritic):
             advantages = generalized_advantages(batch.rewards, old, batch.turn_mask, self.discount, self.gae_lambda)
             targets[agent_id] = self.value_targets(old, advantages, old, batch)
             advantages = self.shape_advantages(advantages, batch.turn_mask)
-            shaped[agent_id] = pool_shared_actions(advantages, batch, agent_id)
+            shaped[agent_id] = signed_shares(advantages, batch, agent_id)
             self.log_critic(name, old, targets[agent_id], batch)
             self.rescale(name, targets[agent_id], batch)
 

@@ -82,7 +82,7 @@ def distinct_actions(batch: RolloutBatch) -> list[Action]:
         for agent_id in turn.actions
         for message in turn.written_by(agent_id)
     )
-    return list({id(action): action for action in written}.values())
+    return list({action.uid: action for action in written}.values())
 
 
 def peak_memory(*devices: torch.device) -> dict[str, float]:

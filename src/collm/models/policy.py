@@ -187,6 +187,7 @@ class Policy:
         self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
         self.allowed_ids = spec.allowed_ids()
         self.memory: Memory | None = None
+        self.version = 0  # number of updates behind its weights, noted in what it writes
         self.readers: dict[tuple, Reader] | None = None  # by what they read with
         self.together: Hashable = None  # equal for policies that one reader serves
 
@@ -297,7 +298,7 @@ class Policy:
         """Sampled tokens and their log-probabilities as responses."""
         texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
         return [
-            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)
+            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids, policy_version=self.version)
             for text, prompt, (ids, log_probs) in zip(texts, prompts, drawn, strict=True)
         ]
 
