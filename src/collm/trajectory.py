@@ -398,6 +398,18 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
     return [sequence for sequence in sequences if any(turn >= 0 for turn in sequence.turns)]
 
 
+def distinct_actions(trajectories: Iterable[Trajectory]) -> list[Action]:
+    """All that agents wrote, messages to each other included; what trajectories share counts once."""
+    written = (
+        message.action
+        for trajectory in trajectories
+        for turn in trajectory.turns
+        for agent_id in turn.actions
+        for message in turn.written_by(agent_id)
+    )
+    return list({action.uid: action for action in written}.values())
+
+
 def micro_batches(
     sequences: Sequence[TokenSequence], max_tokens: int, pad_id: int, device: torch.device | str
 ) -> Iterator[SequenceBatch]:

@@ -108,12 +108,15 @@ class Tree(Parallel):
     def branch(path: Episode, num_children: int) -> list[Episode]:
         """Copies of `path` that go on from it, each on its own; they share its turns and its chance."""
         children = []
-        for _ in range(num_children):
+        for index in range(num_children):
             child = copy.copy(path)
             # states are not promised to be immutable, and may hold a generator
             child.state, child.rng = copy.deepcopy((path.state, path.rng))
             weight = path.trajectory.weight / num_children
-            child.trajectory = replace(path.trajectory, turns=list(path.trajectory.turns), failures=[], weight=weight)
+            failures = [] if index else list(path.trajectory.failures)  # each counts once
+            child.trajectory = replace(
+                path.trajectory, turns=list(path.trajectory.turns), failures=failures, weight=weight
+            )
             children.append(child)
         return children
 
