@@ -152,7 +152,11 @@ def copies(trajectory: Trajectory, count: int) -> Iterator[Trajectory]:
     """Equal trajectories that share nothing a sampler would not share between independent episodes."""
     for _ in range(count):
         turns = [
-            Turn(turn.observations, {name: replace(action, uid=uuid4().hex) for name, action in turn.actions.items()}, turn.reward)
+            Turn(
+                turn.observations,
+                {name: replace(action, uid=uuid4().hex) for name, action in turn.actions.items()},
+                turn.reward,
+            )
             for turn in trajectory.turns
         ]
         yield replace(trajectory, turns=turns)

@@ -44,8 +44,8 @@ class RolloutDataModule(L.LightningDataModule):
         eval_greedy: Evaluate the most likely responses instead of sampled ones.
         eval_batch_size: Episodes played side by side in an evaluation.
         predict_split: Tasks that `predict` plays: `eval` or `train`.
-        episode_retries: How often a turn in which the environment failed (a sandbox broke, say) is tried again, with the
-            same actions in a fresh episode.
+        episode_retries: How often a turn in which the environment failed (a sandbox broke, say) is tried again, with
+            the same actions in a fresh episode.
         failed_episodes: What becomes of an episode that fails all the same. `drop`: nothing is learned from it, and
             groups are those left. `zero`: it counts with the reward of the turns it has, and 0 after them.
         seed: Seed of task order, environments and sampling.

@@ -119,8 +119,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
     """What is logged of a batch, a list for each name.
 
-    `failed` is over all episodes, those left out included, `failed/<cause>` has a 1 for each failure, of episodes that a
-    retry saved too, and all else is over the episodes of the batch. See `summarized`.
+    `failed` is over all episodes, those left out included. `failed/<cause>` has a 1 for each failure, also for those
+    that a retry made good. All else is over the episodes of the batch. See `summarized`.
     """
     numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
     for trajectory in (*batch.trajectories, *batch.left_out):

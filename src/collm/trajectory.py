@@ -320,7 +320,9 @@ def collate(
             rewards[row, index] = turn.reward
             turn_mask[row, index] = True
     groups = torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.long)
-    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width), [*left_out])
+    return RolloutBatch(
+        list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width), [*left_out]
+    )
 
 
 def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:

@@ -45,9 +45,11 @@ class ToThePoint(Crumbling):
 
 @pytest.mark.parametrize("sampler", ["Parallel", "Tree"])
 @pytest.mark.parametrize("algorithm", GROUPS)
-def test_groups_may_be_unequal(fit: Fit, run_folder: Path, algorithm: str, sampler: str) -> None:
+@pytest.mark.parametrize("failed", ["drop", "zero"])
+def test_groups_may_be_unequal(fit: Fit, run_folder: Path, algorithm: str, sampler: str, failed: str) -> None:
     """Three of each task are played. In the first turn one of the first task fails and two of the second."""
     args = [f"--model={algorithm}", f"--data.sampler={sampler}", "--data.num_generations=3", "--trainer.max_epochs=1"]
+    args += ["--data.episode_retries=0", f"--data.failed_episodes={failed}"]
     assert (
         fit(*args, *NO_DECAY, "--data.environment=test_unequal.ToThePoint", "--trainer.callbacks+=capture.Capture") == 0
     )
@@ -61,7 +63,7 @@ def test_groups_may_be_unequal(fit: Fit, run_folder: Path, algorithm: str, sampl
 def test_what_is_left_alone_has_nothing_to_compare_with(fit: Fit, algorithm: str, sampler: str) -> None:
     """Two of each task are played and one of them fails: only the method without a baseline learns from the other."""
     args = [f"--model={algorithm}", f"--data.sampler={sampler}", "--data.num_generations=2", "--trainer.max_epochs=1"]
-    args += ["--data.environment=test_unequal.ToThePoint", "--data.environment.horizon=1"]
+    args += ["--data.environment=test_unequal.ToThePoint", "--data.environment.horizon=1", "--data.episode_retries=0"]
     assert fit(*args, *NO_DECAY, "--trainer.callbacks+=capture.Capture") == 0
     assert Capture.moved() == (Capture.owned_by("a1", "a2") if algorithm == "MAREINFORCE" else set())
 

@@ -19,7 +19,7 @@ from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.families import decoder_of
 from collm.models.generation import Sampling, generate, restrict
-from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.models.loading import DTYPES, encode_data, load_config, load_tokenizer
 from collm.models.prefill import Memory
 from collm.models.reader import Reader, reader_for, side_by_side
 from collm.trajectory import Action, SequenceBatch
@@ -57,6 +57,8 @@ class PolicySpec:
         chat_template: Use the tokenizer's chat template at every turn, if it has one.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
         system_prompt: First message of every dialogue, if any.
+        control_tokens_in_data: Let what agents are shown contain control tokens: an observation that spells one of the
+            tokenizer's, such as `<|im_end|>`, then ends a message in the prompt. By default it is ordinary characters.
         allowed_words: All it may write, each word one token of its tokenizer; by default anything. Log-probabilities
             are those of the policy that is restricted so.
     """
@@ -81,6 +83,7 @@ class PolicySpec:
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
+    control_tokens_in_data: bool = False
     allowed_words: list[str] | None = None
 
     def check(self, name: str) -> None:
@@ -304,7 +307,7 @@ class Policy:
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
         """`text` as if this policy had written it, ended by the end-of-sequence token if it may write that."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = encode_data(self.tokenizer, text)
         if self.allowed_ids is None:
             ids = [*ids[: self.spec.max_new_tokens - 1], self.tokenizer.eos_token_id]
         else:
@@ -361,7 +364,12 @@ class Policy:
 def make_dialogue(spec: PolicySpec) -> Dialogue:
     """The dialogue format of `spec`; needs the tokenizer only, no weights."""
     return Dialogue(
-        load_tokenizer(spec.path), spec.prompt_room(), spec.chat_template, spec.template_arguments, spec.system_prompt
+        load_tokenizer(spec.path),
+        spec.prompt_room(),
+        spec.chat_template,
+        spec.template_arguments,
+        spec.system_prompt,
+        spec.control_tokens_in_data,
     )
 
 
