@@ -53,8 +53,12 @@ def test_groups_may_be_unequal(fit: Fit, run_folder: Path, algorithm: str, sampl
     assert (
         fit(*args, *NO_DECAY, "--data.environment=test_unequal.ToThePoint", "--trainer.callbacks+=capture.Capture") == 0
     )
-    assert Capture.moved() == Capture.owned_by("a1", "a2")
-    if sampler == "Parallel":  # then 0, 2 and 4 are left, of which the second fails
+    # of independent episodes 0, 2 and 4 get through the first turn, and of these 2 fails in the second: one is left of
+    # each task, which has nothing to be compared with
+    alone = sampler == "Parallel" and failed == "drop" and algorithm != "MAREINFORCE"
+    assert Capture.moved() == (set() if alone else Capture.owned_by("a1", "a2"))
+    if sampler == "Parallel":
+        assert list(read_run(run_folder).scalars["rollout/groups_of_one"].values()) == [2 * (failed == "drop")]
         assert list(read_run(run_folder).scalars["rollout/failed"].values()) == [pytest.approx(4 / 6)]
 
 
