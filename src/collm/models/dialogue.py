@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from collm.errors import ConfigurationError
-from collm.models.loading import control_tokens, encode_data
+from collm.models.loading import control_tokens, encode_data, tokens_of
 from collm.trajectory import Action
 
 _ANSWER = "collm-answer-goes-here"
@@ -142,10 +141,10 @@ class Dialogue:
     def _encode(self, text: str, marks: Mapping[str, str]) -> list[int]:
         """Tokens of `text`, with what `marks` stand for as ordinary characters."""
         if not marks:
-            return list(_tokens(self.tokenizer, text))
+            return list(tokens_of(self.tokenizer, text))
         pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
         encoded = (
-            encode_data(self.tokenizer, marks[piece]) if piece in marks else _tokens(self.tokenizer, piece)
+            encode_data(self.tokenizer, marks[piece]) if piece in marks else tokens_of(self.tokenizer, piece)
             for piece in pieces
             if piece
         )
@@ -161,9 +160,3 @@ class Dialogue:
 
     def _system_text(self) -> str:
         return self.system[0]["content"] + "\n" if self.system else ""
-
-
-@lru_cache(maxsize=4096)
-def _tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Tokens of `text` as it stands; what is said in one turn is often said in the next and in other episodes."""
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)

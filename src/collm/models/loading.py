@@ -137,7 +137,7 @@ def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
     """
     spelled = control_tokens(tokenizer)
     if spelled is None or not spelled.search(text):
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+        return list(tokens_of(tokenizer, text))
     ids: list[int] = []
     end = 0
     for found in spelled.finditer(text):
@@ -146,10 +146,16 @@ def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
         end = found.end()
         for piece in pieces:
             if spelled.search(piece):  # a control token within another one
-                ids += [token for letter in piece for token in tokenizer(letter, add_special_tokens=False).input_ids]
+                ids += [token for letter in piece for token in tokens_of(tokenizer, letter)]
             else:
-                ids += tokenizer(piece, add_special_tokens=False).input_ids
-    return ids + list(tokenizer(text[end:], add_special_tokens=False).input_ids)
+                ids += tokens_of(tokenizer, piece)
+    return [*ids, *tokens_of(tokenizer, text[end:])]
+
+
+@lru_cache(maxsize=4096)
+def tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Tokens of `text`, control tokens included, with nothing added around it; texts that come again are kept."""
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 @cache
