@@ -10,7 +10,7 @@ from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.magrpo import MAGRPO
 from collm.models.critic import CriticSpec
 from collm.models.policy import PolicySpec
-from collm.trajectory import RolloutBatch
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, action_sequences, pad_sequences
 from untrained import without_trainer
 
 
@@ -63,3 +63,24 @@ def test_targets_have_a_trace_decay_of_their_own(
     advantages = torch.tensor([[1 + 0.5 * 4 - 7, 8.0 - 4]])  # one-step TD errors
     # 1 + 0.5 * 4; 1 + 0.5 * 8; halfway 1 + 0.5 * (0.5 * 4 + 0.5 * 8)
     assert_close(module.value_targets(values, advantages, later, batch), torch.tensor([expected]))
+
+
+def test_the_divergence_from_the_reference_is_a_mean_over_tokens(tiny_folder: str) -> None:
+    spec = PolicySpec(tiny_folder, max_new_tokens=6)
+    module = without_trainer(MAGRPO(agent_ids=["a"], policy=spec, kl_weight=0.5))
+    policy, reference = module.policies["a"], module.references["a"]
+    for weight in policy.parameters():
+        weight.data.mul_(1.5)
+    turns = [
+        Turn({"a": "?"}, {"a": Action("", [5, 6], ids, [0.0] * len(ids))}, 0.0) for ids in ([7, 8, 9, 10], [11, 12])
+    ]
+    sequences = action_sequences([Trajectory(Task("t", {}), 0, 1, 1.0, [turn]) for turn in turns], "a")
+    loss = sum(module.policy_losses("a", sequences, {0, 1}, torch.zeros(2, 1)))
+    chunk = pad_sequences(sequences, 0, "cpu")
+    with torch.no_grad():
+        log_probs, reference_log_probs = (one.log_probs(chunk)[0] for one in (policy, reference))
+    difference = (reference_log_probs - log_probs)[chunk.action_mask]
+    divergence = (difference.exp() - difference - 1).sum() / 6  # six tokens in two rows
+    assert divergence > 0.01
+    assert_close(loss.detach(), 0.5 * divergence)
+    assert dict(module.logged)["policy/kl/a"] == pytest.approx(divergence.item(), rel=1e-4)
