@@ -17,6 +17,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from capture import Capture
 from collm import cli
 from collm.environments.base import Step
 from toy import REPOSITORY, Toy, toy_config
@@ -287,10 +288,9 @@ QUICK = ["--data.tasks_per_rollout=1", "--trainer.max_epochs=1", "--data.environ
         ["--data.sampler=toy.Scripted", f"--data.sampler.text={GARBAGE[:50]!r}", "--data.sampler.times=2000", *QUICK],
         ["--data.environment.later=" + json.dumps(GARBAGE), *QUICK],
         ["--model.policy.max_new_tokens=1"],
-        ["--data.environment.fail_turn=0", "--data.environment.fail_every=1"],
         ["--data.environment.stop_at=0", "--data.environment.horizon=3"],
     ],
-    ids=["empty", "digit", "long_actions", "long_observations", "one_token", "all_fail", "early_end"],
+    ids=["empty", "digit", "long_actions", "long_observations", "one_token", "early_end"],
 )
 def test_anything_that_is_written_is_data(fit: Fit, run_folder: Path, args: list[str]) -> None:
     assert len(GARBAGE.encode()) > 100_000
@@ -305,10 +305,39 @@ def test_failed_episodes_are_counted(fit: Fit, run_folder: Path) -> None:
     assert fit(*args) == 0
     logged = scalars(run_folder)
     assert [event.value for event in logged["rollout/failed"]] == [0.5]
-    assert [event.value for event in logged["rollout/turns"]] == [1.5]
+    assert [event.value for event in logged["rollout/failed/environment"]] == [2.0]  # and once more when it was retried
+    assert [event.value for event in logged["rollout/turns"]] == [2.0]  # of the episode that is left
+    assert [event.value for event in logged["rollout/joint_samples"]] == [2.0]
     assert [event.value for event in logged["eval/failed"]] == [0.5, 0.5]
+    assert [event.value for event in logged["eval/failed/environment"]] == [2.0, 2.0]
     lines = (run_folder / "transcripts" / "validate-00000000.jsonl").read_text().splitlines()
-    assert [json.loads(line)["error"] for line in lines] == ["the toy broke", None]
+    finished, failed = map(json.loads, lines)
+    assert (finished["task_id"], finished["error"], finished["failures"]) == ("eval_1", None, [])
+    assert (failed["task_id"], failed["error"]) == ("eval_0", "the toy broke")
+    assert failed["failures"] == [{"cause": "environment", "message": "the toy broke"}] * 2
+    assert len(failed["turns"]) == 1
+
+
+ALL_FAIL = ["--data.environment.fail_turn=0", "--data.environment.fail_every=1"]
+
+
+@pytest.mark.parametrize("failed", ["drop", "zero"])
+def test_a_rollout_in_which_every_episode_failed_teaches_nothing(fit: Fit, run_folder: Path, failed: str) -> None:
+    # with momentum, a step without a gradient would move the weights too
+    with pytest.warns(UserWarning, match=r"every episode failed \(environment: 4\): nothing is learned from this"):
+        assert fit(*ALL_FAIL, f"--data.failed_episodes={failed}", "--trainer.callbacks+=capture.Capture") == 0
+    assert not Capture.moved()
+    logged = scalars(run_folder)
+    assert [event.value for event in logged["rollout/failed/environment"]] == [4.0, 4.0]
+    assert ("rollout/return" in logged) == (failed == "zero")
+    assert not {"loss/critic", "loss/policy/a1", "critic/value"} & set(logged)
+
+
+def test_a_run_in_which_all_episodes_fail_stops(fit: Fit, capsys: pytest.CaptureFixture[str], run_folder: Path) -> None:
+    assert fit(*ALL_FAIL, "--trainer.max_epochs=9") == 1
+    assert "every episode failed (environment: 4), as in the 2 rollouts before" in the_message(capsys)
+    lines = (run_folder / "offending_episodes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["error"] for line in lines] == ["the toy broke"] * 2
 
 
 # What a run leaves

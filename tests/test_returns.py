@@ -20,6 +20,7 @@ from collm.returns import (
     group_standardize,
     leave_one_out_baseline,
     next_turn,
+    node_returns,
     normalize_advantages,
 )
 
@@ -324,3 +325,13 @@ def test_permuted_rows_give_permuted_results(name: str) -> None:
     groups, order = torch.tensor([4, 9, 4, 9, 4]), torch.tensor([3, 0, 4, 2, 1])
     expected = every_function(groups)[name](rewards, values, mask)[order]
     assert_close(every_function(groups[order])[name](rewards[order], values[order], mask[order]), expected)
+
+
+def test_node_returns_weigh_the_paths_of_an_uneven_tree() -> None:
+    """Joint action 0 is followed by 1, which ends the episode, and by 2, which is followed by 3 and 4."""
+    nodes = torch.tensor([[0, 1, 0], [0, 2, 3], [0, 2, 4]])
+    played = torch.tensor([[True, True, False], [True] * 3, [True] * 3])
+    returns = torch.tensor([[8.0, 7.0, torch.nan], [2.0, 1.0, 3.0], [4.0, 5.0, 9.0]])
+    found = node_returns(returns, nodes, torch.tensor([2.0, 1.0, 1.0]), played)
+    # (2 * 8 + 2 + 4) / 4; then each its own, and (1 + 5) / 2
+    assert_close(found, torch.tensor([5.5, 7.0, 3.0, 3.0, 9.0]))

@@ -9,18 +9,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from collm.environments.base import Environment, check_observations, check_tasks
+from collm.environments.base import Environment, EpisodeFailure, check_observations, check_tasks
 from collm.errors import ConfigurationError
 from collm.runtime.memory import give_back
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, Task, collate
+from collm.trajectory import RolloutBatch, Task, collate, without_failed
 
 _EVALUATION_SEED = 2**40  # far from every training rollout
 
@@ -43,6 +44,10 @@ class RolloutDataModule(L.LightningDataModule):
         eval_greedy: Evaluate the most likely responses instead of sampled ones.
         eval_batch_size: Episodes played side by side in an evaluation.
         predict_split: Tasks that `predict` plays: `eval` or `train`.
+        episode_retries: How often a turn in which the environment failed (a sandbox broke, say) is tried again, with
+            the same actions in a fresh episode.
+        failed_episodes: What becomes of an episode that fails all the same. `drop`: nothing is learned from it, and
+            groups are those left. `zero`: it counts with the reward of the turns it has, and 0 after them.
         seed: Seed of task order, environments and sampling.
     """
 
@@ -58,6 +63,8 @@ class RolloutDataModule(L.LightningDataModule):
         eval_greedy: bool = False,
         eval_batch_size: int = 64,
         predict_split: str = "eval",
+        episode_retries: int = 1,
+        failed_episodes: Literal["drop", "zero"] = "drop",
         seed: int = 0,
     ):
         super().__init__()
@@ -71,6 +78,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_greedy = eval_greedy
         self.eval_batch_size = eval_batch_size
         self.predict_split = predict_split
+        self.episode_retries = episode_retries
+        self.failed_episodes = failed_episodes
         self.seed = seed
         self.on_turn: Callable[[int, int], None] | None = None  # set by who shows progress
         for name in (
@@ -82,6 +91,10 @@ class RolloutDataModule(L.LightningDataModule):
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"data.{name} is {getattr(self, name)}; it must be at least 1.")
+        if episode_retries < 0:
+            raise ConfigurationError(f"data.episode_retries is {episode_retries}; use 0 to turn it off.")
+        if failed_episodes not in ("drop", "zero"):
+            raise ConfigurationError(f"data.failed_episodes is {failed_episodes!r}; use 'drop' or 'zero'.")
         if predict_split not in ("train", "eval"):
             raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
         self.train_tasks = list(environment.tasks("train"))
@@ -100,7 +113,13 @@ class RolloutDataModule(L.LightningDataModule):
         """Check that every first prompt fits its agent's context; only tokenizers are read for it."""
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
-            _, observations = self.environment.reset(task, random.Random(self.seed))
+            try:
+                _, observations = self.environment.reset(task, random.Random(self.seed))
+            except EpisodeFailure as failure:
+                raise ConfigurationError(
+                    f"{type(self.environment).__name__} could not begin task {task.task_id!r}: {failure}. Mend what it "
+                    "needs, or leave the task out."
+                ) from failure
             check_observations(self.environment, observations)
             for agent_id, observation in observations.items():
                 dialogues[agent_id].check_fits(agent_id, task.task_id, observation)
@@ -148,13 +167,16 @@ class RolloutDataModule(L.LightningDataModule):
                 num_generations=num_generations,
                 greedy=greedy,
                 on_turn=self.on_turn,
+                retries=self.episode_retries,
             )
+        drop = self.failed_episodes == "drop"
+        trajectories, left_out = without_failed(trajectories) if drop else (trajectories, [])
         with meter.phase("environment"):
             for trajectory in trajectories:
                 if trajectory.turns:
                     trajectory.metrics = self.environment.metrics(trajectory)
         give_back()  # key/value states, above all
-        return collate(trajectories, time.perf_counter() - began)
+        return collate(trajectories, time.perf_counter() - began, left_out)
 
 
 class _TrainRollouts(IterableDataset):

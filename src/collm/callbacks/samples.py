@@ -93,7 +93,8 @@ class LogSamples(L.Callback):
 
 def _keep(trainer: L.Trainer, name: str, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
     """Add a batch, of all ranks, to a file of the run's folder: one JSON object per episode and line."""
-    trajectories, path = list(chain.from_iterable(gather_objects(batch.trajectories))), _folder(trainer) / name
+    trajectories = list(chain.from_iterable(gather_objects([*batch.trajectories, *batch.left_out])))
+    path = _folder(trainer) / name
     if trainer.is_global_zero:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w" if batch_idx == 0 else "a") as file:

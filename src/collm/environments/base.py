@@ -10,6 +10,7 @@ To add one: subclass `Environment` in a new file, fill `tasks`, `reset` and `ste
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,10 +47,21 @@ class Step:
 
 
 class EpisodeFailure(Exception):
-    """An episode that could not be finished for reasons that are data, not bugs (a sandbox that timed out, say).
+    """`reset` or `step` could not do its work, and neither a bug nor the agents are to blame: a sandbox broke, say.
 
-    The episode keeps the turns it has, carries the message as `error` and counts in `rollout/failed`.
+    The turn is tried again in a fresh episode (`data.episode_retries`). An episode that fails for good is left out of
+    the batch (`data.failed_episodes`). Failures are counted in `rollout/failed/<cause>`.
+
+    Args:
+        message: What happened, for transcripts.
+        cause: Name under which it is counted: letters, digits, '_' and '-'.
     """
+
+    def __init__(self, message: str, cause: str = "environment"):
+        super().__init__(message)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", cause):
+            raise ValueError(f"the cause of an EpisodeFailure is {cause!r}; use letters, digits, '_' and '-'.")
+        self.cause = cause
 
 
 class Environment(ABC):
@@ -75,7 +87,8 @@ class Environment(ABC):
     def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
         """Begin an episode: its state and what each agent is shown first.
 
-        `rng` is the only source of chance; trajectories of one group get equal generators.
+        `rng` is the only source of chance; trajectories of one group get equal generators. Raises `EpisodeFailure`
+        where the episode cannot begin.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from collm.inference.prefill import Memory
 from collm.models.architectures import decoder_of
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.loading import load_tokenizer
+from collm.models.loading import encode_data, load_tokenizer
 from collm.models.specs import ModelSpec
 from collm.runtime.profiler import meter
 from collm.runtime.seeding import forked
@@ -60,6 +60,8 @@ class PolicySpec(ModelSpec):
         chat_template: Use the tokenizer's chat template at every turn, if it has one.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
         system_prompt: First message of every dialogue, if any.
+        control_tokens_in_data: Let what agents are shown contain control tokens: an observation that spells one of the
+            tokenizer's, such as `<|im_end|>`, then ends a message in the prompt. By default it is ordinary characters.
         allowed_words: All it may write, each word one token of its tokenizer; by default anything. Log-probabilities
             are those of the policy that is restricted so.
     """
@@ -75,6 +77,7 @@ class PolicySpec(ModelSpec):
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
+    control_tokens_in_data: bool = False
     allowed_words: list[str] | None = None
 
     def check(self, name: str) -> None:
@@ -155,6 +158,7 @@ class Policy:
         self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
         self.allowed_ids = spec.allowed_ids()
         self.memory: Memory | None = None
+        self.version = 0  # number of updates behind its weights, noted in what it writes
         self.readers: dict[tuple, Reader] | None = None  # by what they read with
         self.together: Hashable = None  # equal for policies that one reader serves
 
@@ -272,13 +276,13 @@ class Policy:
         """Sampled tokens and their log-probabilities as responses."""
         texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
         return [
-            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)
+            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids, policy_version=self.version)
             for text, prompt, (ids, log_probs) in zip(texts, prompts, drawn, strict=True)
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
         """`text` as if this policy had written it, ended by the end-of-sequence token if it may write that."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = encode_data(self.tokenizer, text)
         if self.allowed_ids is None:
             ids = [*ids[: self.spec.max_new_tokens - 1], self.tokenizer.eos_token_id]
         else:
@@ -333,7 +337,12 @@ class Policy:
 def make_dialogue(spec: PolicySpec) -> Dialogue:
     """The dialogue format of `spec`; needs the tokenizer only, no weights."""
     return Dialogue(
-        load_tokenizer(spec.path), spec.prompt_room(), spec.chat_template, spec.template_arguments, spec.system_prompt
+        load_tokenizer(spec.path),
+        spec.prompt_room(),
+        spec.chat_template,
+        spec.template_arguments,
+        spec.system_prompt,
+        spec.control_tokens_in_data,
     )
 
 

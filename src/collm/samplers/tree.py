@@ -68,12 +68,15 @@ class Tree(Parallel):
         num_generations: int = 1,
         greedy: bool = False,
         on_turn: Callable[[int, int], None] | None = None,
+        retries: int = 0,
     ) -> list[Trajectory]:
         """Grow one tree per task, all of them turn by turn; see `Sampler.rollout`."""
         self.check(environment, len(tasks), num_generations)
         generator = torch.Generator(device).manual_seed(seed)
         numbers = count()
-        paths = [Episode(environment, task, group, seed * 1_000_003 + group) for group, task in enumerate(tasks)]
+        paths = [
+            Episode(environment, task, group, seed * 1_000_003 + group, retries) for group, task in enumerate(tasks)
+        ]
         with kept_caches(policies, environment.horizon > 1):
             for turn in range(environment.horizon):
                 active = [path for path in paths if not path.done]
@@ -105,12 +108,15 @@ class Tree(Parallel):
     def branch(path: Episode, num_children: int) -> list[Episode]:
         """Copies of `path` that go on from it, each on its own; they share its turns and its chance."""
         children = []
-        for _ in range(num_children):
+        for index in range(num_children):
             child = copy.copy(path)
             # states are not promised to be immutable, and may hold a generator
             child.state, child.rng = copy.deepcopy((path.state, path.rng))
             weight = path.trajectory.weight / num_children
-            child.trajectory = replace(path.trajectory, turns=list(path.trajectory.turns), weight=weight)
+            failures = [] if index else list(path.trajectory.failures)  # each counts once
+            child.trajectory = replace(
+                path.trajectory, turns=list(path.trajectory.turns), failures=failures, weight=weight
+            )
             children.append(child)
         return children
 

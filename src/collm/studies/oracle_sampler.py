@@ -39,9 +39,12 @@ class Oracle(Parallel):
         num_generations: int = 1,
         greedy: bool = False,
         on_turn: Callable[[int, int], None] | None = None,
+        retries: int = 0,
     ) -> list[Trajectory]:
         """Play, then value every history; arguments as in `Sampler.rollout`."""
-        trajectories = super().rollout(environment, tasks, policies, seed, device, num_generations, greedy, on_turn)
+        trajectories = super().rollout(
+            environment, tasks, policies, seed, device, num_generations, greedy, on_turn, retries
+        )
         answers = [environment.right_answers(trajectory) for trajectory in trajectories]
         chances = [[dict.fromkeys(policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
         for agent_id, policy in policies.items():
