@@ -30,23 +30,24 @@ import collm.samplers
 from collm import memory
 from collm.algorithms.base import MultiAgentModule
 from collm.collectives import is_about_a_lost_rank
+from collm.configuration import StrictFiles
 from collm.data import RolloutDataModule
 from collm.environments.base import Environment
-from collm.errors import ConfigurationError, TrainingError
+from collm.errors import ConfigurationError, TrainingError, shortened
 from collm.samplers.base import Sampler
 from collm.strategies.checkpoints import FileOrFolder, meta_file
 
 _TRACEBACK = "COLLM_TRACEBACK"
 
 
-class _Parser(LightningArgumentParser):
+class _Parser(StrictFiles, LightningArgumentParser):
     """A parser whose errors are one message: the setting, its value and what would be right in its place."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # a cut name is a mistake, not a shorthand
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        raise ConfigurationError(_readable(message, self)) from ex
+        raise ConfigurationError(_readable(shortened(message, 20_000), self)) from ex
 
 
 class CollmCLI(LightningCLI):
@@ -162,7 +163,7 @@ def main(
             )
         if cause is None or os.environ.get(_TRACEBACK):
             raise
-        print(f"\nerror: {cause}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
+        print(f"\nerror: {shortened(str(cause))}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
         return 1 if isinstance(cause, TrainingError) else 2
     return 0
 

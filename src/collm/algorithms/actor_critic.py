@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
+from collm.checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_ZERO, check_numbers
 from collm.collectives import gather_objects, gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.meter import meter
@@ -101,33 +102,11 @@ class ActorCritic(MultiAgentModule):
         self.critics = nn.ModuleDict()
         self.num_rollouts = 0
         critic.check("critic")
-        for setting in ("gae_lambda", "critic_lambda"):
-            if not 0 <= getattr(self, setting) <= 1:
-                raise ConfigurationError(f"model.{setting} is {getattr(self, setting)}; it must be in [0, 1].")
-        if (
-            critic_replay < 0
-            or critic_replay_steps < 1
-            or (critic_replay_batch is not None and critic_replay_batch < 1)
-        ):
-            raise ConfigurationError(
-                f"model.critic_replay is {critic_replay}, model.critic_replay_steps {critic_replay_steps} and "
-                f"model.critic_replay_batch {critic_replay_batch}; they must be at least 0, 1 and 1."
-            )
-        if lm_loss_weight < 0:
-            raise ConfigurationError(f"model.lm_loss_weight is {lm_loss_weight}; use 0 to turn it off.")
-        if critic_epochs < 1 or critic_warmup < 0:
-            raise ConfigurationError(
-                f"model.critic_epochs is {critic_epochs} and model.critic_warmup is {critic_warmup}; they must be at "
-                "least 1 and 0."
-            )
-        if value_loss_weight <= 0:
-            raise ConfigurationError(f"model.value_loss_weight is {value_loss_weight}; it must be above 0.")
-        if value_clip is not None and value_clip <= 0:
-            raise ConfigurationError(f"model.value_clip is {value_clip}; use null to turn it off.")
-        if target_critic_rate is not None and not 0 < target_critic_rate <= 1:
-            raise ConfigurationError(
-                f"model.target_critic_rate is {target_critic_rate}; it must be in (0, 1], or null to turn it off."
-            )
+        check_numbers("model", self, gae_lambda=SHARE, critic_lambda=SHARE, value_loss_weight=POSITIVE)
+        check_numbers("model", self, lm_loss_weight=NOT_NEGATIVE, value_clip=POSITIVE.or_none)
+        check_numbers("model", self, target_critic_rate=SHARE_ABOVE_ZERO.or_none)
+        check_numbers("model", self, critic_epochs=COUNT, critic_warmup=COUNT_OR_ZERO, critic_replay=COUNT_OR_ZERO)
+        check_numbers("model", self, critic_replay_steps=COUNT, critic_replay_batch=COUNT.or_none)
         if target_critic_rate is not None and normalize_values:
             raise ConfigurationError(
                 "model.target_critic_rate does not work with model.normalize_values, which changes the units of the "

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from collm.algorithms.base import MultiAgentModule
+from collm.checks import SHARE, check_numbers
 from collm.collectives import on_all_rows
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
@@ -34,8 +35,7 @@ class OracleActorCritic(MultiAgentModule):
         super().__init__(**kwargs)
         self.reads = reads
         self.gae_lambda = gae_lambda
-        if not 0 <= gae_lambda <= 1:
-            raise ConfigurationError(f"model.gae_lambda is {gae_lambda}; it must be in [0, 1].")
+        check_numbers("model", self, gae_lambda=SHARE)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)

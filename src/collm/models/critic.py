@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import encode, load_tokenizer
 from collm.models.policy import LOGITS_PER_CHUNK, Policy, check_model_numbers, context_length
@@ -58,9 +57,7 @@ class CriticSpec:
 
     def check(self, name: str) -> None:
         """Refuse what cannot work, reading configuration files only."""
-        check_model_numbers(name, self.dtype, self.learning_rate, self.lora_rank)
-        if self.context_length is not None and self.context_length < 1:
-            raise ConfigurationError(f"{name}.context_length is {self.context_length}; it must be above 0.")
+        check_model_numbers(name, self)
         load_tokenizer(self.path)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from collm.chance import forked
+from collm.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE, Range, check_numbers
 from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models import stock, vllm_engine
@@ -89,27 +90,19 @@ class PolicySpec:
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        check_model_numbers(name, self.dtype, self.learning_rate, self.lora_rank)
-        for setting in ("max_new_tokens", "temperature", "top_p", "lora_alpha"):
-            if getattr(self, setting) <= 0:
-                raise ConfigurationError(f"{name}.{setting} is {getattr(self, setting)}; it must be above 0.")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        check_model_numbers(name, self)
+        check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
+        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO)
+        check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
+        if self.min_new_tokens > self.max_new_tokens:
             raise ConfigurationError(
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
         if self.engine not in ("collm", "transformers", "vllm"):
             raise ConfigurationError(f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm.")
-        if not 0 < self.engine_memory < 1:
-            raise ConfigurationError(f"{name}.engine_memory is {self.engine_memory}; it is a share, between 0 and 1.")
         if self.engine == "vllm":
             vllm_engine.check(name, self)
-        if self.top_p > 1:
-            raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
-        if self.top_k < 0:
-            raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
         config = load_config(self.path)
         scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
         if scaled:
@@ -149,14 +142,12 @@ class PolicySpec:
         return min(self.context_length or longest, longest) - self.max_new_tokens
 
 
-def check_model_numbers(name: str, dtype: str, learning_rate: float, lora_rank: int) -> None:
-    """Refuse numbers that make sense neither for a policy nor for a critic."""
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"{name}.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    if learning_rate <= 0:
-        raise ConfigurationError(f"{name}.learning_rate is {learning_rate}; it must be above 0.")
-    if lora_rank < 0:
-        raise ConfigurationError(f"{name}.lora_rank is {lora_rank}; use 0 to train all weights.")
+def check_model_numbers(name: str, spec: Any) -> None:
+    """Refuse numbers that make sense neither for a policy nor for a critic; `spec` is that of the one or the other."""
+    if spec.dtype not in DTYPES:
+        raise ConfigurationError(f"{name}.dtype is {spec.dtype!r}; choose one of {', '.join(DTYPES)}.")
+    check_numbers(name, spec, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
+    check_numbers(name, spec, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
 
 
 def context_length(path: str) -> int:

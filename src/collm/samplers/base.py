@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
+from collm.environments.base import Environment, EpisodeFailure, Step
+from collm.environments.contract import begun, check_observations, stepped
 from collm.meter import meter
 from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
 
@@ -71,8 +72,7 @@ class Episode:
         self.rng = random.Random(seed)
         self.state: Any
         with meter.phase("environment"):
-            self.state, self.observations = environment.reset(task, self.rng)
-        check_observations(environment, self.observations)
+            self.state, self.observations = begun(environment, task, self.rng)
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
         self.messages: list[Message] = []  # of the turn that is being played
         self.done = False
@@ -99,7 +99,6 @@ class Episode:
             self.trajectory.error = str(step)
             self.done = True
             return
-        check_reward(self.environment, step.reward)
         self.trajectory.turns.append(
             Turn(self.observations, dict(joint_action), float(step.reward), step.terms, step.info, None, self.messages)
         )
@@ -114,7 +113,8 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
     """Apply one joint action to each of several episodes of one environment, all at once."""
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
     with meter.phase("environment"):
-        outcomes = episodes[0].environment.step_batch([episode.state for episode in episodes], texts)
+        tasks, states = [e.trajectory.task for e in episodes], [e.state for e in episodes]
+        outcomes = stepped(episodes[0].environment, tasks, states, texts)
     for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
         episode.receive(joint_action, outcome)
 
