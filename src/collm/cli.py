@@ -13,13 +13,15 @@ import os
 import pkgutil
 import re
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -29,6 +31,7 @@ import collm.environments
 import collm.samplers
 from collm import memory
 from collm.algorithms.base import MultiAgentModule
+from collm.checks import SEED, check_number
 from collm.collectives import is_about_a_lost_rank
 from collm.configuration import StrictFiles
 from collm.data import RolloutDataModule
@@ -36,6 +39,7 @@ from collm.environments.base import Environment
 from collm.errors import ConfigurationError, TrainingError, shortened
 from collm.samplers.base import Sampler
 from collm.strategies.checkpoints import FileOrFolder, meta_file
+from collm.trainer_settings import check_trainer
 
 _TRACEBACK = "COLLM_TRACEBACK"
 
@@ -61,26 +65,7 @@ class CollmCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config[self.subcommand].trainer
-        if trainer.max_steps not in (None, -1):
-            raise ConfigurationError(
-                f"trainer.max_steps is {trainer.max_steps}, but a step is counted for every optimizer of every agent "
-                "here; set the length of a run with trainer.max_epochs (an epoch is data.rollouts_per_epoch rollouts)."
-            )
-        if trainer.max_epochs is not None and trainer.max_epochs < 1 and trainer.max_epochs != -1:
-            raise ConfigurationError(
-                f"trainer.max_epochs is {trainer.max_epochs}; it must be at least 1, or -1 for a run without an end."
-            )
-        for name, neutral in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-            if getattr(trainer, name) not in neutral:
-                raise ConfigurationError(
-                    f"trainer.{name} is {getattr(trainer, name)}, but it does not work with several optimizers; remove "
-                    "it and use model.gradient_clip_norm and model.tokens_per_micro_batch."
-                )
-        if str(trainer.precision).startswith("16"):
-            raise ConfigurationError(
-                f"trainer.precision is {trainer.precision}, which needs a gradient scaling that is not done here; use "
-                "bf16-mixed or 32-true."
-            )
+        check_trainer(trainer, self.subcommand, self.config[self.subcommand].data.rollouts_per_epoch)
         for switch, class_name in (
             ("enable_progress_bar", "RolloutProgress"),
             ("enable_checkpointing", "ModelCheckpoint"),
@@ -89,6 +74,28 @@ class CollmCLI(LightningCLI):
                 callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
                 trainer.callbacks = [one for one in callbacks if one and not one.class_path.endswith(f".{class_name}")]
         _check_writable(trainer)
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_number("seed_everything", seed, SEED)
+        super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if _cause(error) is not None:
+                raise
+            raise ConfigurationError(_with_place(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:  # Lightning refuses its arguments with errors of many kinds
+            if _cause(error) is not None:
+                raise
+            raise ConfigurationError(f"trainer: {error} ({type(error).__name__})") from error
 
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint belongs to this configuration, before any weights load.
@@ -161,6 +168,8 @@ def main(
                 "wrong there is in its own output; --ckpt_path with the run's checkpoints/last.ckpt goes on from the "
                 "last checkpoint."
             )
+        if cause is None and _place(error).foreign:
+            cause = TrainingError(_with_place(error))
         if cause is None or os.environ.get(_TRACEBACK):
             raise
         print(f"\nerror: {shortened(str(cause))}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
@@ -173,6 +182,28 @@ def _cause(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, (ConfigurationError, TrainingError, MisconfigurationException)):
         error = error.__cause__
     return error
+
+
+class _Place(NamedTuple):
+    """The last line of a traceback that is in nobody's library; `foreign` if it is not in this project either."""
+
+    text: str
+    foreign: bool
+
+
+def _place(error: BaseException) -> _Place:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    frames = [frame for frame in frames if not frame.filename.startswith(("<", sysconfig.get_path("stdlib")))]
+    if not frames:
+        return _Place("", False)
+    last = frames[-1]
+    own = Path(last.filename).resolve().is_relative_to(Path(collm.algorithms.__file__).resolve().parents[1])
+    return _Place(f"{last.filename} line {last.lineno}, in {last.name}: {last.line}", not own)
+
+
+def _with_place(error: BaseException) -> str:
+    """The message of an error that is nobody's in particular, and where it was raised."""
+    return f"{type(error).__name__}: {error}\n{_place(error).text}".rstrip()
 
 
 def _check_writable(trainer: Any) -> None:

@@ -124,7 +124,8 @@ def jsonl_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless nesting
             raise ConfigurationError(
-                f'{path} line {number} is not JSON ({reason(error)}); write one object like {{"{field}": "..."}} per line.'
+                f"{path} line {number} is not JSON ({reason(error)}); write one object like "
+                f'{{"{field}": "..."}} per line.'
             ) from error
 
 
@@ -138,9 +139,10 @@ def json_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ConfigurationError(
-            f"{path} line {getattr(error, 'lineno', '?')} is not JSON ({reason(error)}); a .json file holds one list of objects, a .jsonl "
-            "file one object per line."
+            f"{path}{line} is not JSON ({reason(error)}); a .json file holds one list of objects, a .jsonl file one "
+            "object per line."
         ) from error
     if not isinstance(rows, list):
         raise ConfigurationError(f"{path} line 1: expected a list of objects with the field {field!r}.")
