@@ -100,7 +100,7 @@ def check_numbers(prefix: str, owner: object, **ranges: Range) -> None:
 
 def shown(value: Any, most: int = 100) -> str:
     """`value` as messages quote it, cut to `most` characters."""
-    if isinstance(value, int) and abs(value) >= 10**18:  # Python refuses to write very long ones
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write very long ones
         return f"a whole number of about {value.bit_length() * 0.30103:.0f} digits"
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -192,6 +192,8 @@ class _Place(NamedTuple):
 
 
 def _place(error: BaseException) -> _Place:
+    if isinstance(error, SyntaxError) and error.filename:
+        return _Place(f"{error.filename} line {error.lineno}: {(error.text or '').strip()}", True)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
     frames = [frame for frame in frames if not frame.filename.startswith(("<", sysconfig.get_path("stdlib")))]
     if not frames:
@@ -255,6 +257,8 @@ def _readable(message: str, parser: LightningArgumentParser) -> str:
             causes.append(text)
     where = ".".join(dict.fromkeys(keys))
     causes = [_explained(cause, where, parser) for cause in dict.fromkeys(causes)]
+    if (missing := re.search(r"No module named '([\w.]+)'", message)) and f"'{missing[1]}." not in message:
+        given, causes = "", [f"no module named {missing[1]!r}, which it imports; install it or correct the name"]
     if given and all(cause.startswith("Expected") and "Got value" not in cause for cause in causes):
         causes.append(given)
     text = (f"{where}: " if where else "") + "; ".join(causes or [message.strip()])
@@ -265,12 +269,20 @@ def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
     """`cause` in the words of this project, with the nearest right name where one is unknown."""
     if cause.startswith("unknown setting"):  # explained by the parser of a component already
         return cause
+    if cause.endswith(" is abstract"):
+        return f"no class is chosen yet; put --{where}=... in front of its settings"
     if match := re.search(r"arguments are required: (.*)", cause):
         return f"{match[1]} missing; give a --config that sets it, such as a complete one of configs/experiments"
     if match := _UNKNOWN.search(cause):
         name = match[1] or match[2]
         subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
         known = {action.dest for one in (parser, *subcommands) for action in one._actions} - {"help"}
+        shared = {*inspect.signature(MultiAgentModule).parameters}
+        if {dest.partition(".")[0] for dest in known} - {"print_shtab"} == shared:
+            return (
+                f"unknown setting {name!r}; no algorithm is chosen yet, or one that lacks it: put --model=... in front "
+                "of its settings"
+            )
         return f"unknown setting {name!r}; {_nearest(name, known, 1)}"
     if match := _CLASS.search(cause):
         name = match[1]

@@ -36,7 +36,7 @@ def check_nodes(root: yaml.Node | None) -> None:
             for key, value in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                     if (key.tag, key.value) in seen:
-                        raise _error(f"the key {key.value!r:.60} is there twice; keep one of them", key)
+                        raise _error(f"{key.value!r:.60} is set twice; keep one of them", key)
                     seen.add((key.tag, key.value))
                 total += size(key) + size(value)
         elif isinstance(node, yaml.SequenceNode):
