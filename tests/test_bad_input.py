@@ -211,7 +211,7 @@ def test_a_file_within_a_configuration_is_read_as_strictly(fit: Fit, capsys: pyt
     Path("environment.yaml").write_text("class_path: toy.Toy\ninit_args:\n  horizon: 1\n  horizon: 2\n")
     assert fit("--data.environment=environment.yaml") == 2
     message = the_message(capsys)
-    assert "data.environment: 'horizon' is set twice" in message
+    assert "environment.yaml: 'horizon' is set twice" in message
     assert "line 4" in message
 
 

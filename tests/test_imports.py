@@ -45,33 +45,44 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
-    "collm.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
+    "collm.checks": Rule(rooms("errors"), only=frozenset()),
+    "collm.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
+    "collm.command": Rule(rooms("configuration", "errors"), only=frozenset({"jsonargparse"})),
     "collm.chance": Rule(rooms(), only=TORCH),
     "collm.meter": Rule(rooms(), only=TORCH),
     "collm.memory": Rule(rooms(), only=frozenset()),
     "collm.lengths": Rule(rooms(), only=frozenset()),
     "collm.trajectory": Rule(rooms("lengths"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
-    "collm.optimizers": Rule(rooms(), only=TORCH),
+    "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
     "collm.collectives": Rule(rooms(), only=TORCH),
     "collm.replay": Rule(rooms("trajectory"), only=TORCH),
     "collm.environments": Rule(
-        rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
+        rooms("checks", "trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
     "collm.models": Rule(
-        rooms("chance", "trajectory", "lengths", "errors", "meter", "models", "objectives"), never=LIGHTNING
+        rooms("chance", "checks", "trajectory", "lengths", "errors", "meter", "models", "objectives"), never=LIGHTNING
     ),
     "collm.samplers": Rule(
-        rooms("chance", "trajectory", "environments.base", "errors", "meter", "samplers"),
+        rooms(
+            *("chance", "checks", "trajectory", "environments.base", "environments.contract", "errors", "meter"),
+            "samplers",
+        ),
         never=LIGHTNING | {"transformers"},
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "memory", "meter")),
+    "collm.data": Rule(
+        rooms(
+            *("checks", "samplers", "environments.base", "environments.contract", "trajectory", "errors", "memory"),
+            "meter",
+        )
+    ),
     "collm.algorithms": Rule(
         rooms(
             *(
+                "checks",
                 "models",
                 "returns",
                 "objectives",
@@ -88,7 +99,9 @@ RULES = {
         )
     ),
     "collm.strategies": Rule(rooms("models", "errors", "collectives", "strategies")),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
+    "collm.callbacks": Rule(
+        rooms("checks", "environments.contract", "trajectory", "errors", "metrics", "collectives", "meter")
+    ),
     "collm.benchmark": Rule(cli=True),
     "collm.plan": Rule(rooms("cli", "algorithms.base", "models"), cli=True),
     "collm.schedules": Rule(rooms(), only=frozenset()),

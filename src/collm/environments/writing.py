@@ -231,9 +231,9 @@ class Writing(Environment):
         self, dataset: str, num_train: int, num_eval: int, reward: RewardName, single_agent: bool, seed: int | None
     ) -> None:
         name = type(self).__name__
-        check_number("num_train", num_train, COUNT)
-        check_number("num_eval", num_eval, COUNT)
-        check_number("seed", seed, WHOLE.or_none)
+        check_number(f"{name}.num_train", num_train, COUNT)
+        check_number(f"{name}.num_eval", num_eval, COUNT)
+        check_number(f"{name}.seed", seed, WHOLE.or_none)
         if reward not in self.forms:
             raise ConfigurationError(f"{name}: reward={reward!r} is unknown; choose one of {sorted(self.forms)}.")
         self.form = self.forms[reward]
