@@ -42,7 +42,7 @@ class TwoTurns(Environment):
 
     agent_ids = AGENTS
     horizon = 2
-    min_reward, max_reward = -10.0, 10.0
+    min_reward, max_reward = -100.0, 100.0
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ MISTAKES = {
     "not_causal": (["--model.policy.path=./bert"], ["./bert", "'bert'", "not a causal language model"]),
     "prompt": (["--model.policy.max_new_tokens=1020"], ["train_0", "'a1'", "11 tokens", "lower max_new_tokens"]),
     "no_room": (["--model.policy.max_new_tokens=1024"], ["max_new_tokens is 1024", "1024 tokens", "lower it"]),
-    "no_tokens": (["--model.policy.max_new_tokens=0"], ["max_new_tokens is 0", "above 0"]),
+    "no_tokens": (["--model.policy.max_new_tokens=0"], ["max_new_tokens is 0", "at least 1"]),
     "temperature": (["--model.policy.temperature=0"], ["temperature is 0", "above 0"]),
     "negative_temperature": (["--model.policy.temperature=-1"], ["temperature is -1", "above 0"]),
     "learning_rate": (["--model.policy.learning_rate=0"], ["learning_rate is 0", "above 0"]),
@@ -90,7 +90,7 @@ MISTAKES = {
         ["--model.critic.model.learning_rate=-1"],
         ["critic.model.learning_rate is -1", "above 0"],
     ),
-    "top_p": (["--model.policy.top_p=1.5"], ["top_p is 1.5", "at most 1"]),
+    "top_p": (["--model.policy.top_p=1.5"], ["top_p is 1.5", "(0, 1]"]),
     "dtype": (["--model.policy.dtype=int8"], ["dtype is 'int8'", "float32"]),
     "tasks_per_rollout": (["--data.tasks_per_rollout=0"], ["data.tasks_per_rollout is 0", "at least 1"]),
     "num_generations": (["--data.num_generations=-1"], ["data.num_generations is -1", "at least 1"]),
@@ -188,7 +188,7 @@ MISTAKES_IN_FILES = {
         "data: {environment: {class_path: collm.environments.writing.tldr.TDLR}}",
         ["data.environment", "did you mean 'TLDR'"],
     ),
-    "yaml": ("model: [", ["config", "line 2"]),
+    "yaml": ("model: [", ["mistake.yaml line 2"]),
 }
 
 
@@ -445,11 +445,12 @@ def test_an_evaluation_that_breaks_off_leaves_what_was_played(
         return step(self, state, joint_action)
 
     monkeypatch.setattr(Toy, "step", break_off)
-    with pytest.raises(RuntimeError, match="the machine broke"):
-        fit("--data.environment.num_eval=4", "--data.eval_batch_size=1", command=command)
+    assert fit("--data.environment.num_eval=4", "--data.eval_batch_size=1", command=command) == 1
     lines = (run_folder / file).read_text().splitlines()
     assert [json.loads(line)["task_id"] for line in lines] == ["eval_0", "eval_1"]
-    assert "[turn 2, 1 episodes]" in "".join(capsys.readouterr())
+    written = "".join(capsys.readouterr())
+    assert "[turn 2, 1 episodes]" in written
+    assert "error: RuntimeError: the machine broke" in written
 
 
 def test_predict_writes_transcripts(finished: Path, fit: Fit, run_folder: Path) -> None:

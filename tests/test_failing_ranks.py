@@ -11,7 +11,7 @@ import torch
 from pair import Run, fit_in_pair
 from test_devices import STRATEGIES, config, curves_of, result
 
-CASES = {"cc": ("collm_cc.CoLLMCC", {"normalize_values": True}), "magrpo": ("magrpo.MAGRPO", {"kl_weight": 0.1})}
+CASES = {"cc": ("collm_cc.CoLLMCC", {"critic": {"normalize": True}}), "magrpo": ("magrpo.MAGRPO", {"kl_weight": 0.1})}
 
 
 def failing(tiny_folder: str, case: str, fail_every: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.magrpo import MAGRPO
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, action_sequences, pad_sequences
 from untrained import without_trainer
 
@@ -53,7 +54,7 @@ def test_targets_have_a_trace_decay_of_their_own(
     module = CoLLMCC(
         agent_ids=["a"],
         policy=PolicySpec(tiny_folder, max_new_tokens=4),
-        critic=CriticSpec(tiny_folder),
+        critic=LanguageModelCritic(ModelSpec(tiny_folder)),
         discount=0.5,
         critic_lambda=critic_lambda,
     )

@@ -15,6 +15,7 @@ from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
+from collm.runtime.checks import COUNT_OR_ZERO, SHARE, check_numbers
 from collm.runtime.collectives import on_all_rows, sum_over_ranks
 from collm.trajectory import RolloutBatch
 
@@ -48,11 +49,7 @@ class ActorCritic(MultiAgentModule):
         self.critic_lambda = gae_lambda if critic_lambda is None else critic_lambda
         self.critic_warmup = critic_warmup
         self.critics = nn.ModuleDict()
-        for setting in ("gae_lambda", "critic_lambda"):
-            if not 0 <= getattr(self, setting) <= 1:
-                raise ConfigurationError(f"model.{setting} is {getattr(self, setting)}; it must be in [0, 1].")
-        if critic_warmup < 0:
-            raise ConfigurationError(f"model.critic_warmup is {critic_warmup}; it must be at least 0.")
+        check_numbers("model", self, gae_lambda=SHARE, critic_lambda=SHARE, critic_warmup=COUNT_OR_ZERO)
 
     def add_critic(
         self, name: str, agent_ids: Sequence[str], encoder_class: type[HistoryEncoder] = HistoryEncoder

@@ -29,8 +29,9 @@ from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
-from collm.optimizers import fused
+from collm.optimizers import check_optimizer, fused
 from collm.returns import clip_advantages, normalize_advantages
+from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
 from collm.runtime.profiler import meter
 from collm.trajectory import (
@@ -111,7 +112,11 @@ class MultiAgentModule(Checkpointed):
         self.kl_weight = kl_weight
         self.gradient_clip_norm = gradient_clip_norm
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self._check_numbers()
+        check_numbers("model", self, num_epochs=COUNT, num_minibatches=COUNT, tokens_per_micro_batch=COUNT)
+        check_numbers("model", self, ratio_clip=POSITIVE.or_none, advantage_clip=POSITIVE.or_none, discount=SHARE)
+        check_numbers("model", self, entropy_weight=NOT_NEGATIVE, kl_weight=NOT_NEGATIVE)
+        check_numbers("model", self, gradient_clip_norm=NOT_NEGATIVE)
+        check_optimizer(optimizer, lr_schedule)
         for agent_id, spec in self.specs.items():
             spec.check(f"policy of {agent_id!r}")
         if parameters == "lora" and any(spec.lora_rank == 0 for spec in self.specs.values()):
@@ -148,19 +153,6 @@ class MultiAgentModule(Checkpointed):
                 f"{', '.join(self.agent_ids)}; rename or remove them."
             )
         return {agent_id: policies.get(agent_id, policy) for agent_id in self.agent_ids}
-
-    def _check_numbers(self) -> None:
-        for name in ("num_epochs", "num_minibatches", "tokens_per_micro_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("ratio_clip", "advantage_clip"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use null to turn it off.")
-        for name in ("entropy_weight", "kl_weight", "gradient_clip_norm"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use 0 to turn it off.")
-        if not 0 <= self.discount <= 1:
-            raise ConfigurationError(f"model.discount is {self.discount}; it must be in [0, 1].")
 
     # Building
 

@@ -22,6 +22,7 @@ from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.loading import encode_data, load_tokenizer
 from collm.models.specs import ModelSpec
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
 from collm.runtime.profiler import meter
 from collm.runtime.seeding import forked
 from collm.trajectory import Action, SequenceBatch
@@ -87,24 +88,18 @@ class PolicySpec(ModelSpec):
             ConfigurationError: Names the setting, its value and how to mend it.
         """
         super().check(name)
-        for setting in ("max_new_tokens", "temperature", "top_p"):
-            if getattr(self, setting) <= 0:
-                raise ConfigurationError(f"{name}.{setting} is {getattr(self, setting)}; it must be above 0.")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
+        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO)
+        check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
+        if self.min_new_tokens > self.max_new_tokens:
             raise ConfigurationError(
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
         if self.engine not in ("collm", "transformers", "vllm"):
             raise ConfigurationError(f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm.")
-        if not 0 < self.engine_memory < 1:
-            raise ConfigurationError(f"{name}.engine_memory is {self.engine_memory}; it is a share, between 0 and 1.")
         if self.engine == "vllm":
             vllm_engine.check(name, self)
-        if self.top_p > 1:
-            raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
-        if self.top_k < 0:
-            raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from collm.errors import ConfigurationError
 from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_numbers
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
 
@@ -50,16 +51,8 @@ class ModelSpec:
         """
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"{name}.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
-        if self.learning_rate <= 0:
-            raise ConfigurationError(f"{name}.learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.lora_rank < 0:
-            raise ConfigurationError(f"{name}.lora_rank is {self.lora_rank}; use 0 to train all weights.")
-        if self.lora_alpha <= 0:
-            raise ConfigurationError(f"{name}.lora_alpha is {self.lora_alpha}; it must be above 0.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
-        if self.context_length is not None and self.context_length < 1:
-            raise ConfigurationError(f"{name}.context_length is {self.context_length}; it must be above 0.")
+        check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
+        check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
         load_tokenizer(self.path)
 
     def max_tokens(self) -> int:

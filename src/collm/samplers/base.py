@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
+from collm.environments.base import Environment, EpisodeFailure, Step
+from collm.environments.contract import begun, check_observations, stepped
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
 
@@ -100,8 +101,7 @@ class Episode:
         """
         self.rng = random.Random(self.seed)
         with meter.phase("environment"):
-            self.state, self.observations = self.environment.reset(self.trajectory.task, self.rng)
-        check_observations(self.environment, self.observations)
+            self.state, self.observations = begun(self.environment, self.trajectory.task, self.rng)
 
     def begin_again(self) -> None:
         """Reset the environment and repeat the turns played, up to where the episode stands.
@@ -146,7 +146,6 @@ class Episode:
             self.trajectory.failures.append((step.cause, str(step)))
             self.fail()
             return
-        check_reward(self.environment, step.reward)
         self.trajectory.turns.append(
             Turn(self.observations, dict(joint_action), float(step.reward), step.terms, step.info, None, self.messages)
         )
@@ -165,7 +164,9 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
     """
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
     with meter.phase("environment"):
-        outcomes = episodes[0].environment.step_batch([episode.state for episode in episodes], texts)
+        environment = episodes[0].environment
+        tasks, states = [e.trajectory.task for e in episodes], [e.state for e in episodes]
+        outcomes = stepped(environment, tasks, states, texts)
         for attempt in range(max(episode.retries for episode in episodes)):
             ready = []
             for index, (episode, outcome) in enumerate(zip(episodes, outcomes, strict=True)):
@@ -177,8 +178,8 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
                     except EpisodeFailure as failure:
                         outcomes[index] = failure
             if ready:
-                states, again = ([values[index] for index in ready] for values in ([e.state for e in episodes], texts))
-                for index, outcome in zip(ready, episodes[0].environment.step_batch(states, again), strict=True):
+                again = ([values[index] for index in ready] for values in (tasks, [e.state for e in episodes], texts))
+                for index, outcome in zip(ready, stepped(environment, *again), strict=True):
                     outcomes[index] = outcome
     for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
         episode.receive(joint_action, outcome)

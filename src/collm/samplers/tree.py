@@ -20,6 +20,7 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, check_number
 from collm.samplers.base import Episode, SamplingPolicy, act_all, kept_caches
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action, Branch, Task, Trajectory
@@ -40,21 +41,25 @@ class Tree(Parallel):
 
     def __init__(self, joint: Literal["aligned", "cross"] = "aligned", max_joint_samples: int = 4096):
         self.joint = joint
-        self.max_joint_samples = max_joint_samples
+        self.max_joint_samples = check_number("Tree.max_joint_samples", max_joint_samples, COUNT)
         if joint not in ("aligned", "cross"):
             raise ConfigurationError(f"joint is {joint!r}; choose aligned or cross.")
-        if max_joint_samples < 1:
-            raise ConfigurationError(f"max_joint_samples is {max_joint_samples}; it must be at least 1.")
 
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
         """Refuse trees beyond the budget, and say how large they would be."""
         branches = num_generations ** (len(environment.agent_ids) if self.joint == "cross" else 1)
-        size = sum(branches**turn for turn in range(1, environment.horizon + 1))
+        size, width = 0, 1
+        for _ in range(environment.horizon):
+            width *= branches
+            size += width
+            if width > 10**12:
+                break  # far too large already; the whole number would be too long to write
         if num_tasks * size > self.max_joint_samples:
+            more = "more than " if width > 10**12 else ""
             raise ConfigurationError(
                 f"a rollout tree with {branches} {self.joint} joint actions per node (data.num_generations "
-                f"{num_generations}) over {environment.horizon} turns has {size:,} joint samples, and "
-                f"{num_tasks * size:,} in a rollout of {num_tasks} tasks; max_joint_samples is "
+                f"{num_generations}) over {environment.horizon} turns has {more}{size:,} joint samples, and "
+                f"{more}{num_tasks * size:,} in a rollout of {num_tasks} tasks; max_joint_samples is "
                 f"{self.max_joint_samples:,}. Lower num_generations, the horizon or tasks_per_rollout, or raise it."
             )
 

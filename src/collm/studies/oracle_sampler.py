@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from collm.environments.base import Environment
+from collm.runtime.checks import COUNT, check_number
 from collm.samplers.base import SamplingPolicy
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Task, TokenSequence, Trajectory, micro_batches
@@ -27,7 +28,7 @@ class Oracle(Parallel):
     """
 
     def __init__(self, tokens_per_micro_batch: int = 16384):
-        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.tokens_per_micro_batch = check_number("Oracle.tokens_per_micro_batch", tokens_per_micro_batch, COUNT)
 
     def rollout(
         self,
