@@ -15,6 +15,7 @@ from collm.errors import ConfigurationError
 from collm.meter import meter
 from collm.models.critic import Critic, CriticSpec
 from collm.models.loading import same_tokens
+from collm.naming import NamedModules, module_name
 from collm.objectives import clipped_value_loss, value_loss
 from collm.replay import Lesson, Replay
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
@@ -98,7 +99,7 @@ class ActorCritic(MultiAgentModule):
         self.target_critics: dict[str, list[Tensor]] = {}  # the slow copies of what trains, by critic
         self.replays: dict[str, Replay] = {}
         self._first_passes: dict[str, tuple[Sequence[TokenSequence], list[CriticPass]]] = {}  # and over what they are
-        self.critics = nn.ModuleDict()
+        self.critics = NamedModules()
         self.num_rollouts = 0
         critic.check("critic")
         for setting in ("gae_lambda", "critic_lambda"):
@@ -135,16 +136,16 @@ class ActorCritic(MultiAgentModule):
             )
         if self.separate_critics and self.parameters_mode == "lora" and critic.lora_rank == 0:
             raise ConfigurationError("parameters is 'lora' but critic.lora_rank is 0; set it to the adapter's rank.")
-        taken = sorted(set(self.critic_readers()) & {*self.agent_ids, "team"})
-        if taken:
-            raise ConfigurationError(f"an agent is called {taken[0]!r}, which is the critic's name; rename the agent.")
 
     def critic_readers(self) -> Mapping[str, Sequence[str]]:
         """The critics by name, and the agents whose histories each of them reads."""
         raise TypeError(f"{type(self).__name__} must say which critics it has")
 
+    def critic_names(self) -> list[str]:
+        return list(self.critic_readers())
+
     def networks(self) -> list[str]:
-        return super().networks() + (list(self.critic_readers()) if self.separate_critics else [])
+        return super().networks() + (self.critic_names() if self.separate_critics else [])
 
     def configure_model(self) -> None:
         if self.policies:
@@ -155,7 +156,7 @@ class ActorCritic(MultiAgentModule):
 
     def build_critic(self, name: str, reads: Sequence[str]) -> Critic:
         """The critic `name`, a learner of its own over a backbone or adapter of its own."""
-        adapter = name if self.critic_spec.lora_rank else None
+        adapter = module_name(name) if self.critic_spec.lora_rank else None
         backbone = self.backbone(name, self.critic_spec, adapter)
         same = [agent_id for agent_id in reads if same_tokens(self.specs[agent_id].path, self.critic_spec.path)]
         critic = self.critic_class(self.critic_spec, backbone, adapter, reads, same)

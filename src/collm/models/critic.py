@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
-from collm.models.loading import encode, load_tokenizer
+from collm.models.loading import check_source, encode, load_tokenizer
 from collm.models.policy import LOGITS_PER_CHUNK, Policy, check_model_numbers, context_length
 from collm.models.resident import Resident
 from collm.trajectory import Message, SequenceBatch, TokenSequence, Trajectory
@@ -61,7 +61,7 @@ class CriticSpec:
         check_model_numbers(name, self.dtype, self.learning_rate, self.lora_rank)
         if self.context_length is not None and self.context_length < 1:
             raise ConfigurationError(f"{name}.context_length is {self.context_length}; it must be above 0.")
-        load_tokenizer(self.path)
+        check_source(self.path, self.random_weights)
 
 
 class Critic(Resident):

@@ -19,7 +19,7 @@ from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.families import decoder_of
 from collm.models.generation import Sampling, generate, restrict
-from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.models.loading import DTYPES, check_source, load_config, load_tokenizer
 from collm.models.prefill import Memory
 from collm.models.reader import Reader, reader_for, side_by_side
 from collm.trajectory import Action, SequenceBatch
@@ -110,6 +110,7 @@ class PolicySpec:
             raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
+        check_source(self.path, self.random_weights)
         config = load_config(self.path)
         scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
         if scaled:
@@ -117,7 +118,6 @@ class PolicySpec:
                 f"{name}.path: {self.path!r} scales its logits after the head ({', '.join(scaled)}), which the "
                 "log-probabilities here do not follow; choose a model without it."
             )
-        load_tokenizer(self.path)
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
@@ -346,14 +346,13 @@ class Policy:
         return log_probs, entropies
 
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write the agent as a Hugging Face folder, or as a PEFT folder if it is an adapter, with its tokenizer.
+        """Write the agent as a Hugging Face folder, or as a PEFT folder, with its tokenizer; see `Backbone.save`.
 
         Args:
             folder: Where to; it is made.
             weights: The state dict of the language model, where it is not at hand in one piece.
         """
-        with self.backbone.using(self.adapter):
-            self.backbone.lm.save_pretrained(folder, state_dict=weights)
+        self.backbone.save(folder, self.adapter, weights)
         self.tokenizer.save_pretrained(folder)
 
 
