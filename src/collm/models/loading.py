@@ -11,6 +11,7 @@ import json
 import os
 from functools import cache, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 
 import torch
@@ -23,6 +24,7 @@ from collm.errors import ConfigurationError
 from collm.models.scratch import initialize
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -161,17 +163,24 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
     try:
         # what is pickled is read as tensors only: code in it does not run
         model, found = AutoModelForCausalLM.from_pretrained(
-            resolve_path(path), dtype=DTYPES[dtype], weights_only=True, output_loading_info=True
+            resolve_path(path),
+            dtype=DTYPES[dtype],
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of any kind, as what is in the files decides where it fails
         raise unreadable(path, error) from error
-    lost = sorted(found["missing_keys"]) + sorted(str(key) for key, *_ in found["mismatched_keys"])
-    if lost:
+    wrong = [f"{name!r} is missing" for name in sorted(found["missing_keys"])]
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        wrong.append(f"{name!r} has shape {list(stored)} instead of {list(expected)}")
+    if wrong:
+        others = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
         raise ConfigurationError(
-            f"the weights of {path!r} are not those of its config.json: {len(lost)} are missing or of another shape, "
-            f"{lost[0]!r} among them; save the model into the folder again, or mend its config.json."
+            f"the weights of {path!r} are not those of its config.json: {wrong[0]}{others}. Save the model into the "
+            "folder again, or mend its config.json."
         )
     return model
 
@@ -197,27 +206,33 @@ def check_weights(path: str) -> None:
     folder = Path(resolve_path(path))
     if not folder.is_dir():
         return
-    needed = {file.name for file in folder.glob("model*.safetensors")}
+    safe, pickled = _WEIGHTS
+    needed = {file.name for file in folder.glob(safe)}
     index = folder / "model.safetensors.index.json"
     if "model.safetensors" not in needed and index.exists():
         try:
             needed = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise unreadable(path, ValueError(f"{index.name} is no index of weights ({error!r}).")) from error
-    if not needed and not list(folder.glob("pytorch_model*.bin")):
-        raise unreadable(path, ValueError("there is neither model.safetensors nor pytorch_model.bin."))
+            raise unreadable(path, ValueError(f"{index.name} is no index of weights ({error!r})")) from error
+    if not needed and not list(folder.glob(pickled)):
+        raise unreadable(path, ValueError("there is neither model.safetensors nor pytorch_model.bin"))
     for name in sorted(needed):
         try:
             with safe_open(folder / name, framework="pt"):  # compares the length of the file with its header
                 pass
         except (OSError, SafetensorError) as error:
-            raise unreadable(path, ValueError(f"{name}: {error}.")) from error
+            raise unreadable(path, ValueError(f"{name}: {error}")) from error
 
 
 def unreadable(path: str, error: Exception) -> ConfigurationError:
     """That the weights at `path` cannot be read, in one line."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, UnpicklingError):
+        reason = "a file holds pickled objects other than tensors, which might run code and are not loaded."
+    else:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = reason.rstrip(".")
+    files = sorted(file.name for pattern in _WEIGHTS for file in Path(resolve_path(path)).glob(pattern))
     return ConfigurationError(
-        f"no weights could be read from {path!r}: {reason} Copy or download the model again, or save it into the "
-        "folder with model.save_pretrained(folder)."
+        f"no weights could be read from {path!r} ({', '.join(files) or 'no file of weights'}): {reason}. Copy or "
+        "download the model again, or save it into the folder with model.save_pretrained(folder)."
     )
