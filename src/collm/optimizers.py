@@ -72,18 +72,19 @@ def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optim
         return {**state_dict, "state": state}
 
     @torch.no_grad()
-    def restore(optimizer: Optimizer) -> None:
-        for _, copy in pairs:
-            state = optimizer.state.get(copy, {})
-            if _COPY in state:
-                copy.copy_(state.pop(_COPY))
-            if not state:  # saved before the first step
-                optimizer.state.pop(copy, None)
+    def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state = {}
+        for number, entries in state_dict["state"].items():
+            state[number] = {name: value for name, value in entries.items() if name != _COPY}
+            if _COPY in entries:
+                copies[number].copy_(entries[_COPY])
+        # optimizers take an entry for one of a weight they have stepped
+        return {**state_dict, "state": {number: entries for number, entries in state.items() if entries}}
 
     optimizer.register_step_pre_hook(take_gradients)
     optimizer.register_step_post_hook(round_weights)
     optimizer.register_state_dict_post_hook(store)
-    optimizer.register_load_state_dict_post_hook(restore)
+    optimizer.register_load_state_dict_pre_hook(restore)
     return optimizer
 
 

@@ -80,13 +80,14 @@ def indexed(folder: Path, content: object) -> None:
 @pytest.mark.parametrize("kind", [PolicySpec, CriticSpec])
 def test_files_that_are_missing_or_cut_off(copy: Path, kind: type, spoil: Callable[[Path], None], named: str) -> None:
     kind(str(copy)).check("agent")
-    spoil(copy := Path(shutil.copytree(copy, copy.with_name("spoiled"))))
+    spoiled = Path(shutil.copytree(copy, copy.with_name("spoiled")))
+    spoil(spoiled)
     with pytest.raises(
         ConfigurationError, match=rf"no weights could be read from '.*spoiled'.*{named}.*again"
     ) as error:
-        kind(str(copy)).check("agent")
+        kind(str(spoiled)).check("agent")
     assert "\n" not in str(error.value)
-    kind(str(copy), random_weights=True).check("agent")  # which needs none of them
+    kind(str(spoiled), random_weights=True).check("agent")  # which needs none of them
 
 
 @pytest.mark.parametrize("vocab_size", [100, 445])

@@ -177,7 +177,11 @@ class Backbone(Resident):
             if name.startswith(of_adapters):
                 continue
             if base and leaf == "weight" and adapter in layers[path].lora_A:
-                value = value.float() + layers[path].get_delta_weight(adapter).to(value.device, torch.float32)
+                down, up = (
+                    part[adapter].weight.to(value.device).float() for part in (layers[path].lora_A, layers[path].lora_B)
+                )
+                change = up @ down * layers[path].scaling[adapter]
+                value = value.float() + (change.T if layers[path].fan_in_fan_out else change)
             merged[f"{path}.{leaf}" if base else name] = value.float() if value.is_floating_point() else value
         return merged
 
