@@ -584,7 +584,7 @@ def test_l30_what_is_saved_can_be_loaded(finished: Path) -> None:
         folder = finished / "agents" / agent_id
         weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
         assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
-        trained = {name: weight for name, weight in last(finished)["state_dict"].items() if f".{agent_id}." in name}
+        trained = {name: weight for name, weight in last(finished)["state_dict"].items() if f".<{agent_id}>." in name}
         assert len(trained) > 10
         for name, weight in trained.items():
             assert_close(weights[name.partition(".lm.")[2]], weight, rtol=0, atol=0)

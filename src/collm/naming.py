@@ -8,7 +8,7 @@ forms below are injective: different names never become the same one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, KeysView, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -56,8 +56,8 @@ class NamedModules(nn.ModuleDict):
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
-    def keys(self) -> list[str]:
-        return [unquote(name[1:-1]) for name in self._modules]
+    def keys(self) -> KeysView[str]:
+        return {unquote(name[1:-1]): None for name in self._modules}.keys()
 
     def items(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.keys(), self.values(), strict=True))

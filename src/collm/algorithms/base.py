@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from collm.algorithms.checkpoints import Checkpointed
+from collm.algorithms.settings import check_numbers, check_parameters, specs_of
 from collm.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
-from collm.errors import ConfigurationError, TrainingError
+from collm.errors import TrainingError
 from collm.meter import meter
 from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
 from collm.models.critic import Network
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
-from collm.naming import NamedModules, check_agent_ids, module_name
+from collm.naming import NamedModules, module_name
 from collm.objectives import kl_penalty, policy_gradient_loss
 from collm.optimizers import drop_gradients, float32_copies, fused, stepping_for
 from collm.returns import clip_advantages, normalize_advantages
@@ -64,9 +65,8 @@ class MultiAgentModule(Checkpointed):
         entropy_weight: Weight of the mean token entropy, added to the objective.
         kl_weight: Weight of the mean token KL divergence from the initial policy, subtracted from the objective.
         gradient_clip_norm: Largest gradient norm of each network; 0 turns clipping off.
-        float32_weights: Let optimizers keep float32 copies of weights of lower precision and step those; each weight
-            is its copy, rounded. Without them, steps that are smaller than the rounding are lost; with them, a bfloat16
-            weight that trains takes 16 bytes instead of 8 (AdamW).
+        float32_weights: Step float32 copies of weights of lower precision, whose small steps would be lost to rounding;
+            a bfloat16 weight that trains takes 16 bytes instead of 8 (AdamW).
         tokens_per_micro_batch: Largest number of tokens in one forward and backward pass; gradients accumulate.
     """
 
@@ -95,7 +95,7 @@ class MultiAgentModule(Checkpointed):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what trains; frozen weights come from where they were
         self.agent_ids = tuple(agent_ids)
-        self.specs = self._specs(policy, policies or {})
+        self.specs = specs_of(self.agent_ids, policy, policies or {})
         self.parameters_mode = parameters
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -110,15 +110,10 @@ class MultiAgentModule(Checkpointed):
         self.gradient_clip_norm = gradient_clip_norm
         self.float32_weights = float32_weights
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self._check_numbers()
+        check_numbers(self)
         for agent_id, spec in self.specs.items():
             spec.check(f"policy of {agent_id!r}")
-        if parameters == "lora" and any(spec.lora_rank == 0 for spec in self.specs.values()):
-            raise ConfigurationError("parameters is 'lora' but policy.lora_rank is 0; set it to the adapter's rank.")
-        if parameters == "shared" and len({str(spec) for spec in self.specs.values()}) > 1:
-            raise ConfigurationError(
-                "parameters is 'shared' but the agents' policies differ; drop `policies` or use 'separate' or 'lora'."
-            )
+        check_parameters(parameters, self.specs)
 
         self.backbones = NamedModules()
         self.reference_backbones = NamedModules()  # frozen copies, by the name of the learner
@@ -128,34 +123,12 @@ class MultiAgentModule(Checkpointed):
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
         self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
         self.places: Mapping[str, torch.device] = {}  # set by a strategy that gives networks devices of their own
-        # set by a strategy that shards weights: has policies ready to be sampled from
-        self.gathering: Callable[[], AbstractContextManager[None]] | None = None
+        self.gathering: Callable[[], AbstractContextManager[None]] | None = (
+            None  # set by a strategy that shards weights
+        )
         self.joint_samples = 0
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
-
-    def _specs(self, policy: PolicySpec, policies: Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
-        check_agent_ids(self.agent_ids)
-        unknown = sorted(set(policies) - set(self.agent_ids))
-        if unknown:
-            raise ConfigurationError(
-                f"model.policies names {', '.join(unknown)}, but the environment's agents are "
-                f"{', '.join(self.agent_ids)}; rename or remove them."
-            )
-        return {agent_id: policies.get(agent_id, policy) for agent_id in self.agent_ids}
-
-    def _check_numbers(self) -> None:
-        for name in ("num_epochs", "num_minibatches", "tokens_per_micro_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("ratio_clip", "advantage_clip"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use null to turn it off.")
-        for name in ("entropy_weight", "kl_weight", "gradient_clip_norm"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use 0 to turn it off.")
-        if not 0 <= self.discount <= 1:
-            raise ConfigurationError(f"model.discount is {self.discount}; it must be in [0, 1].")
 
     # Building
 
@@ -200,12 +173,10 @@ class MultiAgentModule(Checkpointed):
         """The language model for `name`, shared where `parameters` says so, with `adapter` on it."""
         if self.parameters_mode == "lora" and adapter is not None:
             start = (spec.path, spec.dtype, spec.random_weights)
-            name, learner = self._shared_backbones.setdefault(start, f"base {len(self._shared_backbones)}"), name
-        else:
-            learner = name
+            name = self._shared_backbones.setdefault(start, f"base {len(self._shared_backbones)}")
         if name not in self.backbones:
             self.backbones[name] = Backbone(spec.path, spec.dtype, spec.random_weights)
-            self.backbones[name].settle(self.places.get(learner))
+            self.backbones[name].settle(self.places.get(name))  # shared ones have no place of their own
         backbone = self.backbones[name]
         if spec.gradient_checkpointing:
             backbone.recompute_activations()
@@ -219,13 +190,11 @@ class MultiAgentModule(Checkpointed):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         rates = self.learning_rates()
-
-        def make(name: str, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizers = []
+        for name, weights in self.learners.items():
             copies = float32_copies(weights) if self.float32_weights else weights
             optimizer = fused(self.optimizer([{"params": copies, "lr": rates[name]}]))
-            return stepping_for(optimizer, weights)
-
-        optimizers = [make(name, weights) for name, weights in self.learners.items()]
+            optimizers.append(stepping_for(optimizer, weights))
         return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
 
     # Acting

@@ -64,10 +64,14 @@ class Backbone(Resident):
             self.lm.enable_input_require_grads()
         self.saves_work = False
 
+    def freeze(self) -> None:
+        """Train nothing of the language model itself."""
+        self.lm.requires_grad_(False)
+
     def frozen_copy(self) -> Backbone:
         """A copy that does not train, with the weights as they are now."""
         frozen = deepcopy(self)
-        frozen.lm.requires_grad_(False)
+        frozen.freeze()
         return frozen
 
     def add_adapter(self, name: str, rank: int, alpha: float, dropout: float) -> None:
