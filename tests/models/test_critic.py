@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from collm.models.backbone import Backbone
 from collm.models.critic import Critic, CriticSpec
-from collm.trajectory import Action, Task, Trajectory, Turn, pad_sequences
+from collm.trajectory import Action, Message, Task, Trajectory, Turn, pad_sequences
 
 AGENTS = ("a1", "a2")
 
@@ -183,3 +183,13 @@ def test_what_trains(tiny_folder: str) -> None:
     backbone.add_adapter("critic", 2, 4.0, 0.0)
     critic = Critic(CriticSpec(path=tiny_folder, lora_rank=2), backbone, "critic", AGENTS)
     assert len(critic.trainable_parameters()) == 2 + 2 * 2 * 7
+
+
+def test_the_token_that_ended_a_response_is_not_part_of_what_is_read(tiny_folder: str) -> None:
+    critic = Critic(CriticSpec(tiny_folder), Backbone(tiny_folder, "float32"), None, ("a",), same_tokens=("a",))
+    before, end = critic.tokens("x"), critic.tokenizer.eos_token_id
+    ended, cut = (Action("?", [1], [5, 6, last], truncated=last != end) for last in (end, 7))
+    assert critic.words("x", Message("a", "", ended)) == [*before, 5, 6]
+    assert critic.words("x", Message("a", "", cut)) == [*before, 5, 6, 7]
+    other = Message("b", "", ended)  # who writes in other tokens is read as text
+    assert critic.words("x", other) == critic.tokens("x?")
