@@ -6,6 +6,7 @@ With low-rank adapters a single frozen backbone serves many of them: `using(name
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
@@ -119,7 +120,9 @@ class Backbone(Resident):
         """
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
         config.base_model_name_or_path = self.lm.name_or_path
-        inject_adapter_in_model(config, self.lm, name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # of the adapters before
+            inject_adapter_in_model(config, self.lm, name)
         set_adapter(self.lm, name)
         self.adapters.append(name)
         self.train(self.training)
