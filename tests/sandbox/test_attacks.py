@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import site
 import socket
+import sysconfig
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS, TEST, TOTAL, Attack
 
+from collm.sandbox import frames
 from collm.sandbox.case import Case, Verdict
 from collm.sandbox.limits import LAYERS, Protections
 from collm.sandbox.pool import Sandbox
@@ -59,7 +62,7 @@ def listen(server: socket.socket, heard: list[bytes]) -> None:
 
 
 # Each of these sets of layers is enough for the essential protections.
-@pytest.fixture(scope="module", params=[LAYERS, ("landlock", "seccomp"), ("namespaces",)], ids="+".join)
+@pytest.fixture(scope="module", params=[LAYERS, ("landlock", "seccomp"), ("namespaces", "seccomp")], ids="+".join)
 def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Battlefield:
     folder = tmp_path_factory.mktemp("home")
     temporary = tmp_path_factory.mktemp("temporary")
@@ -112,6 +115,8 @@ def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             "TRAINER": os.getpid(),
             "PORT": port,
             "SOCKET": path,
+            "PACKAGES": sorted({*site.getsitepackages(), *map(sysconfig.get_path, ("purelib", "platlib"))}),
+            "COLLM": frames.__file__,
         }
         cases = [Case(attack.program(facts), "f", TEST) for attack in ATTACKS]
         verdicts = dict(zip((attack.name for attack in ATTACKS), sandbox.judge_all(cases), strict=True))
@@ -157,4 +162,4 @@ def test_nothing_is_left_behind(battlefield: Battlefield) -> None:
 
 
 def test_names_are_distinct() -> None:
-    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 40
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 250

@@ -290,6 +290,8 @@ def _prepare(setup: dict[str, Any]) -> tuple[int | None, list[str]]:
     if layers.get("seccomp"):
         layers["seccomp"] = int(seccomp.supported(machine))
         notes += [] if layers["seccomp"] else ["no seccomp: not with this kernel or processor"]
+        if layers["seccomp"]:
+            seccomp.program(machine)  # made once, for every process to come
     setup["layers"] = {name: layers.get(name, 0) for name in ("namespaces", "landlock", "seccomp")}
     setup["rules"] = rules
     return processes, notes
