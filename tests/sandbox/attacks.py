@@ -66,11 +66,12 @@ _HEADING = re.compile(r"^### (program|try|forge)(?:, passes (\d))?: (.*)$", re.M
 
 @dataclass(frozen=True)
 class Attack:
-    """A program, and how many of the asserts it passes."""
+    """A program, how many of the asserts it passes, and of which kind it is."""
 
     name: str
     source: str
     passed: int
+    kind: str
 
     def program(self, facts: Mapping[str, object]) -> str:
         return "".join(f"{name} = {value!r}\n" for name, value in facts.items()) + self.source
@@ -78,15 +79,15 @@ class Attack:
 
 def read_attacks() -> list[Attack]:
     _, *pieces = _HEADING.split((Path(__file__).parent / "attacks.txt").read_text(encoding="utf-8"))
-    attacks = []
+    attacks: list[Attack] = []
     for kind, passed, name, text in zip(*(iter(pieces),) * 4, strict=True):
         if kind == "forge":
             body = _FORGE.format(body=text.strip())
-            attacks.append(Attack(f"{name}, in place of the word on loading", body + _ON_LOADING, 0))
-            attacks.append(Attack(f"{name}, in place of an answer", body + _ON_A_CALL, int(passed or 0)))
+            attacks.append(Attack(f"{name}, in place of the word on loading", body + _ON_LOADING, 0, kind))
+            attacks.append(Attack(f"{name}, in place of an answer", body + _ON_A_CALL, int(passed or 0), kind))
             continue
         source = _TRY.format(body=textwrap.indent(text.strip(), "    ")) if kind == "try" else text
-        attacks.append(Attack(name, source, int(passed or 0)))
+        attacks.append(Attack(name, source, int(passed or 0), kind))
     return attacks
 
 

@@ -73,17 +73,18 @@ def _private_root(machine: str, libraries: Mapping[str, str]) -> None:
     devices = [path for path in _DEVICES if os.path.exists(path)]
     kept = (*library.folders(), *sorted(set(libraries.values())), *devices)
     sources = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
+    # Other packages are installed below the standard library; something empty lies over whatever is not of it. A link
+    # leads out of this root, or to something that is looked at here itself.
+    others = [path for path in library.entries(standard=False) if not os.path.islink(path)]
+    covered = {path: os.path.isdir(path) for path in others}
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     place = next(path for path in _HOST_ROOT_PLACE if os.path.isdir(path))
     kernel.mount("collm", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
     for path, descriptor in sources:
         _bind(descriptor, place + path, path in devices)
         os.close(descriptor)
-    # Other packages are installed below the standard library; something empty lies over whatever is not of it.
-    for path in library.entries(standard=False):
-        if os.path.islink(path):
-            continue  # it leads out of this root, or to something that is looked at here itself
-        descriptor = os.open(_empty(place, os.path.isdir(path)), os.O_PATH | os.O_CLOEXEC)
+    for path, folder in covered.items():
+        descriptor = os.open(_empty(place, folder), os.O_PATH | os.O_CLOEXEC)
         _bind(descriptor, place + path, False)
         os.close(descriptor)
     for name, file in libraries.items():

@@ -57,6 +57,7 @@ class Connection:
         self.limits = limits
         self.layers = layers
         self.promised = promised
+        self.libraries: list[str] = []
         self.process: subprocess.Popen | None = None
         self.channel: socket.socket | None = None
 
@@ -73,7 +74,7 @@ class Connection:
             lost = [] if self.promised is None else protections.lacks(self.promised)
             if lost:
                 raise SetupFailure("promise", f"a server came up without {', '.join(lost)} ({protections})")
-            faults = complaints(self._ask(probe()), protections)
+            faults = complaints(self._ask(probe(self.libraries)), protections)
             if faults:
                 raise SetupFailure("promise", f"The sandbox does not keep what it promises: {'; '.join(faults)}")
         except SetupFailure:
@@ -96,6 +97,7 @@ class Connection:
                 raise SetupFailure(answer["failed"], answer["reason"])
             self.layers = tuple(name for name in self.layers if name != answer["failed"])
             notes += (f"no {answer['failed']}: {answer['reason']}",)
+        self.libraries = [str(path) for path in answer["libraries"]]
         layers = {name: bool(answer["layers"][name]) for name in LAYERS}
         return Protections.of(layers, answer["user"], (*notes, *answer["notes"]))
 

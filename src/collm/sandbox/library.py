@@ -18,7 +18,7 @@ _PARTS = ("lib-dynload", "__pycache__")
 _GENERATED = "_sysconfigdata_"
 # They need a display, or are tests of the interpreter itself.
 _UNUSED = ("_tkinter", "_test", "_ctypes_test", "xx")
-_LOADER_FOLDERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+LOADER_FOLDERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 
 
 @lru_cache(maxsize=1)
@@ -56,7 +56,7 @@ def shared_libraries() -> dict[str, str]:
     files = _mapped(extensions)
     places = {os.path.dirname(file) for file in files} | {os.path.join(sys.base_prefix, "lib")}
     names = {file: file for file in files}
-    for place in places.union(_LOADER_FOLDERS):
+    for place in places.union(LOADER_FOLDERS):
         names |= {name: file for name, file in _links(place) if file in files}
     return names
 

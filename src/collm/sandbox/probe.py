@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import site
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def files():
         except OSError:
             continue
         if found:
-            return False
+            return path
     return True
 
 def writes():
@@ -57,7 +57,7 @@ def writes():
             os.unlink(path)
         except OSError:
             continue
-        return False
+        return path
     return True
 
 def signals():
@@ -78,26 +78,39 @@ def _package_folders() -> list[Path]:
     return [Path(path) for path in sorted(found) if os.path.isdir(path)]
 
 
-def _some(folder: Path) -> list[Path]:
-    """A few entries of a folder that hold something."""
-    return [entry for entry in sorted(folder.iterdir())[:20] if entry.is_dir() or entry.stat().st_size][:5]
+def _some(folder: Path, most: int) -> list[Path]:
+    """A few entries of a folder that hold something, none where this process may not look."""
+    try:
+        return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() or entry.stat().st_size][:most]
+    except OSError:
+        return []
 
 
-def probe() -> Case:
-    """The program, told what there is to find on this machine."""
+def probe(libraries: Sequence[str] = ()) -> Case:
+    """The program, told what there is to find on this machine.
+
+    Args:
+        libraries: Shared libraries that stay readable, wherever they lie.
+    """
     home = Path(os.path.expanduser("~"))
-    needed = [*library.folders(), os.path.join(sys.base_prefix, "lib")]
+    needed = [
+        *library.folders(),
+        os.path.join(sys.base_prefix, "lib"),
+        *libraries,
+        *library.LOADER_FOLDERS,
+        "/dev/null",
+    ]
     here = Path.cwd()
-    paths = [str(entry) for folder in {home, here} if folder.is_dir() for entry in sorted(folder.iterdir())[:50]]
+    paths = [str(entry) for folder in {home, here} for entry in _some(folder, 50)]
     # The interpreter itself may lie in the user's home.
     private = [path for path in paths if not any(f"{kept}/".startswith(f"{path}/") for kept in needed)]
     private = [path for path in private if not any(f"{path}/".startswith(f"{kept}/") for kept in needed)]
     # Other packages may lie below the standard library, and this one among them.
-    private += [path for folder in _package_folders() for path in (str(folder), *map(str, _some(folder)))]
+    private += [path for folder in _package_folders() for path in (str(folder), *map(str, _some(folder, 5)))]
     private.append(__file__)
     folders = [str(home), str(here), "/tmp", "/var/tmp", "/dev/shm", "/"]
     facts = f"PATHS, FOLDERS, TRAINER = {private!r}, {folders!r}, {os.getpid()}\n"
-    test = "".join(f"assert candidate({name!r}) is True\n" for name in _NAMES)
+    test = "".join(f"found = candidate({name!r})\nassert found is True, found\n" for name in _NAMES)
     return Case(facts + _PROGRAM, "probe", test)
 
 

@@ -294,6 +294,7 @@ def _prepare(setup: dict[str, Any]) -> tuple[int | None, list[str]]:
             seccomp.program(machine)  # made once, for every process to come
     setup["layers"] = {name: layers.get(name, 0) for name in ("namespaces", "landlock", "seccomp")}
     setup["rules"] = rules
+    setup["libraries"] = sorted(set(libraries.values()))
     return processes, notes
 
 
@@ -329,7 +330,8 @@ def main(channel: int) -> None:
         frames.send(channel, _failed(error))
         return
     user = setup["user"] is not None or os.geteuid() != 0
-    frames.send(channel, json.dumps({"layers": setup["layers"], "user": user, "notes": notes}).encode())
+    report = {"layers": setup["layers"], "user": user, "notes": notes, "libraries": setup.pop("libraries")}
+    frames.send(channel, json.dumps(report).encode())
     with contextlib.suppress(frames.Closed, frames.Abandoned, ConnectionError):
         while True:
             request = json.loads(frames.receive(channel, _MAX_REQUEST))
