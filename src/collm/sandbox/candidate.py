@@ -137,8 +137,9 @@ def give_up(channel: int, setup: Mapping[str, Any], alone: bool) -> None:
         os.chdir(confine.SCRATCH if alone else "/")
         confine.confine(setup["limits"], setup["layers"], setup["user"], setup["rules"])
     except (confine.SetupFailure, OSError) as error:
-        layer = error.layer if isinstance(error, confine.SetupFailure) else "process"
-        frames.send(CHANNEL, json.dumps({"failed": layer, "reason": str(error)[:_MAX_MESSAGE]}).encode())
+        failed = error if isinstance(error, confine.SetupFailure) else confine.SetupFailure("process", str(error))
+        word = {"failed": failed.layer, "reason": failed.reason[:_MAX_MESSAGE]}
+        frames.send(CHANNEL, json.dumps(word).encode())
         os._exit(71)
     frames.send(CHANNEL, READY)
 

@@ -42,7 +42,9 @@ def loads(data: bytes) -> Any:
     dict or members of a set may have the same hash.
     """
     try:
-        return _decode(json.loads(data, object_pairs_hook=_single, parse_int=_whole, parse_float=_real), 0)
+        return _decode(
+            json.loads(data, object_pairs_hook=_single, parse_int=_whole, parse_float=_real, parse_constant=float), 0
+        )
     except NotPlain:
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
