@@ -111,7 +111,7 @@ def test_a_server_that_says_more_than_it_does_is_found_at_each_start(
             "landlock.restrict = seccomp.install = lambda *a: None",
             "confine._private_root = lambda *a: None",
             "confine.file_rules = lambda *a: confine.os.dup2(2, 250)",
-            "confine.SCRATCH = '/'",
+            "confine.SCRATCH, confine.can_drop = '/', lambda user: True",
             "confine.private_scratch = lambda size: None",
         )
     )
