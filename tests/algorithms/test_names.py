@@ -17,9 +17,10 @@ from awkward import NAMES, Awkward
 from collm.algorithms.base import MultiAgentModule
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.models.tiny import build_tiny
 from collm.runtime.naming import NamedModules, folder_name, module_name
 from collm.samplers.parallel import Parallel
@@ -39,7 +40,7 @@ def smallest_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def build(cls: type[MultiAgentModule], agent_ids: Any, folder: str, rank: int, **kwargs: Any) -> MultiAgentModule:
     torch.manual_seed(0)
     if cls is not MultiAgentModule:
-        kwargs["critic"] = CriticSpec(folder, lora_rank=rank)
+        kwargs["critic"] = LanguageModelCritic(ModelSpec(folder, lora_rank=rank))
     spec = PolicySpec(folder, learning_rate=1.0, max_new_tokens=1, lora_rank=rank)
     return cls(agent_ids=agent_ids, policy=spec, optimizer=torch.optim.SGD, gradient_clip_norm=0.0, **kwargs)
 

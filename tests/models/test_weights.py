@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from collm.critics.language_model import CriticSpec
 from collm.errors import ConfigurationError
 from collm.models.loading import load_model, load_tokenizer
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 
 SAFE, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -77,7 +77,7 @@ def indexed(folder: Path, content: object) -> None:
     ],
     ids=["cut", "empty", "garbage", "none", "shard", "index"],
 )
-@pytest.mark.parametrize("kind", [PolicySpec, CriticSpec])
+@pytest.mark.parametrize("kind", [PolicySpec, ModelSpec])
 def test_files_that_are_missing_or_cut_off(copy: Path, kind: type, spoil: Callable[[Path], None], named: str) -> None:
     kind(str(copy)).check("agent")
     spoiled = Path(shutil.copytree(copy, copy.with_name("spoiled")))
@@ -97,7 +97,7 @@ def test_a_tokenizer_that_is_larger_than_the_embeddings(copy: Path, vocab_size: 
     with pytest.raises(ConfigurationError, match=named):
         PolicySpec(str(copy), random_weights=True).check("policy")
     with pytest.raises(ConfigurationError, match=named):
-        CriticSpec(str(copy)).check("critic")
+        ModelSpec(str(copy)).check("critic")
 
 
 @pytest.mark.parametrize("vocab_size", [446, 512])
