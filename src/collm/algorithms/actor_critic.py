@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from collm.algorithms.base import MultiAgentModule
+from collm.algorithms.checkpoints import is_count, misshapen
 from collm.collectives import gather_objects, gathered, num_ranks, on_all_rows, parts_like, sum_over_ranks
 from collm.errors import ConfigurationError
 from collm.meter import meter
@@ -346,9 +347,15 @@ class ActorCritic(MultiAgentModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
+        if not is_count(checkpoint["collm"].get("num_rollouts")):
+            raise self.misfit(f"its num_rollouts is {checkpoint['collm'].get('num_rollouts')!r}, not a count")
         self.num_rollouts = checkpoint["collm"]["num_rollouts"]
         if self.target_critic_rate is not None:
             self.target_critics = checkpoint["collm"].get("target_critics", {})
+            for name, copies in self.target_critics.items():
+                weights = self.critics[name].trainable_parameters() if name in self.critics else ()
+                if len(copies) != len(weights) or any(map(misshapen, copies, weights)):
+                    raise self.misfit(f"its copy of the critic {name!r} has other shapes than the critic")
         kept = checkpoint["collm"].get("replays", [{}])
         for name in kept[0] if self.critic_replay else ():
             self.replays[name] = Replay(self.critic_replay)

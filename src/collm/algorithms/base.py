@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from collm.algorithms.checkpoints import Checkpointed
 from collm.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
 from collm.errors import ConfigurationError, TrainingError
+from collm.files import write_text
 from collm.meter import meter
 from collm.metrics import BootstrapMean, episode_numbers, merged
 from collm.models.backbone import Backbone
@@ -343,8 +344,7 @@ class MultiAgentModule(Checkpointed):
         trajectories = list(chain.from_iterable(gather_objects(list(trajectories))))
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "offending_episodes.jsonl"
         if self.trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+            write_text(path, "".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
         raise TrainingError(f"training stopped: {reason}. The episodes are in {path}.")
 
     # Lightning hooks

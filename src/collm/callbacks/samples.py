@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw
 
 from collm.collectives import gather_objects
+from collm.files import replacing
 from collm.trajectory import RolloutBatch, Trajectory
 
 
@@ -141,5 +142,5 @@ def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: in
     canvas.paste(Image.fromarray(before), (0, caption))
     draw.text((4, caption + before.shape[0] + 4), f"after {step} joint samples: target and build", fill="black")
     canvas.paste(Image.fromarray(after), (0, 2 * caption + before.shape[0]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, "PNG")

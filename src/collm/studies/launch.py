@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from collm.errors import ConfigurationError, TrainingError
+from collm.files import present, write_text
 
 REPORT_SECONDS = 60.0
 
@@ -111,11 +112,11 @@ class Run:
         args += ["--seed_everything", str(self.seed), "--trainer.logger", json.dumps(logger)]
         args += ["--trainer.callbacks+", "collm.callbacks.finished.MarkFinished"]
         checkpoint = self.folder / "checkpoints" / "last.ckpt"
-        if checkpoint.is_file():
+        if present(checkpoint).exists():
             args += ["--ckpt_path", str(checkpoint)]
         self.folder.mkdir(parents=True, exist_ok=True)
         gc.freeze()  # what is imported stays, so no run need look through it again and again
-        (self.folder / "settings.sha256").write_text(self.fingerprint())
+        write_text(self.folder / "settings.sha256", self.fingerprint())
         process = multiprocessing.get_context("fork").Process(
             target=execute, args=(script, args, self.folder / "log.txt", num_threads)
         )
@@ -143,8 +144,7 @@ def stacked(label: str, shared: Sequence[str], method: Method | Cell, path: Path
 
 def write(path: Path, settings: dict) -> str:
     """Write `settings` as a configuration file; its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings))
+    write_text(path, yaml.safe_dump(settings))
     return str(path)
 
 
