@@ -68,8 +68,8 @@ def unwritable(path: str | Path, error: BaseException) -> str:
     """What a user has to hear when `path` could not be written."""
     cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().splitlines()[-1]
     return (
-        f"{path} could not be written: {cause}. What was there before is as it was. Make room on the disk, or the folder "
-        "writable, and start again; a training run goes on from its last checkpoint with --ckpt_path."
+        f"{path} could not be written: {cause}. What was there before is as it was. Make room on the disk (or the "
+        "folder writable) and start again; a training run goes on from its last checkpoint with --ckpt_path."
     )
 
 

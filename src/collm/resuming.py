@@ -43,7 +43,7 @@ def find_named(name: str, trainer: L.Trainer) -> Path:
 
 
 def _default_folder(trainer: L.Trainer) -> Path:
-    """Where a ModelCheckpoint without a `dirpath` writes to; `trainer.log_dir` cannot be asked before processes meet."""
+    """Where a ModelCheckpoint without a `dirpath` writes to; `trainer.log_dir` needs all processes."""
     if not trainer.loggers:
         return Path(trainer.default_root_dir, "checkpoints")
     logger = trainer.loggers[0]

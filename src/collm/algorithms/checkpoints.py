@@ -86,9 +86,7 @@ class Checkpointed(L.LightningModule):
         for (name, weights), state in zip(self.learners.items(), states, strict=True):
             try:
                 numbers = [number for group in state["param_groups"] for number in group["params"]]
-                entries = [
-                    (number, key, value) for number, kept in state["state"].items() for key, value in kept.items()
-                ]
+                entries = [(number, *entry) for number, kept in state["state"].items() for entry in kept.items()]
             except (AttributeError, KeyError, TypeError) as error:
                 raise self.misfit(f"the state of the optimizer of {name!r} is not one ({error!r})") from error
             if len(numbers) != len(weights) or not {number for number, _, _ in entries} <= set(range(len(weights))):
