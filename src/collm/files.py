@@ -66,7 +66,12 @@ def reported(path: str | Path) -> Iterator[None]:
 
 def unwritable(path: str | Path, error: BaseException) -> str:
     """What a user has to hear when `path` could not be written."""
-    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().splitlines()[-1]
+    if isinstance(error, OSError) and error.strerror:
+        cause = error.strerror
+    elif type(error) is RuntimeError:
+        cause = "only a part of it was taken, as by a full disk"
+    else:
+        cause = str(error).strip().splitlines()[-1]
     return (
         f"{path} could not be written: {cause}. What was there before is as it was. Make room on the disk (or the "
         "folder writable) and start again; a training run goes on from its last checkpoint with --ckpt_path."
