@@ -128,7 +128,7 @@ def misshapen(value: Any, weight: Tensor) -> str | None:
 
 
 def mismatch(found: Any, expected: Any, where: str) -> str | None:
-    """The first place where nested dictionaries hold another type than is expected, if there is one.
+    """The first place where nested dictionaries lack something or hold another type than is expected, if there is one.
 
     Lists, and what is None on either side, may hold anything.
     """
@@ -138,5 +138,7 @@ def mismatch(found: Any, expected: Any, where: str) -> str | None:
         return f"{where} is a {type(found).__name__}, not a {type(expected).__name__}"
     if not isinstance(expected, dict):
         return None
-    wrong = (mismatch(found.get(key), one, f"{where}.{key}") for key, one in expected.items())
+    if missing := expected.keys() - found.keys():
+        return f"{where}.{min(missing)} is missing"
+    wrong = (mismatch(found[key], one, f"{where}.{key}") for key, one in expected.items())
     return next(filter(None, wrong), None)

@@ -48,7 +48,8 @@ def read_file(path: str | Path, mmap: bool = False, map_location: Any = "cpu") -
         ConfigurationError: It is no such file, is cut off or damaged, or holds anything else.
     """
     try:
-        found = torch.load(path, weights_only=True, map_location=map_location, mmap=mmap or None)
+        mapped = mmap and zipfile.is_zipfile(path)
+        found = torch.load(path, weights_only=True, map_location=map_location, mmap=mapped)
     except Exception as error:  # whatever torch makes of a file that is no checkpoint
         raise unreadable(path, f"{type(error).__name__}: {first_line(error)}") from error
     if not isinstance(found, dict):
