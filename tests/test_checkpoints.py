@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from collm import cli
 from collm.callbacks.gradients import take_policies
 from collm.errors import ConfigurationError
-from collm.strategies.checkpoints import FileOrFolder, read_file, read_folder
+from collm.files import read_file
+from collm.strategies.checkpoints import FileOrFolder, read_folder
 from collm.strategies.folder_metadata import read_metadata
 from collm.studies.gradients import load
 from toy import REPOSITORY, toy_config

@@ -201,7 +201,7 @@ def test_twenty_kills_lose_nothing_but_the_update_under_way(
     for point in kills:
         if point is None:
             attempt = Attempt(folder, epochs)
-            status = attempt.kill(rng.uniform(0, 0.3))
+            status = attempt.kill(rng.uniform(0, 0.1))
         else:
             attempt = Attempt(folder, epochs, Dying(rng.randrange(3), point, size))
             status = attempt.ended()

@@ -46,6 +46,7 @@ TORCH = frozenset({"torch"})
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
     "collm.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
+    "collm.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
     "collm.chance": Rule(rooms(), only=TORCH),
     "collm.meter": Rule(rooms(), only=TORCH),
     "collm.memory": Rule(rooms(), only=frozenset()),
@@ -79,6 +80,7 @@ RULES = {
                 "trajectory",
                 "metrics",
                 "errors",
+                "files",
                 "collectives",
                 "schedules",
                 "meter",
@@ -87,31 +89,33 @@ RULES = {
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
         )
     ),
-    "collm.strategies": Rule(rooms("models", "errors", "collectives", "strategies")),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "collectives", "meter")),
+    "collm.strategies": Rule(rooms("models", "errors", "files", "collectives", "strategies")),
+    "collm.callbacks": Rule(rooms("trajectory", "errors", "files", "metrics", "collectives", "meter")),
     "collm.benchmark": Rule(cli=True),
     "collm.plan": Rule(rooms("cli", "algorithms.base", "models"), cli=True),
     "collm.schedules": Rule(rooms(), only=frozenset()),
-    "collm.studies.tables": Rule(rooms(), only=frozenset()),
-    "collm.studies.gradients": Rule(rooms(), only=TORCH),
-    "collm.studies.launch": Rule(rooms("errors")),
+    "collm.studies.tables": Rule(rooms("files"), only=frozenset()),
+    "collm.studies.gradients": Rule(rooms("files"), only=TORCH),
+    "collm.studies.launch": Rule(rooms("errors", "files")),
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
-    "collm.studies.plots": Rule(rooms("errors") | studies("runs")),
+    "collm.studies.plots": Rule(rooms("errors", "files") | studies("runs")),
     "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
     "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
-    "collm.studies.gradient_page": Rule(studies("gradients", "plots", "tables")),
+    "collm.studies.gradient_page": Rule(rooms("files") | studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(
         rooms("cli", "command", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.studies.comparison": Rule(
-        rooms("cli", "command", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
+        rooms("cli", "command", "errors", "files", "metrics") | studies("plots", "runs", "tables"), cli=True
     ),
     "collm.studies.report": Rule(
-        rooms("command", "errors")
+        rooms("command", "errors", "files")
         | studies("claims", "gradient_page", "launch", "outcomes", "plots", "statistics", "tables")
     ),
-    "collm.studies.study": Rule(rooms("command", "errors") | studies("claims", "comparison", "launch", "outcomes")),
+    "collm.studies.study": Rule(
+        rooms("command", "errors", "files") | studies("claims", "comparison", "launch", "outcomes")
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Files and folders that are replaced as one: written beside the old one, forced to the disk, then renamed over it.
 
-Whatever happens while a new one is written, a full disk or `kill -9` included, the old one stays whole.
+Whatever happens while a new one is written, a full disk or `kill -9` included, the old one stays whole. What is read
+may come from anybody, so nothing in it is run.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import errno
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from collm.errors import TrainingError
+from collm.errors import ConfigurationError, TrainingError
 
 _UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")  # as `replacing` names what it has not finished
 _PREVIOUS = re.compile(r"\.(.+)\.previous")  # as it names an old folder for the moment in which two names change
@@ -153,3 +157,37 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_file(path: str | Path, mmap: bool = False, map_location: Any = "cpu") -> dict[str, Any]:
+    """What a file of `torch.save` holds: tensors, numbers and text, of which nothing is run.
+
+    Args:
+        path: The file.
+        mmap: Leave tensors on the disk until they are used.
+        map_location: Where they go to.
+
+    Raises:
+        ConfigurationError: It is no such file, is cut off or damaged, or holds anything else.
+    """
+    mapped = mmap and zipfile.is_zipfile(path)
+    try:
+        found = torch.load(path, weights_only=True, map_location=map_location, mmap=mapped)
+    except Exception as error:  # whatever torch makes of a file that is no checkpoint
+        raise unreadable(path, f"{type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise unreadable(path, f"it holds a {type(found).__name__}, no dictionary")
+    return found
+
+
+def unreadable(path: str | Path, cause: str) -> ConfigurationError:
+    """The error for a checkpoint that is damaged or none at all."""
+    return ConfigurationError(
+        f"checkpoint {str(path)!r} could not be read: {cause}. Give the path of another one, such as a best-*.ckpt "
+        "beside it, or begin anew without --ckpt_path."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what `error` says."""
+    return (str(error).strip().splitlines() or [""])[0][:300].rstrip(" .:")

@@ -9,8 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from collm.errors import ConfigurationError
-from collm.files import present
-from collm.strategies.checkpoints import first_line
+from collm.files import first_line, present
 
 NAMED = ("last", "best", "hpc")  # what --ckpt_path may be in place of a path
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from collm.errors import ConfigurationError
-from collm.files import replacing
-from collm.strategies.checkpoints import check_layout, read_file
+from collm.files import read_file, replacing, unreadable
 from collm.trajectory import RolloutBatch, TokenSequence
 
 
@@ -143,9 +142,9 @@ def take_policies(pl_module: L.LightningModule, path: str) -> None:
         raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
     wanted = {id(weight) for name in pl_module.team for weight in pl_module.learners[name]}
     names = {name for name, weight in pl_module.named_parameters(remove_duplicate=False) if id(weight) in wanted}
-    found = read_file(path)
-    check_layout(found, path)
-    state = found["state_dict"]
+    state = read_file(path).get("state_dict")
+    if not isinstance(state, dict):
+        raise unreadable(path, "there is no 'state_dict' in it")
     missing = sorted(names - set(state))
     if missing:
         raise ConfigurationError(

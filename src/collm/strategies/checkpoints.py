@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from collm.errors import ConfigurationError, TrainingError
-from collm.files import clean, present, replacing
+from collm.files import clean, first_line, present, read_file, replacing, unreadable
 from collm.strategies.folder_metadata import read_metadata
 
 _META = "meta.pt"  # what is no tensor, as Lightning calls it
@@ -34,27 +34,6 @@ def meta_file(path: str | Path) -> Path:
     """The file that tells what a checkpoint is of: itself, or the one for it in a folder."""
     path = present(path)
     return path / _META if path.is_dir() else path
-
-
-def read_file(path: str | Path, mmap: bool = False, map_location: Any = "cpu") -> dict[str, Any]:
-    """What a file of `torch.save` holds: tensors, numbers and text, of which nothing is run.
-
-    Args:
-        path: The file.
-        mmap: Leave tensors on the disk until they are used.
-        map_location: Where they go to.
-
-    Raises:
-        ConfigurationError: It is no such file, is cut off or damaged, or holds anything else.
-    """
-    try:
-        mapped = mmap and zipfile.is_zipfile(path)
-        found = torch.load(path, weights_only=True, map_location=map_location, mmap=mapped)
-    except Exception as error:  # whatever torch makes of a file that is no checkpoint
-        raise unreadable(path, f"{type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise unreadable(path, f"it holds a {type(found).__name__}, no dictionary")
-    return found
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -81,19 +60,6 @@ def check_layout(checkpoint: dict[str, Any], path: str | Path) -> None:
     for name, kind in expected.items():
         if not isinstance(checkpoint.get(name), kind):
             raise unreadable(path, f"there is no {name!r} in it, so no run of this package wrote it")
-
-
-def unreadable(path: str | Path, cause: str) -> ConfigurationError:
-    """The error for a checkpoint that is damaged or none at all."""
-    return ConfigurationError(
-        f"checkpoint {str(path)!r} could not be read: {cause}. Give the path of another one, such as a best-*.ckpt "
-        "beside it, or begin anew without --ckpt_path."
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of what `error` says."""
-    return (str(error).strip().splitlines() or [""])[0][:300].rstrip(" .:")
 
 
 @contextmanager

@@ -25,9 +25,9 @@ from torch.optim import Optimizer
 
 from collm.collectives import gathered, parts_like
 from collm.errors import ConfigurationError
-from collm.files import clean, present, replacing, reported
+from collm.files import clean, present, read_file, replacing, reported
 from collm.models.loading import DTYPES
-from collm.strategies.checkpoints import check_layout, meta_file, read_file, read_folder
+from collm.strategies.checkpoints import check_layout, meta_file, read_folder
 from collm.strategies.lockstep import Lockstep
 from collm.strategies.sharding import gathered_bytes, make_equal, shard, sharded_modules
 

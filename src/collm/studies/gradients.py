@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collm.strategies.checkpoints import read_file
+from collm.files import read_file
 
 NUM_RESAMPLES = 2000
 NAMES = ("noise_to_signal", "cosine", "kept", "norm_ratio", "update_cosine")
