@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from collm import cli
 from collm.callbacks.gradients import take_policies
 from collm.errors import ConfigurationError
 from collm.files import read_file
+from collm.models.loading import load_model
 from collm.strategies.checkpoints import FileOrFolder, read_folder
 from collm.strategies.folder_metadata import read_metadata
 from collm.studies.gradients import load
@@ -142,6 +144,27 @@ def test_code_in_a_folder_is_not_run(
     assert fit(f"--ckpt_path={folder}", "--model.target_critic_rate=0.5") == 2
     assert "could not be read: UnpicklingError: " in message(capsys)
     assert not trace.exists()
+
+
+def test_code_in_weights_is_not_run(tmp_path: Path, tiny_folder: str) -> None:
+    folder, trace = Path(shutil.copytree(tiny_folder, tmp_path / "model")), tmp_path / "trace"
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Hostile(trace)}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights.only|could not be read|damaged"):
+        load_model(str(folder), "float32")
+    assert not trace.exists()
+
+
+UNSAFE = r"\bpickle\.loads?\(|joblib|allow_pickle|shelve|marshal\.load|yaml\.(load|unsafe_load|full_load)\(|hub\.load"
+
+
+@pytest.mark.parametrize("folder", ["src", "tools"])
+def test_no_other_way_to_run_what_is_read(folder: str) -> None:
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        text = path.read_text()
+        assert re.findall(UNSAFE, text) == [], path
+        loads = re.findall(r"torch\.load\([^\n]*", text)
+        assert [call for call in loads if "weights_only=True" not in call] == [], path
 
 
 def test_metadata_is_read_as_torch_reads_it(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
