@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tqdm import tqdm
 
 import collm.files
 import collm.strategies.checkpoints
@@ -53,13 +55,14 @@ class Attempt:
         self.last = folder / RUN / "checkpoints" / "last.ckpt"
         self.log = folder / "log.txt"
         self.log.unlink(missing_ok=True)
-        self.begun, self.saved = FORK.Value("i", -1), FORK.Value("i", -1)
+        self.begun, self.saved = FORK.Value("i", -1, lock=False), FORK.Value("i", -1, lock=False)
         resume = [f"--ckpt_path={self.last}"] if self.last.exists() else []
         args = ["fit", "--config=toy.yaml", f"--trainer.max_epochs={epochs}", *OPTIONS, *resume]
-        self.process = FORK.Process(target=self._run, args=(args, before))
+        self.process = FORK.Process(target=self._run, args=(args, before), daemon=True)
         self.process.start()
 
     def _run(self, args: list[str], before: Callable[[], None]) -> None:
+        tqdm.set_lock(threading.RLock())  # the one from before the fork is shared: who dies while drawing would keep it
         os.chdir(self.folder)
         sys.stdout = sys.stderr = self.log.open("w", buffering=1)
         for descriptor in (1, 2):

@@ -15,6 +15,7 @@ import re
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -237,7 +238,9 @@ def execute(script: str, args: Sequence[str], log: Path, num_threads: int) -> No
     for descriptor in (1, 2):  # what is printed below Python
         os.dup2(sys.stdout.fileno(), descriptor)
     import torch
+    from tqdm import tqdm
 
+    tqdm.set_lock(threading.RLock())  # the one from before the fork is shared: a run killed while drawing would keep it
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     sys.argv = [script, *args]
