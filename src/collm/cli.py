@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -37,9 +36,12 @@ from collm.runtime import memory
 from collm.runtime.checks import SEED, check_number
 from collm.runtime.collectives import is_about_a_lost_rank
 from collm.runtime.configuration import StrictFiles
+from collm.runtime.files import is_about_a_full_disk, unwritable
+from collm.runtime.resuming import NAMED, find_named, while_restoring
+from collm.runtime.run_folder import RunFolder
 from collm.runtime.trainer_settings import check_trainer
 from collm.samplers.base import Sampler
-from collm.strategies.checkpoints import FileOrFolder, meta_file
+from collm.strategies.checkpoints import FileOrFolder, meta_file, read_meta
 
 _TRACEBACK = "COLLM_TRACEBACK"
 
@@ -104,7 +106,7 @@ class CollmCLI(LightningCLI):
         is what counts, and a checkpoint of another algorithm or team is an error.
         """
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if not path or path in ("last", "best", "hpc"):
+        if not path or path in NAMED:
             return
         if not meta_file(path).is_file():
             raise ConfigurationError(
@@ -115,12 +117,12 @@ class CollmCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self.trainer.strategy.checkpoint_io = FileOrFolder()
         path = self.config[self.subcommand].get("ckpt_path")
-        if not path or path in ("last", "best", "hpc"):
+        if path in NAMED:
+            path = str(find_named(path, self.trainer))
+            self.config_init[self.subcommand]["ckpt_path"] = path
+        if not path:
             return
-        try:
-            found = torch.load(meta_file(path), weights_only=True, map_location="cpu", mmap=True).get("collm", {})
-        except Exception as error:  # whatever the unpickler makes of a file that is no checkpoint
-            raise ConfigurationError(f"checkpoint {path!r} could not be read: {error}") from error
+        found = read_meta(path)["collm"]
         for name, expected in self.model.identity().items():
             if found.get(name) != expected:
                 raise ConfigurationError(
@@ -158,13 +160,15 @@ def main(
             subclass_mode_model=True,
             parser_class=_Parser,
             parser_kwargs={name: dict(defaults) for name in ("fit", "validate", "test", "predict")},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunFolder,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             args=args,
         )
     except Exception as error:
-        cause = _cause(error)
+        cause = _cause(error) or while_restoring(error)
+        if cause is None and is_about_a_full_disk(error):
+            cause = TrainingError(unwritable(error.filename or "a file of the run", error))
         if cause is None and is_about_a_lost_rank(error):
             cause = TrainingError(
                 f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}). What went "

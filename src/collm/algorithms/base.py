@@ -33,6 +33,7 @@ from collm.optimizers import check_optimizer, drop_gradients, float32_copies, fu
 from collm.returns import clip_advantages, normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
+from collm.runtime.files import write_text
 from collm.runtime.naming import NamedModules, module_name
 from collm.runtime.profiler import meter
 from collm.trajectory import (
@@ -360,8 +361,7 @@ class MultiAgentModule(Checkpointed):
         trajectories = list(chain.from_iterable(gather_objects(list(trajectories))))
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "offending_episodes.jsonl"
         if self.trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+            write_text(path, "".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
         raise TrainingError(f"training stopped: {reason}. The episodes are in {path}.")
 
     # Lightning hooks

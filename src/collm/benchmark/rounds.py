@@ -6,7 +6,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,6 +15,7 @@ from collm.benchmark.floor import Floor
 from collm.callbacks.resources import LogResources, peak_memory
 from collm.errors import ConfigurationError
 from collm.runtime.collectives import sum_over_ranks
+from collm.runtime.files import write_text
 from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch, distinct_actions
 
@@ -89,7 +89,7 @@ class Rounds(L.Callback):
             "summary": summarize(self.rounds[self.warmup :]),
         }
         if trainer.is_global_zero:
-            Path(self.path).write_text(json.dumps(result, indent=1))
+            write_text(self.path, json.dumps(result, indent=1))
 
     def _wait(self, trainer: L.Trainer) -> None:
         """Until it is this run's turn; the time is nobody's."""

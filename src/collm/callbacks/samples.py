@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from collm.environments.contract import pictured
 from collm.runtime.checks import COUNT_OR_ZERO, check_number
 from collm.runtime.collectives import gather_objects
+from collm.runtime.files import replacing
 from collm.trajectory import RolloutBatch, Trajectory
 
 
@@ -144,5 +145,5 @@ def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: in
     canvas.paste(Image.fromarray(before), (0, caption))
     draw.text((4, caption + before.shape[0] + 4), f"after {step} joint samples: target and build", fill="black")
     canvas.paste(Image.fromarray(after), (0, 2 * caption + before.shape[0]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, "PNG")
