@@ -22,9 +22,10 @@ from collm.errors import ConfigurationError
 from collm.models.policy import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.models.tiny import build_tiny
+from collm.packing import action_sequences
 from collm.runtime.naming import NamedModules, folder_name, module_name
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, action_sequences, collate
+from collm.trajectory import RolloutBatch, collate
 from untrained import without_trainer
 
 PER_ADAPTER = 2 * 7  # two matrices beside each linear layer of the one layer

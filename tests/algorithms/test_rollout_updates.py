@@ -11,7 +11,8 @@ from collm.algorithms.magrpo import MAGRPO
 from collm.critics.language_model import LanguageModelCritic
 from collm.models.policy import PolicySpec
 from collm.models.specs import ModelSpec
-from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, action_sequences, pad_sequences
+from collm.packing import action_sequences, pad_sequences
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn
 from untrained import without_trainer
 
 
