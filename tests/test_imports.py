@@ -81,7 +81,7 @@ RULES = {
         never=LIGHTNING,
     ),
     "collm.samplers": Rule(
-        rooms("trajectory", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
+        rooms("trajectory", "packing", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
         never=LIGHTNING | {"transformers"},
     ),
     "collm.data": Rule(
@@ -102,11 +102,11 @@ RULES = {
     "collm.studies.gradients": Rule(rooms("runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
-    "collm.studies.plots": Rule(rooms("errors", "files") | studies("runs")),
+    "collm.studies.plots": Rule(rooms("errors", "runtime.files") | studies("runs")),
     "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
     "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
-    "collm.studies.gradient_page": Rule(rooms("files") | studies("gradients", "plots", "tables")),
+    "collm.studies.gradient_page": Rule(rooms("runtime.files") | studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),

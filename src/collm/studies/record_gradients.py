@@ -12,7 +12,7 @@ from torch import Tensor
 
 from collm.errors import ConfigurationError
 from collm.packing import TokenSequence
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, Range, check_numbers
 from collm.runtime.files import read_file, replacing, unreadable
 from collm.trajectory import RolloutBatch
 
@@ -52,7 +52,7 @@ class MeasureGradients(L.Callback):
         self.measured_rollouts = measured_rollouts
         self.reference = reference
         check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
-        check_numbers("MeasureGradients", self, data_seed=SEED.or_none)
+        check_numbers("MeasureGradients", self, data_seed=Range(0, 2**62, whole=True).or_none)
         self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # what each agent's loss is made of
         self._gradients: list[Tensor] = []
         self._episodes = 0
