@@ -69,7 +69,7 @@ def test_there_is_something_to_check() -> None:
     assert {"str_build", "tldr"} <= set(map(name_of, files("environments")))
     experiments = {"str_build_tiny", "house_build_tiny", "tldr_smollm2", "humaneval_smollm2", "clone_house_build"}
     assert experiments <= set(map(name_of, files("experiments")))
-    assert {"tiny", "smollm2", "qwen3-1.7b"} <= set(map(name_of, files("models")))
+    assert {"tiny", "smollm2", "qwen3_1_7b"} <= set(map(name_of, files("models")))
 
 
 @pytest.mark.parametrize("path", list(map(needs_smollm2, files("experiments"))))
@@ -110,7 +110,7 @@ def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path
         "--data.num_generations=2",
         *(["--model.critic.model.lora_rank=4"] if "lora" in given.values() and algorithm == "collm_cc" else []),
     )
-    environment = "coop_humaneval" if path.stem == "qwen-code" else "str_build"  # whose agents the file names
+    environment = "coop_humaneval" if path.stem == "qwen_code" else "str_build"  # whose agents the file names
     _, model, _ = compose(
         CONFIGS / "algorithms" / f"{algorithm}.yaml", CONFIGS / "environments" / f"{environment}.yaml", path, args=args
     )
