@@ -48,13 +48,17 @@ RULES = {
     "collm.packing": Rule(rooms(), only=TORCH),
     "collm.trajectory": Rule(rooms("packing"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
-    "collm.optimizers": Rule(rooms(), only=TORCH),
+    "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
     "collm.schedules": Rule(rooms(), only=frozenset()),
-    "collm.runtime.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
+    "collm.runtime.checks": Rule(rooms("errors"), only=frozenset()),
+    "collm.runtime.versions": Rule(rooms("errors"), only=frozenset({"packaging"})),
+    "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
+    "collm.runtime.command": Rule(rooms("errors", "runtime.configuration"), only=frozenset({"jsonargparse"})),
+    "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
-        rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
+        rooms("runtime.checks", "trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
@@ -65,16 +69,20 @@ RULES = {
         rooms("trajectory", "packing", "errors", "runtime", "models", "inference"), never=LIGHTNING
     ),
     "collm.kernels": Rule(
-        rooms("models.architectures", "models.attention", "inference.cache", "kernels"), never=LIGHTNING
+        rooms("models.architectures", "models.attention", "models.forward", "inference.cache", "kernels"),
+        never=LIGHTNING,
     ),
     "collm.critics": Rule(
         rooms("trajectory", "packing", "errors", "returns", "objectives", "runtime", "models", "critics"),
         never=LIGHTNING,
     ),
     "collm.samplers": Rule(
-        rooms("trajectory", "environments.base", "errors", "runtime", "samplers"), never=LIGHTNING | {"transformers"}
+        rooms("trajectory", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
+        never=LIGHTNING | {"transformers"},
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "runtime")),
+    "collm.data": Rule(
+        rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "runtime")
+    ),
     "collm.algorithms": Rule(
         rooms(
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
@@ -83,7 +91,7 @@ RULES = {
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "runtime")),
+    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.tables": Rule(rooms(), only=frozenset()),
     "collm.studies.gradients": Rule(rooms(), only=TORCH),

@@ -42,7 +42,7 @@ from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.samplers.parallel import Parallel
 from collm.studies.runs import read_run
-from collm.trajectory import Action, Task, Trajectory, Turn, action_sequences, pad_sequences
+from collm.trajectory import Action, Task, Trajectory, Turn, action_sequences, collate, pad_sequences
 from test_cli import the_message
 from toy import REPOSITORY, Toy, toy_config
 
@@ -179,7 +179,7 @@ def test_l07_nothing_but_the_environment_ends_an_episode_and_it_is_logged(team: 
         game = Toy(horizon=3, stop_at=stop_at)
         trajectories = Parallel().rollout(game, game.tasks("train"), team, 0, "cpu")
         assert all(0 <= turn.reward <= 1 for trajectory in trajectories for turn in trajectory.turns)
-        assert episode_numbers(trajectories)["turns"] == [num_turns] * 4  # under rollout/turns and eval/turns
+        assert episode_numbers(collate(trajectories))["turns"] == [num_turns] * 4  # under rollout/turns and eval/turns
 
 
 # Adapters, settings and optimizers: L8 to L11

@@ -19,6 +19,7 @@ class Checkpointed(L.LightningModule):
     parameters_mode: str
     learners: dict[str, list[nn.Parameter]]  # what trains, by the name of its optimizer
     joint_samples: int
+    num_rollouts: int
 
     def learning_rates(self) -> Mapping[str, float]:
         """Step size of each optimizer."""
@@ -36,6 +37,7 @@ class Checkpointed(L.LightningModule):
         checkpoint["collm"] = {
             **self.identity(),
             "joint_samples": self.joint_samples,
+            "num_rollouts": self.num_rollouts,
             "learning_rates": {name: rates[name] for name in self.learners},
         }
 
@@ -47,6 +49,7 @@ class Checkpointed(L.LightningModule):
                 "configuration it was made with."
             )
         self.joint_samples = checkpoint["collm"]["joint_samples"]
+        self.num_rollouts = checkpoint["collm"]["num_rollouts"]
         follow_learning_rates(checkpoint, checkpoint["collm"].get("learning_rates", {}), self.learning_rates())
 
     def _trainable_names(self) -> set[str]:

@@ -13,11 +13,11 @@ import lightning as L
 import torch
 
 from collm.benchmark.floor import Floor
-from collm.callbacks.resources import LogResources, distinct_actions, peak_memory
+from collm.callbacks.resources import LogResources, peak_memory
 from collm.errors import ConfigurationError
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
-from collm.trajectory import RolloutBatch
+from collm.trajectory import RolloutBatch, distinct_actions
 
 MARK = "@round "
 
@@ -53,7 +53,7 @@ class Rounds(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         reading = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources)).reading
-        actions = distinct_actions(batch)
+        actions = distinct_actions(batch.trajectories)
         sizes = (
             batch.joint_samples,
             sum(len(action.prompt_ids) for action in actions),

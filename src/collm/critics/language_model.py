@@ -20,6 +20,7 @@ from collm.models.backbone import Backbone
 from collm.models.loading import same_tokens
 from collm.models.specs import ModelSpec
 from collm.objectives import clipped_value_loss, value_loss
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch, TokenSequence, Trajectory
@@ -71,14 +72,8 @@ class LanguageModelCritic(Critic):
         self.normalize = normalize
         self.buffer = ReplayBuffer(replay) if replay else None
         model.check("critic.model")
-        for name, lowest in (("epochs", 1), ("replay", 0), ("replay_steps", 1), ("replay_batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ConfigurationError(f"critic.{name} is {value}; it must be at least {lowest}.")
-        for name in ("loss_weight", "value_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"critic.{name} is {value}; it must be above 0.")
+        check_numbers("critic", self, epochs=COUNT, replay=COUNT_OR_ZERO, replay_steps=COUNT)
+        check_numbers("critic", self, replay_batch=COUNT.or_none, loss_weight=POSITIVE, value_clip=POSITIVE.or_none)
 
     def attach(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,6 +114,11 @@ def load_tokenizer(path: str) -> Tokenizer:
             f"no tokenizer could be read from {path!r}: {str(error).splitlines()[0]} Save one into the folder with "
             "tokenizer.save_pretrained(folder)."
         ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # some versions make one up
+        raise ConfigurationError(
+            f"the tokenizer of {path!r} has no tokens but special ones; save a whole one into the folder with "
+            "tokenizer.save_pretrained(folder)."
+        )
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
             f"the tokenizer of {path!r} has no end-of-sequence token, so an agent could never end a response; set "
@@ -125,8 +131,49 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 @lru_cache(maxsize=4096)
 def encode(path: str, text: str) -> tuple[int, ...]:
-    """Tokens of `text` as it stands, without any special ones around it."""
-    return tuple(load_tokenizer(path)(text, add_special_tokens=False).input_ids)
+    """Tokens of `text`, which is data: control tokens that are spelled in it are ordinary characters."""
+    return tuple(encode_data(load_tokenizer(path), text))
+
+
+def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of `text` in which the spelling of a control token, such as `<|im_end|>`, is ordinary characters.
+
+    Text without such a spelling has the tokens that the tokenizer gives it. Nothing is added around it.
+    """
+    spelled = control_tokens(tokenizer)
+    if spelled is None or not spelled.search(text):
+        return list(tokens_of(tokenizer, text))
+    ids: list[int] = []
+    end = 0
+    for found in spelled.finditer(text):
+        # cut after its first character, a spelling is not recognized; what stands between spellings stays in one piece
+        pieces = (text[end : found.start() + 1], found.group()[1:])
+        end = found.end()
+        for piece in pieces:
+            if spelled.search(piece):  # a control token within another one
+                ids += [token for letter in piece for token in tokens_of(tokenizer, letter)]
+            else:
+                ids += tokens_of(tokenizer, piece)
+    return [*ids, *tokens_of(tokenizer, text[end:])]
+
+
+@lru_cache(maxsize=4096)
+def tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Tokens of `text`, control tokens included, with nothing added around it; texts that come again are kept."""
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@cache
+def control_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Finds spellings of the tokenizer's control tokens, longest first; None if it has none.
+
+    They are its special tokens and all others that were added to the vocabulary in angle brackets, such as `<think>`.
+    Added runs of spaces, which some tokenizers have, are text.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    spelled = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
+    spelled = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, spelled))) if spelled else None
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from collm.runtime.checks import COUNT_OR_ZERO, check_number
 from collm.trajectory import Action, RolloutBatch, Trajectory
 
 _TIMING_SEED = 2**41  # far from training and evaluation
@@ -36,7 +37,7 @@ class MeasureEpisodes(L.Callback):
 
     def __init__(self, path: str, timed_episodes: int = 0):
         self.path = path
-        self.timed_episodes = timed_episodes
+        self.timed_episodes = check_number("MeasureEpisodes.timed_episodes", timed_episodes, COUNT_OR_ZERO)
         self._trajectories: list[Trajectory] = []
 
     def on_validation_batch_end(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
 from collm.trajectory import RolloutBatch, TokenSequence
 
 
@@ -48,6 +49,8 @@ class MeasureGradients(L.Callback):
         self.fit_rollouts = fit_rollouts
         self.measured_rollouts = measured_rollouts
         self.reference = reference
+        check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
+        check_numbers("MeasureGradients", self, data_seed=SEED.or_none)
         self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # what each agent's loss is made of
         self._gradients: list[Tensor] = []
         self._episodes = 0
