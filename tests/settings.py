@@ -1,4 +1,4 @@
-"""What a configuration file sets that would be so without it."""
+"""What a configuration file sets in vain: what would be so without it, and what no constructor takes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def defaults_of(cls: type) -> dict[str, Any]:
     return found
 
 
-def repeated_defaults(given: Any, earlier: Any = None, where: str = "") -> Iterator[str]:
-    """Arguments of this project's classes in `given` that repeat the constructor's default.
+def vain(given: Any, earlier: Any = None, where: str = "") -> Iterator[str]:
+    """Arguments of this project's classes in `given` that repeat the constructor's default or that it does not take.
 
     Environments, algorithms, critics, samplers, callbacks, strategies and the data module count. The fields of
     `policy` and of a critic's `model` do not: they replace those of another model in an earlier file.
@@ -35,7 +35,7 @@ def repeated_defaults(given: Any, earlier: Any = None, where: str = "") -> Itera
     """
     if isinstance(given, list):
         for index, entry in enumerate(given):
-            yield from repeated_defaults(entry, None, f"{where}[{index}]")
+            yield from vain(entry, None, f"{where}[{index}]")
     if not isinstance(given, Mapping):
         return
     earlier = earlier if isinstance(earlier, Mapping) else {}
@@ -44,14 +44,17 @@ def repeated_defaults(given: Any, earlier: Any = None, where: str = "") -> Itera
     if where == "data":
         defaults = defaults_of(RolloutDataModule)
     elif path.startswith("collm."):
+        yield from (f"{where}.{name} is not taken" for name in set(given) - {"class_path", "init_args"})
         module, _, name = path.rpartition(".")
         defaults = defaults_of(getattr(importlib.import_module(module), name))
         arguments, before, where = given.get("init_args") or {}, earlier.get("init_args") or {}, f"{where}.init_args"
     for name, value in arguments.items():
+        if defaults and name not in defaults:
+            yield f"{where}.{name} is not taken"
         default, was = defaults.get(name, _NOTHING), before.get(name, _NOTHING)
         if default is not _NOTHING and _same(value, default) and (was is _NOTHING or _same(was, default)):
             yield f"{where}.{name}: {value}".removeprefix(".")
-        yield from repeated_defaults(value, was, f"{where}.{name}".removeprefix("."))
+        yield from vain(value, was, f"{where}.{name}".removeprefix("."))
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What configuration files may hold: nothing that would be so without it, and each of their folders its own matter."""
+"""What configuration files may hold: nothing in vain, and each of their folders its own matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from collm.studies.study import deep_merged
-from settings import repeated_defaults
+from settings import vain
 from toy import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -56,23 +56,23 @@ def test_names_are_in_one_style_and_no_key_is_given_twice(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in STUDIES], ids=name_of)
-def test_no_file_repeats_a_default(path: Path) -> None:
-    assert list(repeated_defaults(yaml.safe_load(path.read_text()))) == []
+def test_no_file_sets_anything_in_vain(path: Path) -> None:
+    assert list(vain(yaml.safe_load(path.read_text()))) == []
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=name_of)
-def test_no_study_repeats_a_default(path: Path) -> None:
+def test_no_study_sets_anything_in_vain(path: Path) -> None:
     found = set()
     for _, stack in layers(yaml.safe_load(path.read_text())):
         merged: dict[str, Any] = {}
         for is_own, settings in stack:
             if is_own:
-                found |= set(repeated_defaults(settings, merged))
+                found |= set(vain(settings, merged))
             merged = deep_merged(merged, settings)
     assert found == set()
 
 
-def test_repetitions_are_found() -> None:
+def test_vain_settings_are_found() -> None:
     relay = {"class_path": "collm.environments.games.relay.Relay", "init_args": {"horizon": 16, "alphabet": 4}}
     critic = {"class_path": "collm.critics.language_model.LanguageModelCritic", "init_args": {"epochs": 1}}
     model = {
@@ -80,14 +80,19 @@ def test_repetitions_are_found() -> None:
         "init_args": {"critic": critic, "discount": 1.0, "gae_lambda": 0.5, "policy": {"path": "tiny"}},
     }
     given = {"data": {"environment": relay, "num_generations": 1, "tasks_per_rollout": 8}, "model": model}
-    assert sorted(repeated_defaults(given)) == [
+    assert sorted(vain(given)) == [
         "data.environment.init_args.horizon: 16",
         "data.num_generations: 1",
         "model.init_args.critic.init_args.epochs: 1",
         "model.init_args.discount: 1.0",
     ]
+    misplaced = {"model": {"init_args": {"critic": {"progress": False}, "clip": 1}}}
+    assert sorted(vain(misplaced, given)) == [
+        "model.init_args.clip is not taken",
+        "model.init_args.critic.progress is not taken",
+    ]
     undone = {"data": {"num_generations": 4}, "model": {"init_args": {"discount": 0.9}}}
-    assert sorted(repeated_defaults(given, undone)) == [
+    assert sorted(vain(given, undone)) == [
         "data.environment.init_args.horizon: 16",
         "model.init_args.critic.init_args.epochs: 1",
     ]
