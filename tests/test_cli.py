@@ -410,7 +410,7 @@ def test_exported_agents_need_nothing_of_this_package(finished: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
         weights = model.state_dict()
-        trained = {name.split(".lm.")[1]: w for name, w in saved.items() if name.startswith(f"backbones.{agent_id}.")}
+        trained = {name.split(".lm.")[1]: w for name, w in saved.items() if name.startswith(f"backbones.<{agent_id}>.")}
         assert trained
         for name, weight in trained.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=0)

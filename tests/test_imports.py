@@ -51,6 +51,7 @@ RULES = {
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
     "collm.schedules": Rule(rooms(), only=frozenset()),
+    "collm.runtime.naming": Rule(rooms("errors"), only=TORCH),
     "collm.runtime.checks": Rule(rooms("errors"), only=frozenset()),
     "collm.runtime.versions": Rule(rooms("errors"), only=frozenset({"packaging"})),
     "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
@@ -88,6 +89,7 @@ RULES = {
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
             *("schedules", "runtime"),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
+            "algorithms.settings",
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),

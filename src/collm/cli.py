@@ -147,7 +147,8 @@ def main(
                 importlib.import_module(module.name)
     memory.keep()
     # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
-    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*"):
+    in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # which is how dropout is off
+    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):
         warnings.filterwarnings("ignore", message)
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
     try:

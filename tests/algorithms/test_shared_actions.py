@@ -17,9 +17,10 @@ from torch.testing import assert_close
 from collm.algorithms.base import MultiAgentModule
 from collm.algorithms.collm_dc_shared import CoLLMDCShared
 from collm.algorithms.magrpo import MAGRPO
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.errors import TrainingError
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
@@ -103,7 +104,7 @@ def test_a_clipped_loss_of_pooled_advantages_is_the_sum_over_the_paths(ratio: fl
 def build(folder: str, cls: type[MultiAgentModule] = MAGRPO, **kwargs: Any) -> MultiAgentModule:
     torch.manual_seed(0)
     specs = {"policy": PolicySpec(folder, learning_rate=0.05, max_new_tokens=4)}
-    specs |= {} if cls is MAGRPO else {"critic": CriticSpec(folder)}
+    specs |= {} if cls is MAGRPO else {"critic": LanguageModelCritic(ModelSpec(folder))}
     made = cls(agent_ids=Toy().agent_ids, optimizer=torch.optim.SGD, gradient_clip_norm=0.0, **specs, **kwargs)
     return without_trainer(made)
 

@@ -17,9 +17,10 @@ from collm.metrics import episode_numbers, groups_of_one, summarized
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
-from collm.trajectory import RolloutBatch, Task, Trajectory, collate, without_failed
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, collate, without_failed
 from enumerated import FIRST, SECOND, make_policies
 from tabular import State, TwoTurns
+from toy import Toy
 
 
 class Fragile(TwoTurns):
@@ -217,3 +218,50 @@ def test_trees_without_failures_keep_their_weights() -> None:
     left, failed = without_failed(found)
     assert (left, failed) == (found, [])
     assert [one.weight for one in left] == weights
+
+
+# Whose words and whose chance
+
+
+class Signed:
+    """Writes its own name."""
+
+    device, decoder = "cpu", None
+
+    def __init__(self, name: str):
+        self.name = name
+        self.decoder = name
+
+    def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
+        return [1]
+
+    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
+        return [Action(f"{self.name} {index}", prompt, [1], [0.0]) for index, prompt in enumerate(prompts)]
+
+    def keep_cache(self, on: bool) -> None:
+        """There is none."""
+
+
+class Lottery(Toy):
+    """Shows every agent numbers that are drawn when the episode begins."""
+
+    def reset(self, task: Task, rng: random.Random) -> tuple:
+        state, shown = super().reset(task, rng)
+        return state, {name: f"{text} {rng.random()}" for name, text in shown.items()}
+
+
+def test_crossed_joint_actions_give_every_agent_its_own_responses() -> None:
+    game = Toy(horizon=1, num_tasks=1)
+    policies = {name: Signed(name) for name in game.agent_ids}
+    paths = Tree("cross").rollout(game, game.tasks("train"), policies, 0, "cpu", 2)
+    written = [{name: action.text for name, action in path.turns[0].actions.items()} for path in paths]
+    assert written == [{"a1": f"a1 {one}", "a2": f"a2 {other}"} for one in (0, 1) for other in (0, 1)]
+
+
+def test_episodes_of_a_task_share_the_chance_of_the_environment_and_tasks_do_not() -> None:
+    game = Lottery(horizon=1, num_tasks=2)
+    policies = {name: Signed(name) for name in game.agent_ids}
+    found = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", 3)
+    numbers = [path.turns[0].observations["a1"].split()[-1] for path in found]
+    assert [numbers.count(number) for number in numbers] == [3] * 6
+    assert numbers[0] != numbers[3]

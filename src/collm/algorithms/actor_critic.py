@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
 from collm.critics.base import Critic
 from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
-from collm.errors import ConfigurationError
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
 from collm.runtime.checks import COUNT_OR_ZERO, SHARE, check_numbers
 from collm.runtime.collectives import on_all_rows, sum_over_ranks
+from collm.runtime.naming import NamedModules
 from collm.trajectory import RolloutBatch
 
 
@@ -48,15 +48,13 @@ class ActorCritic(MultiAgentModule):
         self.gae_lambda = gae_lambda
         self.critic_lambda = gae_lambda if critic_lambda is None else critic_lambda
         self.critic_warmup = critic_warmup
-        self.critics = nn.ModuleDict()
+        self.critics = NamedModules()
         check_numbers("model", self, gae_lambda=SHARE, critic_lambda=SHARE, critic_warmup=COUNT_OR_ZERO)
 
     def add_critic(
         self, name: str, agent_ids: Sequence[str], encoder_class: type[HistoryEncoder] = HistoryEncoder
     ) -> Critic:
         """A critic of its own for `agent_ids`; see `Critic.attach`. Its weights are loaded by `configure_model`."""
-        if name in (*self.agent_ids, "team"):
-            raise ConfigurationError(f"an agent is called {name!r}, which is the critic's name; rename the agent.")
         critic = copy.deepcopy(self.critic_template[0])
         critic.attach(name, agent_ids, self, encoder_class)
         self.critics[name] = critic
@@ -66,6 +64,9 @@ class ActorCritic(MultiAgentModule):
     def critic(self) -> Critic:
         """The centralized critic of methods that have one."""
         return self.critics["critic"]
+
+    def critic_names(self) -> list[str]:
+        return list(self.critics)
 
     def networks(self) -> list[str]:
         if self.critics_share_weights:

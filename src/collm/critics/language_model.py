@@ -22,6 +22,7 @@ from collm.models.specs import ModelSpec
 from collm.objectives import clipped_value_loss, value_loss
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
+from collm.runtime.naming import module_name
 from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch, TokenSequence, Trajectory
 
@@ -91,7 +92,7 @@ class LanguageModelCritic(Critic):
     # Loading
 
     def load(self) -> None:
-        adapter = self.name if self.model.lora_rank else None
+        adapter = module_name(self.name) if self.model.lora_rank else None
         self.read_with(self.learner.backbone(self.name, self.model, adapter), adapter, self.model.path)
 
     def read_with(self, backbone: Backbone, adapter: str | None, path: str) -> None:

@@ -141,6 +141,6 @@ class Engine:
             self.llm.llm_engine.remove_lora(self.adapters[adapter].lora_int_id)
         self.loaded += 1
         with TemporaryDirectory() as folder:
-            self.backbone.save(folder, adapter)
+            self.backbone.save_adapter(folder, adapter)
             self.adapters[adapter] = LoRARequest(f"{adapter}_{self.loaded}", self.loaded, folder)
             self.llm.llm_engine.add_lora(self.adapters[adapter])  # reads the folder

@@ -6,15 +6,17 @@ With low-rank adapters a single frozen backbone serves many of them: `using(name
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy, deepcopy
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
-from peft.functional import get_peft_model_state_dict, inject_adapter_in_model, set_adapter
+from peft.functional import inject_adapter_in_model, set_adapter
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from transformers import PreTrainedModel
 from collm.kernels import shared_prefix as prefixes
 from collm.models.dropout import train_without_dropout
 from collm.models.forward import last_hidden_states, logits_of
-from collm.models.loading import load_model
+from collm.models.loading import load_model, resolve_path, starts_at_random
 from collm.models.resident import Resident
 from collm.models.support import Support, support_of
 
@@ -40,6 +42,9 @@ class Backbone(Resident):
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dropout: Train with the dropout of the language model, where its configuration has any.
         home: Device where it is loaded and stays; by default it goes along with the module that holds it.
+
+    Attributes:
+        drawn: Whether its weights were drawn at random, so that they cannot be loaded again.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class Backbone(Resident):
         home: torch.device | None = None,
     ):
         super().__init__()
+        self.path = path
+        self.drawn = starts_at_random(path, random_weights)
         # Lightning has everything made on the first card, which another network may fill
         with home if home is not None and home.type == "cuda" else nullcontext():
             self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
@@ -59,12 +66,11 @@ class Backbone(Resident):
         self.dropout = dropout
         self.adapters: list[str] = []
         # not where the states of a pass are dropped, nor where all ranks have to make the same passes
-        self.saves_work = not gradient_checkpointing
+        self.saves_work = True
         self.computes_on: torch.device | None = None  # set by a strategy that keeps the weights elsewhere
         self.engine: Any = None  # what samples with weights of its own, if anything does
         if gradient_checkpointing:
-            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
-            self.lm.enable_input_require_grads()
+            self.recompute_activations()
         self.train()  # from_pretrained leaves it in evaluation mode
         self.settle(home)
 
@@ -89,9 +95,23 @@ class Backbone(Resident):
         """How many logits there are for each position."""
         return self.lm.get_output_embeddings().weight.shape[0]
 
+    def recompute_activations(self) -> None:
+        """From now on, recompute activations in the backward pass to save memory."""
+        if not self.lm.is_gradient_checkpointing:
+            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.lm.enable_input_require_grads()
+            self.train(self.training)
+        self.saves_work = False
+
     def freeze(self) -> None:
         """Train nothing of the language model itself."""
         self.lm.requires_grad_(False)
+
+    def frozen_copy(self) -> Backbone:
+        """A copy that does not train, with the weights as they are now."""
+        frozen = deepcopy(self)
+        frozen.freeze()
+        return frozen
 
     def add_adapter(self, name: str, rank: int, alpha: float, dropout: float) -> None:
         """Put a LoRA adapter on every linear layer but the head; the language model itself is frozen.
@@ -100,7 +120,9 @@ class Backbone(Resident):
         """
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
         config.base_model_name_or_path = self.lm.name_or_path
-        inject_adapter_in_model(config, self.lm, name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # of the adapters before
+            inject_adapter_in_model(config, self.lm, name)
         set_adapter(self.lm, name)
         self.adapters.append(name)
         self.train(self.training)
@@ -158,7 +180,63 @@ class Backbone(Resident):
         """What trains for `adapter`: its matrices, or the whole language model where there are no adapters."""
         if adapter is None:
             return list(self.lm.parameters())
-        return [weight for name, weight in self.lm.named_parameters() if f".{adapter}." in name and "lora_" in name]
+        return list(self.adapter_weights(adapter).values())
+
+    def adapter_weights(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The matrices of `adapter`, by their names in a PEFT folder, which leave out the name of the adapter."""
+        return {
+            f"base_model.model.{path}.{kind}.weight": getattr(layer, kind)[adapter].weight
+            for path, layer in self.lm.named_modules()
+            if isinstance(layer, LoraLayer)
+            for kind in ("lora_A", "lora_B")
+            if adapter in getattr(layer, kind)
+        }
+
+    def save(self, folder: str | Path, adapter: str | None, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write what `adapter` makes of the language model: an adapter alone if its base can be loaded again.
+
+        Args:
+            folder: Where to; it is made.
+            adapter: Whose; None for the language model itself.
+            weights: The state dict of the language model, where it is not at hand in one piece.
+        """
+        if adapter is None:
+            self.lm.save_pretrained(folder, state_dict=weights)
+        elif not self.drawn:
+            self.save_adapter(folder, adapter)
+        else:
+            merged = self.merged_state(adapter, self.own_state() if weights is None else weights)
+            with torch.device("meta"):
+                plain = type(self.lm)(deepcopy(self.lm.config)).float()
+            plain.generation_config = self.lm.generation_config
+            plain.save_pretrained(folder, state_dict=merged)
+
+    def save_adapter(self, folder: str | Path, adapter: str) -> None:
+        """Write an adapter as a PEFT folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        config = copy(self.lm.peft_config[adapter])
+        config.base_model_name_or_path = resolve_path(self.path)
+        config.save_pretrained(folder)
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.adapter_weights(adapter).items()}
+        save_file(weights, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+
+    def merged_state(self, adapter: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of the language model without adapters, `adapter` added to its weights, in float32."""
+        layers = {path: one for path, one in self.lm.named_modules() if isinstance(one, LoraLayer)}
+        of_adapters = tuple(f"{path}.{kind}." for path, one in layers.items() for kind in one.adapter_layer_names)
+        merged = {}
+        for name, value in weights.items():
+            path, base, leaf = name.rpartition(".base_layer.")
+            if name.startswith(of_adapters):
+                continue
+            if base and leaf == "weight" and adapter in layers[path].lora_A:
+                down, up = (
+                    part[adapter].weight.to(value.device).float() for part in (layers[path].lora_A, layers[path].lora_B)
+                )
+                change = up @ down * layers[path].scaling[adapter]
+                value = value.float() + (change.T if layers[path].fan_in_fan_out else change)
+            merged[f"{path}.{leaf}" if base else name] = value.float() if value.is_floating_point() else value
+        return merged
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict of the language model with tied weights once, as transformers writes it."""
@@ -187,20 +265,3 @@ class Backbone(Resident):
     def logits(self, states: Tensor) -> Tensor:
         """Logits [M, V] of last hidden states [M, hidden size], scaled as the model scales them. Call it `within`."""
         return self.lm.get_output_embeddings()(states) if self.support.plain_head else logits_of(self.lm, states)
-
-    def save(self, folder: str | Path, adapter: str | None, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write `adapter` as a PEFT folder; None: the language model as a Hugging Face folder.
-
-        Args:
-            folder: Where to; it is made.
-            adapter: Which adapter.
-            weights: The state dict of the language model, where it is not at hand in one piece.
-        """
-        if adapter is None:
-            self.lm.save_pretrained(folder, state_dict=weights)
-            return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        own = get_peft_model_state_dict(self.lm, state_dict=weights, adapter_name=adapter)
-        own = {f"base_model.model.{name}": weight.detach().cpu().contiguous() for name, weight in own.items()}
-        save_file(own, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
-        self.lm.peft_config[adapter].save_pretrained(folder)

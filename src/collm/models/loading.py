@@ -7,13 +7,16 @@ that a mistake costs a second instead of a model load.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from functools import cache, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -22,6 +25,7 @@ from collm.errors import ConfigurationError
 from collm.models.relay_model import initialize
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -124,6 +128,13 @@ def load_tokenizer(path: str) -> Tokenizer:
             f"the tokenizer of {path!r} has no end-of-sequence token, so an agent could never end a response; set "
             "'eos_token' in its tokenizer_config.json."
         )
+    rows, largest = load_config(path).get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ConfigurationError(
+            f"the tokenizer of {path!r} has tokens up to number {largest}, but its model has embeddings for {rows} "
+            "tokens only; use the tokenizer that the model was trained with, or enlarge the model with "
+            "model.resize_token_embeddings(len(tokenizer)) and save it."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -182,10 +193,93 @@ def same_tokens(path: str, other: str) -> bool:
     return path == other or load_tokenizer(path).get_vocab() == load_tokenizer(other).get_vocab()
 
 
+def starts_at_random(path: str, random_weights: bool) -> bool:
+    """Whether the weights of a model are drawn, and not loaded."""
+    return random_weights or path == "relay"  # which never learned anything
+
+
 def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:
-    """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned."""
-    if path == "relay":  # which never learned anything
-        return initialize(AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype]))
-    if random_weights:
-        return AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
-    return AutoModelForCausalLM.from_pretrained(resolve_path(path), dtype=DTYPES[dtype])
+    """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned.
+
+    Raises:
+        ConfigurationError: The weights cannot be read, are not those of this architecture, or are not all there.
+    """
+    if starts_at_random(path, random_weights):
+        model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
+        return initialize(model) if path == "relay" else model
+    try:
+        # what is pickled is read as tensors only: code in it does not run
+        model, found = AutoModelForCausalLM.from_pretrained(
+            resolve_path(path),
+            dtype=DTYPES[dtype],
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any kind, as what is in the files decides where it fails
+        raise unreadable(path, error) from error
+    wrong = [f"{name!r} is missing" for name in sorted(found["missing_keys"])]
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        wrong.append(f"{name!r} has shape {list(stored)} instead of {list(expected)}")
+    if wrong:
+        others = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
+        raise ConfigurationError(
+            f"the weights of {path!r} are not those of its config.json: {wrong[0]}{others}. Save the model into the "
+            "folder again, or mend its config.json."
+        )
+    return model
+
+
+def check_source(path: str, random_weights: bool) -> None:
+    """Refuse what cannot be a model with its tokenizer, without loading weights.
+
+    Raises:
+        ConfigurationError: Names what is wrong and how to mend it.
+    """
+    load_tokenizer(path)
+    if not starts_at_random(path, random_weights):
+        check_weights(path)
+
+
+@cache
+def check_weights(path: str) -> None:
+    """Refuse files of weights in a local folder that are missing or cut off, without reading the weights.
+
+    Raises:
+        ConfigurationError: Names the file, what is wrong with it and how to mend it.
+    """
+    folder = Path(resolve_path(path))
+    if not folder.is_dir():
+        return
+    safe, pickled = _WEIGHTS
+    needed = {file.name for file in folder.glob(safe)}
+    index = folder / "model.safetensors.index.json"
+    if "model.safetensors" not in needed and index.exists():
+        try:
+            needed = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise unreadable(path, ValueError(f"{index.name} is no index of weights ({error!r})")) from error
+    if not needed and not list(folder.glob(pickled)):
+        raise unreadable(path, ValueError("there is neither model.safetensors nor pytorch_model.bin"))
+    for name in sorted(needed):
+        try:
+            with safe_open(folder / name, framework="pt"):  # compares the length of the file with its header
+                pass
+        except (OSError, SafetensorError) as error:
+            raise unreadable(path, ValueError(f"{name}: {error}")) from error
+
+
+def unreadable(path: str, error: Exception) -> ConfigurationError:
+    """That the weights at `path` cannot be read, in one line."""
+    if isinstance(error, UnpicklingError):
+        reason = "a file holds pickled objects other than tensors, which might run code and are not loaded."
+    else:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = reason.rstrip(".")
+    files = sorted(file.name for pattern in _WEIGHTS for file in Path(resolve_path(path)).glob(pattern))
+    return ConfigurationError(
+        f"no weights could be read from {path!r} ({', '.join(files) or 'no file of weights'}): {reason}. Copy or "
+        "download the model again, or save it into the folder with model.save_pretrained(folder)."
+    )

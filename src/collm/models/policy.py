@@ -319,7 +319,7 @@ class Policy:
         return log_probs, entropies
 
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write the agent as a Hugging Face folder, or as a PEFT folder if it is an adapter, with its tokenizer.
+        """Write the agent as a Hugging Face folder, or as a PEFT folder, with its tokenizer; see `Backbone.save`.
 
         Args:
             folder: Where to; it is made.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from collm.errors import ConfigurationError
-from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.models.loading import DTYPES, check_source, load_config
 from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_numbers
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
@@ -53,7 +53,7 @@ class ModelSpec:
             raise ConfigurationError(f"{name}.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
         check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
         check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
-        load_tokenizer(self.path)
+        check_source(self.path, self.random_weights)
 
     def max_tokens(self) -> int:
         """Longest sequence it may read, in tokens."""

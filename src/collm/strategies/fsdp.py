@@ -109,9 +109,11 @@ class FullySharded(ModelParallelStrategy):
     def _choose_sampling(self, module: Any) -> None:
         lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values()))
         size = gathered_bytes(lms, self.param_dtype)
-        learners = [weight for weights in module.learners.values() for weight in weights]
-        # a gradient and two moments for all that trains, in the format of the weights
-        states = 0 if self.cpu_offload else 3 * sum(whole_bytes(weight) for weight in learners)
+        stepped = [weight for one in self.optimizers for group in one.param_groups for weight in group["params"]]
+        learners = {weight for weights in module.learners.values() for weight in weights}
+        # a gradient and two moments for all that is stepped, and the float32 copies that are stepped for weights
+        states = 3 * sum(map(whole_bytes, stepped)) + sum(map(whole_bytes, set(stepped) - learners))
+        states = 0 if self.cpu_offload else states
         free = free_memory(self.root_device, self.num_processes) - states // self.world_size
         fits = torch.tensor(int(2 * size <= free), device=self.root_device)
         dist.all_reduce(fits, dist.ReduceOp.MIN)
@@ -146,10 +148,11 @@ class FullySharded(ModelParallelStrategy):
     # Checkpoints: one file is what a single process would have written
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        kept = self.lightning_module.stored_names()
         frozen = {
             name
             for name, weight in self.model.named_parameters(remove_duplicate=False)
-            if isinstance(weight, DTensor) and not weight.requires_grad
+            if isinstance(weight, DTensor) and name not in kept
         }
         return self._stored({name: value for name, value in self.model.state_dict().items() if name not in frozen})
 
