@@ -62,7 +62,7 @@ def test_one_device_holds_everything(house_build: plan.Plan) -> None:
 
 
 def test_without_float32_copies_half_as_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3-4b")
+    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3_4b")
     args = ("--data.num_generations=4", "--model.float32_weights=false")
     needs = planned(monkeypatch, *files(*names), *args).needs(1, sharded=False)
     assert needs.parameters == needs.gradients == 2 * QWEN3_4B * 2
