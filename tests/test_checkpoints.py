@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Iter
     (folder / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        args = ["fit", "--config=toy.yaml", "--trainer.limit_val_batches=0", "--model.target_critic_rate=0.5"]
+        args = ["fit", "--config=toy.yaml", "--trainer.limit_val_batches=0", "--model.critic.replay=2"]
         assert cli.main(REPOSITORY / "configs" / "base.yaml", args) == 0
     yield folder / "logs" / "collm" / "version_0"
     shutil.rmtree(folder)
@@ -141,7 +141,7 @@ def test_code_in_a_folder_is_not_run(
 ) -> None:
     folder, trace = as_folder(checkpoint, tmp_path / "foreign.ckpt"), tmp_path / "trace"
     write(folder, trace)
-    assert fit(f"--ckpt_path={folder}", "--model.target_critic_rate=0.5") == 2
+    assert fit(f"--ckpt_path={folder}", "--model.critic.replay=2") == 2
     assert "could not be read: UnpicklingError: " in message(capsys)
     assert not trace.exists()
 
@@ -286,10 +286,6 @@ MISFITS = {
         lambda one: one["optimizer_states"][0]["param_groups"][0]["params"].pop(),
         "the optimizer of 'a1' has",
     ),
-    "copy_of_the_critic": (
-        lambda one: one["collm"]["target_critics"]["critic"].pop(),
-        "its copy of the critic 'critic' has other shapes than the critic",
-    ),
     "loop": (
         setting("far", "loops", "fit_loop", "epoch_progress", "current", "processed"),
         "loops.fit_loop.epoch_progress.current.processed is a str, not a int",
@@ -308,7 +304,7 @@ def test_a_misshapen_checkpoint(
     change(checkpoint)
     path = tmp_path / "misfit.ckpt"
     torch.save(checkpoint, path)
-    assert fit(f"--ckpt_path={path}", "--trainer.max_epochs=3", "--model.target_critic_rate=0.5") == 2
+    assert fit(f"--ckpt_path={path}", "--trainer.max_epochs=3", "--model.critic.replay=2") == 2
     told = message(capsys)
     assert f"checkpoint {str(path)!r}" in told
     assert cause in told

@@ -302,8 +302,7 @@ def test_l14_a_failure_in_an_epoch_keeps_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(MultiAgentModule, "on_train_batch_start", fail)
-        with pytest.raises(OSError, match="the disk is gone"):
-            fit("--data.rollouts_per_epoch=2")
+        assert fit("--data.rollouts_per_epoch=2") == 1
     assert last(run_folder)["epoch"] == 0
     assert len(read_run(run_folder).scalars["rollout/return"]) == 3  # curves reach further than the checkpoint
     assert fit("--data.rollouts_per_epoch=2", f"--ckpt_path={run_folder / 'checkpoints' / 'last.ckpt'}") == 0
@@ -459,7 +458,8 @@ def test_l22_l23_later_observations_are_one_text_for_each_agent(
 )
 def test_l24_l25_the_reward_is_one_number_of_the_team(team: dict[str, Policy], mistake: str, got: str) -> None:
     with pytest.raises(
-        ConfigurationError, match=f"Careless returned the reward {got}; a joint action earns one number"
+        ConfigurationError,
+        match=rf"Careless \(task 'train_0'\) returned the reward {got}; a joint action earns one number",
     ):
         play(team, mistake=mistake)
 
@@ -539,6 +539,10 @@ def test_l30_gradients_are_clipped_and_rates_follow_a_schedule(fit: Fit, run_fol
 
 class Wordy(Toy):
     """The reward is the length of what was written, so that any two episodes differ."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.max_reward = 1000.0
 
     def step(self, state: Any, joint_action: Mapping[str, str]) -> Step:
         return replace(super().step(state, joint_action), reward=float(len("".join(joint_action.values()))))

@@ -179,8 +179,3 @@ def test_critics_warm_up_alone(tiny_folder: str) -> None:
     targets = with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
     assert step(algorithm, BATCH) == {}
     assert set(targets) == {"critic/first", "critic/second"}
-
-
-def test_an_agent_may_not_be_called_like_a_critic(tiny_folder: str) -> None:
-    with pytest.raises(ConfigurationError, match="an agent is called 'critic'"):
-        CoLLMCC(agent_ids=["critic", "writer"], policy=PolicySpec(path=tiny_folder, max_new_tokens=4))

@@ -95,7 +95,8 @@ def test_a_clipped_loss_of_pooled_advantages_is_the_sum_over_the_paths(ratio: fl
 def build(folder: str, cls: type[MultiAgentModule] = MAGRPO, **kwargs: Any) -> MultiAgentModule:
     torch.manual_seed(0)
     specs = {"policy": PolicySpec(folder, learning_rate=0.05, max_new_tokens=4)}
-    specs |= {} if cls is MAGRPO else {"critic": LanguageModelCritic(ModelSpec(folder))}
+    if cls is not MAGRPO:
+        kwargs.setdefault("critic", LanguageModelCritic(ModelSpec(folder)))
     made = cls(agent_ids=Toy().agent_ids, optimizer=torch.optim.SGD, gradient_clip_norm=0.0, **specs, **kwargs)
     return without_trainer(made)
 
@@ -155,7 +156,9 @@ def test_a_clipped_update_of_a_tree_is_that_of_its_paths_on_their_own(
     tiny_folder: str, cls: type[MultiAgentModule]
 ) -> None:
     """The same rows with uids of their own share nothing, so that every path is scored with its own advantage."""
-    kwargs = {"num_generations": 2} if cls is MAGRPO else {"value_loss_weight": 1e-9}
+    kwargs: dict[str, Any] = {"num_generations": 2}
+    if cls is not MAGRPO:
+        kwargs = {"critic": LanguageModelCritic(ModelSpec(tiny_folder), loss_weight=1e-9)}
     module = build(tiny_folder, cls, num_epochs=4, ratio_clip=0.02, **kwargs)
     paths = crossed(module)
     together, _ = updated(module, paths)

@@ -165,7 +165,7 @@ def test_without_retries_a_failure_is_final() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"episode_retries": -1}, "data.episode_retries is -1; use 0 to turn it off"),
+        ({"episode_retries": -1}, "data.episode_retries is -1; it must be a whole number of at least 0"),
         ({"failed_episodes": "keep"}, "data.failed_episodes is 'keep'; use 'drop' or 'zero'"),
     ],
 )

@@ -14,8 +14,13 @@ class CounterfactualEncoder(HistoryEncoder):
     """Writes every trajectory once for each agent: in every turn that agent's words come LAST, its value before them.
 
     So N rows score all turns, earlier turns are complete, and a causal critic cannot see what is left out, nor (where
-    agents read each other within a turn) what others wrote after the agent had begun.
+    agents read each other within a turn) what others wrote after the agent had begun. Kind 0 is V(h_t), kind 1 + i the
+    value without the action of the i-th agent; see `HistoryEncoder`.
     """
+
+    @property
+    def num_kinds(self) -> int:
+        return len(self.agent_ids) + 1
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
         sequences = []

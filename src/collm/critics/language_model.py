@@ -72,10 +72,10 @@ class LanguageModelCritic(Critic):
         self.loss_weight = loss_weight
         self.value_clip = value_clip
         self.normalize = normalize
-        self.buffer = ReplayBuffer(replay) if replay else None
         model.check("critic.model")
         check_numbers("critic", self, epochs=COUNT, replay=COUNT_OR_ZERO, replay_steps=COUNT)
         check_numbers("critic", self, replay_batch=COUNT.or_none, loss_weight=POSITIVE, value_clip=POSITIVE.or_none)
+        self.buffer = ReplayBuffer(replay) if replay else None
 
     def attach(
         self,
