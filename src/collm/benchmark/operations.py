@@ -7,10 +7,10 @@ from typing import Any
 import lightning as L
 
 from collm.algorithms.base import MultiAgentModule
-from collm.callbacks.resources import LogResources, distinct_actions
+from collm.callbacks.resources import LogResources
 from collm.models.policy import Policy
 from collm.packing import action_sequences
-from collm.trajectory import RolloutBatch
+from collm.trajectory import RolloutBatch, distinct_actions
 
 
 class Iterations(L.Callback):
@@ -36,7 +36,7 @@ class Iterations(L.Callback):
                 "seconds": resources.reading.wall_time,
                 **{name: seconds.get(name, 0.0) for name in names},
                 "joint_samples": float(batch.joint_samples),
-                "sampled_tokens": float(sum(len(action.token_ids) for action in distinct_actions(batch))),
+                "sampled_tokens": float(sum(len(action.token_ids) for action in distinct_actions(batch.trajectories))),
                 "operations": operations,
                 "tokens": float(tokens),
             }
