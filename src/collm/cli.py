@@ -32,7 +32,6 @@ from collm.algorithms.base import MultiAgentModule
 from collm.data import RolloutDataModule
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError, TrainingError, shortened
-from collm.runtime import memory
 from collm.runtime.checks import SEED, check_number
 from collm.runtime.collectives import is_about_a_lost_rank
 from collm.runtime.configuration import StrictFiles
@@ -147,7 +146,6 @@ def main(
         ):  # so that short names and --help know what there is
             with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
                 importlib.import_module(module.name)
-    memory.keep()
     # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
     in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # which is how dropout is off
     for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):
