@@ -125,7 +125,7 @@ def test_a_server_that_says_more_than_it_does_is_found_at_each_start(
     "code",
     [
         "from collm.sandbox import judge\njudge.give_up = lambda *a, **k: judge.os._exit(70)",
-        "from collm.sandbox import candidate\ndef no(*a): raise OSError('no')\ncandidate.settle = no",
+        "from collm.sandbox import candidate\ndef no(*a): raise OSError('no')\ncandidate.close_other_descriptors = no",
         "from collm.sandbox import confine\ndef no(*a): raise OSError('no')\nconfine.resource.setrlimit = no",
         "from collm.sandbox import library\ndef no(*a): raise OSError('no')\nlibrary.shared_libraries = no",
         "raise SystemExit",

@@ -32,7 +32,14 @@ from collm.objectives import kl_penalty, policy_gradient_loss
 from collm.optimizers import check_optimizer, drop_gradients, float32_copies, fused, stepping_for
 from collm.returns import clip_advantages, normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
-from collm.runtime.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
+from collm.runtime.collectives import (
+    full_tensor,
+    gather_objects,
+    on_all_rows,
+    padded_to_longest,
+    sum_gradients,
+    sum_over_ranks,
+)
 from collm.runtime.files import write_text
 from collm.runtime.naming import NamedModules, module_name
 from collm.runtime.profiler import meter
@@ -134,7 +141,7 @@ class MultiAgentModule(Checkpointed):
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
         self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
-        self.places: Mapping[str, torch.device] = {}  # set by a strategy that gives networks devices of their own
+        self.network_devices: Mapping[str, torch.device] = {}  # set by a strategy that puts networks on several devices
         # set by a strategy that shards weights: has policies ready to be sampled from
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
@@ -190,7 +197,7 @@ class MultiAgentModule(Checkpointed):
         if name not in self.backbones:
             given = (spec.path, spec.dtype, spec.random_weights)
             # shared ones have no place of their own
-            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.places.get(name))
+            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.network_devices.get(name))
         backbone = self.backbones[name]
         if spec.gradient_checkpointing:
             backbone.recompute_activations()
@@ -249,7 +256,7 @@ class MultiAgentModule(Checkpointed):
         batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, device)
         if self.gathering:  # every pass gathers weights from all ranks, so all have to make as many
             nothing = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, device)
-            batches = iter(evened(batches, nothing, device))
+            batches = iter(padded_to_longest(batches, nothing, device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
             yield chunk
@@ -346,7 +353,7 @@ class MultiAgentModule(Checkpointed):
             total = sum_over_ranks(total, self.device)
             sum_gradients(self.learners[name])
             weights = [weight for weight in self.learners[name] if weight.grad is not None]
-            norm = whole(nn.utils.get_total_norm([weight.grad for weight in weights]))
+            norm = full_tensor(nn.utils.get_total_norm([weight.grad for weight in weights]))
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
-from collm.runtime.collectives import gathered
+from collm.runtime.collectives import full_state
 from collm.runtime.files import replacing
 from collm.runtime.naming import folder_name
 
@@ -29,7 +29,7 @@ class ExportAgents(L.Callback):
             for agent_id, policy in pl_module.policies.items():
                 # adapters are whole everywhere; all ranks have to help where the weights themselves are sharded
                 whole = policy.adapter is None or policy.backbone.drawn
-                weights = gathered(policy.backbone.own_state(), trainer.is_global_zero) if whole else None
+                weights = full_state(policy.backbone.own_state(), trainer.is_global_zero) if whole else None
                 if unfinished is not None:
                     policy.save(unfinished / folder_name(agent_id), weights)
         if trainer.is_global_zero:

@@ -69,7 +69,7 @@ class LogResources(L.Callback):
         }
         for name, value in scalars.items():
             pl_module.log(name, value)
-        for name, gigabytes in peak_memory(pl_module.device, *pl_module.places.values()).items():
+        for name, gigabytes in peak_memory(pl_module.device, *pl_module.network_devices.values()).items():
             pl_module.log(f"memory/{name}", gigabytes)
 
 

@@ -106,25 +106,25 @@ def on_all_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return result[first : first + tensors[0].shape[0], : tensors[0].shape[1]]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that the ranks hold in parts (all of them have to ask); any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(state: Any, keep: bool) -> Any:
+def full_state(state: Any, keep: bool) -> Any:
     """`state`, nested, with its tensors whole and in main memory; None for ranks that do not `keep` it."""
 
     def gather(value: Any) -> Any:  # one tensor at a time, so that only who keeps them ever holds more
         if not isinstance(value, Tensor):
             return value
-        value = whole(value)
+        value = full_tensor(value)
         return value.cpu() if keep else None
 
     state = tree_map(gather, state)
     return state if keep else None
 
 
-def parts_like(tensor: Tensor, model: Tensor) -> Tensor:
+def sharded_like(tensor: Tensor, model: Tensor) -> Tensor:
     """`tensor`, which every rank has whole, held in parts if `model` is, and on its device."""
     if isinstance(tensor, DTensor) or not isinstance(model, DTensor):
         return tensor.to(model.device)
@@ -132,7 +132,7 @@ def parts_like(tensor: Tensor, model: Tensor) -> Tensor:
     return parts.to(model.device)  # which is main memory where parts are kept there
 
 
-def evened(items: Iterable[T], filler: T, device: torch.device | str) -> list[T]:
+def padded_to_longest(items: Iterable[T], filler: T, device: torch.device | str) -> list[T]:
     """`items`, followed by `filler` until all ranks have as many."""
     items = list(items)
     most = torch.tensor(len(items), device=device)

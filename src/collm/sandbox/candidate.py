@@ -113,7 +113,7 @@ def _reap_orphans() -> None:
             os.waitpid(pid, 0)
 
 
-def settle(channel: int, rules: int | None) -> None:
+def close_other_descriptors(channel: int, rules: int | None) -> None:
     """Lead a session with `channel` and `rules` as the only descriptors, besides standard ones that lead nowhere."""
     os.setsid()
     nowhere = os.open("/dev/null", os.O_RDWR)
@@ -133,7 +133,7 @@ def give_up(channel: int, setup: Mapping[str, Any], alone: bool) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    settle(channel, setup["rules"])
+    close_other_descriptors(channel, setup["rules"])
     try:
         # A scratch folder needs to be private and bounded; where it cannot be, there is none and nothing is writable.
         if alone:

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import DTYPES
-from collm.runtime.collectives import gathered, parts_like
+from collm.runtime.collectives import full_state, sharded_like
 from collm.runtime.files import clean, present, read_file, replacing, reported
 from collm.strategies.checkpoints import check_layout, meta_file, read_folder
 from collm.strategies.lockstep import Lockstep
@@ -162,7 +162,7 @@ class FullySharded(ModelParallelStrategy):
 
     def _stored(self, state: dict[str, Any]) -> dict[str, Any]:
         """`state` as it goes into a checkpoint: whole on the first rank, or every rank's own part."""
-        return state if self._save_distributed_checkpoint else gathered(state, self.is_global_zero) or {}
+        return state if self._save_distributed_checkpoint else full_state(state, self.is_global_zero) or {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(str(filepath)))
@@ -201,14 +201,14 @@ class FullySharded(ModelParallelStrategy):
         targets = self.model.state_dict()
         with torch.no_grad():
             for name, value in checkpoint["state_dict"].items():
-                targets[name].copy_(parts_like(value, targets[name]))
+                targets[name].copy_(sharded_like(value, targets[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             parts = {
                 index: {
-                    name: parts_like(value, weights[index]) if _belongs_to(value, weights[index]) else value
+                    name: sharded_like(value, weights[index]) if _belongs_to(value, weights[index]) else value
                     for name, value in entries.items()
                 }
                 for index, entries in state["state"].items()

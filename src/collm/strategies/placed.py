@@ -49,9 +49,9 @@ class Placed(SingleDeviceStrategy):
                 f"trainer.strategy.devices names {', '.join(self.devices)}; it must name each network of this run: "
                 f"{', '.join(names)}."
             )
-        model.places = {name: existing(name, device) for name, device in self.devices.items()}
-        self._root_device = model.places[names[0]]
-        rank_zero_info("placed: " + ", ".join(f"{name} on {model.places[name]}" for name in names))
+        model.network_devices = {name: existing(name, device) for name, device in self.devices.items()}
+        self._root_device = model.network_devices[names[0]]
+        rank_zero_info("placed: " + ", ".join(f"{name} on {model.network_devices[name]}" for name in names))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         # Lightning's own collects them all on the root device
