@@ -72,7 +72,7 @@ def read_outcome(folder: Path, cell: str, method: str, seed: int, metric: str) -
         raise ConfigurationError(f"{folder} has no {metric!r} in its logs; it has {', '.join(sorted(run.scalars))}.")
     if "time/update" not in run.scalars:
         raise ConfigurationError(
-            f"{folder} does not say how long its updates took; add collm.callbacks.resources.LogResources to the "
+            f"{folder} has no update times in its logs; add collm.callbacks.resources.LogResources to the "
             "trainer.callbacks of the study."
         )
     explained = {}

@@ -104,7 +104,7 @@ def page(
     lines = ["# Claims and verdicts", ""]
     lines += [note, ""] if note else []
     lines += [
-        f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of rollouts and updates in total. The "
+        f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of rollouts and updates. The "
         f"rule was fixed on {document['began'][:10]}, before the first run: curves are moving averages of "
         f"`{rule.metric}` over {rule.window} rollouts, the threshold is {rule.threshold}, and each claim is decided by "
         f"a {100 * level:.2f} % bootstrap interval over seeds, so that all hold jointly at "
@@ -165,11 +165,8 @@ def level_at(verdict: Verdict, numbers: Mapping[str, Mapping[str, Mapping[str, S
         [float(interquartile_mean(np.asarray(measures[name]))) for name in LESS_IS_BETTER] for measures in pair
     )
     if samples >= other_samples:
-        return (
-            text
-            + f"{claim.method} needs as many joint samples as {claim.versus} or more, so no cost of a joint sample "
-        )
-        "would make it faster."
+        needs = f"{claim.method} needs as many joint samples as {claim.versus} or more"
+        return f"{text}{needs}, so a higher cost of a joint sample would not help it."
     cost = 1000 * (seconds - other_seconds) / (other_samples - samples)
     return (
         text + f"{claim.method} reaches the threshold in {seconds:.0f} s and {samples:,.0f} joint samples, "
