@@ -145,9 +145,7 @@ def study(
         stack = stacked(label, shared, Method(method.configs), None)
         entries.append(Entry(label, stack, None, method.overrides))
     refuse_other_settings(runs)
-    runs.sort(
-        key=lambda run: seeds.index(run.seed)
-    )  # so that an interrupted study has equally many runs of every method
+    runs.sort(key=lambda run: seeds.index(run.seed))  # an interrupted study has equally many runs of every method
     if cells:
         freeze(folder / "study.json", rule, cell_homes, homes, methods, len(runs))
     if train_part(runs, jobs, script, part) and not cells:
