@@ -1,7 +1,7 @@
 """Memory that a configuration needs on one or more devices, computed without loading weights.
 
-The algorithm is built as for a run, but on PyTorch's meta device, where parameters have a shape but no memory. The size of
-networks, adapters and optimizer states is exact; activations and caches are estimates.
+The algorithm is built as for a run, but on PyTorch's meta device, where parameters have a shape but no memory. The
+sizes of networks, adapters and optimizer states are exact; those of activations and caches are estimates.
 
 Per token of a micro-batch and per layer, with h the hidden size, q and k the widths of all query heads and all key
 heads, i the width of the feed-forward part and b the bytes of a number, backward passes need

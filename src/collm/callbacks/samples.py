@@ -110,9 +110,9 @@ def as_markdown(trajectory: Trajectory) -> str:
     lines = [f"**{trajectory.task.task_id}**, return {trajectory.total_reward:.3f}"]
     for index, turn in enumerate(trajectory.turns):
         lines.append(f"### turn {index + 1}, reward {turn.reward:.3f}")
-        for said in turn.messages or [message for agent_id in turn.actions for message in turn.written_by(agent_id)]:
-            shown, written = _quoted(said.observation), _quoted(said.action.text)
-            lines.append(f"{said.agent_id} is shown\n{shown}\nand writes\n{written}")
+        for message in turn.messages or [item for agent_id in turn.actions for item in turn.written_by(agent_id)]:
+            shown, written = _quoted(message.observation), _quoted(message.action.text)
+            lines.append(f"{message.agent_id} is shown\n{shown}\nand writes\n{written}")
     return "\n\n".join(lines)
 
 

@@ -52,7 +52,7 @@ def score_house_build(task: Mapping[str, Any], completions: Sequence[str], form:
     killed = any(command.verb == "kill" for reading in readings for command in reading.accepted)
     attacks = task.get("spider_attacks", [])
     if not isinstance(attacks, list) or not all(isinstance(damage, int) for damage in attacks):
-        raise CaseError("spider_attacks must be a list of whole numbers")
+        raise CaseError("spider_attacks must be a list of integers")
     health = get(task, "player_hp", int, DEFAULT_HEALTH)
     if health < 1:
         raise CaseError("player_hp must be at least 1")
@@ -114,7 +114,7 @@ def cell(data: Mapping[str, Any], name: str) -> tuple[int, int, int]:
     """The field `name` of `data`, checked to be the three integers of a position."""
     values = get(data, name, list)
     if len(values) != 3 or not all(isinstance(value, int) for value in values):
-        raise CaseError(f"{name!r} must be three whole numbers")
+        raise CaseError(f"{name!r} must be three integers")
     return (values[0], values[1], values[2])
 
 
