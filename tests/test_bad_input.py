@@ -190,7 +190,7 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
     "alias_in_itself": (b"a: &a [*a]\n", ["bad.yaml line 1", "alias"]),
     "list": (b"- a\n", ["bad.yaml holds list"]),
     "empty": (b"\n", ["bad.yaml holds nothing"]),
-    "number_as_name": (b"1: 2\n", ["bad.yaml", "1 is no name"]),
+    "number_as_name": (b"1: 2\n", ["bad.yaml", "1 is not the name"]),
     "not_yaml": (b"model: [\n", ["bad.yaml line 2"]),
 }
 

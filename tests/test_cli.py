@@ -124,7 +124,7 @@ MISTAKES = {
     ),
     "a_device_that_is_not_there": (
         [f"--trainer.strategy={PLACED}", '--trainer.strategy.devices={"a1": "cuda:77", "a2": "cpu", "critic": "cpu"}'],
-        ["devices.a1 is 'cuda:77'", "not here", "there is cpu"],
+        ["devices.a1 is 'cuda:77'", "not available", "there is cpu"],
     ),
     "a_precision_that_is_not_there": (
         [

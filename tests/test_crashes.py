@@ -236,9 +236,9 @@ def test_a_full_disk_ends_in_one_message_and_keeps_the_last_checkpoint(
         told = attempt.log.read_text()
         assert told.count("error: ") == 1, told
         assert "Traceback" not in told
-        causes = ("File too large", "only a part of it was taken, as by a full disk")
-        assert any(f"could not be written: {cause}. What was there before is as it was" in told for cause in causes)
-        assert "goes on from its last checkpoint with --ckpt_path" in told
+        causes = ("File too large", "only part of it was written, probably because the disk is full")
+        assert any(f"could not be written: {cause}. The previous file, if any," in told for cause in causes)
+        assert "--ckpt_path continues a training run from its last checkpoint" in told
         assert last.read_bytes() == content
         assert [path for path in leftovers(folder) if path.suffix == ".tmp"] == []
     assert Attempt(folder, 4).ended() == 0

@@ -266,7 +266,7 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on_from_its_checkpoint
     assert ended - float((tmp_path / "killed").read_text()) < 60
     last = run_folder / "checkpoints" / "last.ckpt"
     assert "another process of this run has ended or does not answer" in log.read_text()
-    assert "goes on from the last checkpoint" in log.read_text()
+    assert "continues from the last checkpoint" in log.read_text()
     assert torch.load(last, weights_only=True)["collm"]["num_rollouts"] == 1
     assert fit("--trainer.max_epochs=3", f"--ckpt_path={last}") == 0
     resumed = run_folder.with_name("version_1") / "checkpoints" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""How fast a configuration trains, beside the plainest way to do the same: `python tools/bench.py run --config ...`."""
+"""Measure training speed against a plain implementation: `python tools/bench.py run --config ...`."""
 
 import sys
 from pathlib import Path

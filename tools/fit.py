@@ -8,13 +8,13 @@ from collm.runtime.versions import check_versions
 
 
 def main() -> int:
-    """Check what is installed, then do what the command line says."""
+    """Check the installed versions, then run the command line."""
     try:
         check_versions()
     except ConfigurationError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
-    from collm import cli  # which imports everything else
+    from collm import cli  # imports everything else, so only after the check
 
     return cli.main(default_config=Path(__file__).resolve().parents[1] / "configs" / "base.yaml")
 

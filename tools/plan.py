@@ -1,4 +1,4 @@
-"""What a configuration takes on 1, 2 and 8 devices, without its weights: `python tools/plan.py --config ...`."""
+"""Print the memory that a configuration needs on 1, 2 and 8 devices: `python tools/plan.py --config ...`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page of a study of claims: `python tools/report.py --study logs/studies/relay --out results/claims/relay`."""
+"""Report a study of claims: `python tools/report.py --study logs/studies/relay --out results/claims/relay`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Score recorded cases again, without any model: `python tools/score.py cases.jsonl [--reward paper|released]`."""
+"""Score recorded cases without any model: `python tools/score.py cases.jsonl [--reward paper|released]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train methods by seeds side by side and compare them: `python tools/study.py --config FILE --jobs 2`."""
+"""Train methods with several seeds in parallel and compare them: `python tools/study.py --config FILE --jobs 2`."""
 
 import sys
 from pathlib import Path

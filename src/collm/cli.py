@@ -1,6 +1,6 @@
-"""The command line: reads configurations, links what must agree, and turns errors into one clear message.
+"""The command line: reads configurations, links settings that must agree, and turns errors into one clear message.
 
-`configs/base.yaml` is always read first, then every `--config` in order, then single arguments; later ones win.
+`configs/base.yaml` is always read first, then every `--config` in order, then single arguments; the last value counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from collm.algorithms.base import MultiAgentModule
 from collm.data import RolloutDataModule
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError, TrainingError, shortened
-from collm.runtime import memory
 from collm.runtime.checks import SEED, check_number
 from collm.runtime.collectives import is_about_a_lost_rank
 from collm.runtime.configuration import StrictFiles
@@ -47,10 +46,10 @@ _TRACEBACK = "COLLM_TRACEBACK"
 
 
 class _Parser(StrictFiles, LightningArgumentParser):
-    """A parser whose errors are one message: the setting, its value and what would be right in its place."""
+    """A parser whose errors are one message with the setting, its value and the remedy."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # a cut name is a mistake, not a shorthand
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # an abbreviated name is a mistake
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         raise ConfigurationError(_readable(shortened(message, 20_000), self)) from ex
@@ -61,7 +60,7 @@ class CollmCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.agent_ids", "model.init_args.agent_ids", apply_on="instantiate")
-        # algorithms without the argument are left alone
+        # jsonargparse skips this link for algorithms without the argument
         parser.link_arguments("data.num_generations", "model.init_args.num_generations")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -72,9 +71,10 @@ class CollmCLI(LightningCLI):
             ("enable_progress_bar", "RolloutProgress"),
             ("enable_checkpointing", "ModelCheckpoint"),
         ):
-            if getattr(trainer, switch) is False:  # Lightning would complain about the callback instead of dropping it
+            if getattr(trainer, switch) is False:  # Lightning would refuse the callback instead of dropping it
                 callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-                trainer.callbacks = [one for one in callbacks if one and not one.class_path.endswith(f".{class_name}")]
+                suffix = f".{class_name}"
+                trainer.callbacks = [item for item in callbacks if item and not item.class_path.endswith(suffix)]
         _check_writable(trainer)
 
     def _set_seed(self) -> None:
@@ -89,21 +89,21 @@ class CollmCLI(LightningCLI):
         except Exception as error:
             if _cause(error) is not None:
                 raise
-            raise ConfigurationError(_with_place(error)) from error
+            raise ConfigurationError(_with_location(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except Exception as error:  # Lightning refuses its arguments with errors of many kinds
+        except Exception as error:  # Lightning raises errors of many types for wrong arguments
             if _cause(error) is not None:
                 raise
             raise ConfigurationError(f"trainer: {error} ({type(error).__name__})") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Check that the checkpoint belongs to this configuration, before any weights load.
+        """Check that the checkpoint exists.
 
-        Lightning would let the hyper-parameters in the checkpoint override the configuration; here the configuration
-        is what counts, and a checkpoint of another algorithm or team is an error.
+        Lightning's own method lets the hyper-parameters in the checkpoint override the configuration. Here the
+        configuration counts, and `after_instantiate_classes` refuses checkpoints of other algorithms or agents.
         """
         path = self.config[self.config.subcommand].get("ckpt_path")
         if not path or path in NAMED:
@@ -122,34 +122,33 @@ class CollmCLI(LightningCLI):
             self.config_init[self.subcommand]["ckpt_path"] = path
         if not path:
             return
-        found = read_meta(path)["collm"]
+        stored = read_meta(path)["collm"]
         for name, expected in self.model.identity().items():
-            if found.get(name) != expected:
+            if stored.get(name) != expected:
                 raise ConfigurationError(
-                    f"checkpoint {path!r} has {name} {found.get(name)}, this run has {expected}; use the configuration "
-                    "the checkpoint was made with, which lies beside it in config.yaml."
+                    f"checkpoint {path!r} has {name} {stored.get(name)}, this run has {expected}; use the "
+                    "configuration of the checkpoint's run, which is in that run's config.yaml."
                 )
 
 
 def main(
     default_config: str | Path | None = None, args: ArgsType = None, command_line: type[CollmCLI] = CollmCLI
 ) -> int:
-    """Run the command line; the exit status is 0, 1 for a run that had to stop, 2 for a mistake in the settings.
+    """Run the command line; the exit status is 0, 1 for a run that failed, 2 for a mistake in the settings.
 
     Args:
         default_config: Configuration that is read before all others.
-        args: Arguments in place of those of the process.
-        command_line: What is made of them.
+        args: Arguments that replace those of the process.
+        command_line: The class that parses and runs them.
     """
     for package in (collm.algorithms, collm.environments, collm.samplers, collm.callbacks):
         for module in pkgutil.walk_packages(
             package.__path__, f"{package.__name__}."
-        ):  # so that short names and --help know what there is
-            with contextlib.suppress(ImportError):  # what lacks an optional package says so where it is used
+        ):  # so that class names without their module, and --help, find all classes
+            with contextlib.suppress(ImportError):  # a missing optional package is reported where it is used
                 importlib.import_module(module.name)
-    memory.keep()
-    # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
-    in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # which is how dropout is off
+    # warnings about Lightning's own use of torch, and about things that are done here on purpose
+    in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # modules without dropout stay in eval mode
     for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):
         warnings.filterwarnings("ignore", message)
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
@@ -171,12 +170,12 @@ def main(
             cause = TrainingError(unwritable(error.filename or "a file of the run", error))
         if cause is None and is_about_a_lost_rank(error):
             cause = TrainingError(
-                f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}). What went "
-                "wrong there is in its own output; --ckpt_path with the run's checkpoints/last.ckpt goes on from the "
-                "last checkpoint."
+                f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}). Its own "
+                "output says what went wrong there; --ckpt_path with the run's checkpoints/last.ckpt continues from "
+                "the last checkpoint."
             )
-        if cause is None and _place(error).foreign:
-            cause = TrainingError(_with_place(error))
+        if cause is None and _location(error).in_user_code:
+            cause = TrainingError(_with_location(error))
         if cause is None or os.environ.get(_TRACEBACK):
             raise
         print(f"\nerror: {shortened(str(cause))}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
@@ -185,38 +184,38 @@ def main(
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
-    """The mistake of a user behind `error`, if there is one; jsonargparse wraps what constructors raise."""
+    """The error about a user's mistake in the chain of causes of `error`, if any; jsonargparse wraps such errors."""
     while error is not None and not isinstance(error, (ConfigurationError, TrainingError, MisconfigurationException)):
         error = error.__cause__
     return error
 
 
-class _Place(NamedTuple):
-    """The last line of a traceback that is in nobody's library; `foreign` if it is not in this project either."""
+class _Location(NamedTuple):
+    """The last line of a traceback outside of installed libraries, and whether it is outside of this package too."""
 
     text: str
-    foreign: bool
+    in_user_code: bool
 
 
-def _place(error: BaseException) -> _Place:
+def _location(error: BaseException) -> _Location:
     if isinstance(error, SyntaxError) and error.filename:
-        return _Place(f"{error.filename} line {error.lineno}: {(error.text or '').strip()}", True)
+        return _Location(f"{error.filename} line {error.lineno}: {(error.text or '').strip()}", True)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
     frames = [frame for frame in frames if not frame.filename.startswith(("<", sysconfig.get_path("stdlib")))]
     if not frames:
-        return _Place("", False)
+        return _Location("", False)
     last = frames[-1]
     own = Path(last.filename).resolve().is_relative_to(Path(collm.algorithms.__file__).resolve().parents[1])
-    return _Place(f"{last.filename} line {last.lineno}, in {last.name}: {last.line}", not own)
+    return _Location(f"{last.filename} line {last.lineno}, in {last.name}: {last.line}", not own)
 
 
-def _with_place(error: BaseException) -> str:
-    """The message of an error that is nobody's in particular, and where it was raised."""
-    return f"{type(error).__name__}: {error}\n{_place(error).text}".rstrip()
+def _with_location(error: BaseException) -> str:
+    """The message of an unexpected error, and where it was raised."""
+    return f"{type(error).__name__}: {error}\n{_location(error).text}".rstrip()
 
 
 def _check_writable(trainer: Any) -> None:
-    """Refuse a log folder that cannot be written before a run has something to lose."""
+    """Refuse a log folder that is not writable, before training starts."""
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     folders = [logger.get("init_args", {}).get("save_dir") for logger in loggers if not isinstance(logger, bool | None)]
     for folder in filter(None, [*folders, trainer.default_root_dir]):
@@ -230,7 +229,7 @@ def _check_writable(trainer: Any) -> None:
             )
 
 
-# What jsonargparse says, taken apart
+# Parsing of jsonargparse's messages
 
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a path but|Expected a None$|"
@@ -248,8 +247,8 @@ _COMPONENTS = {
 
 
 def _readable(message: str, parser: LightningArgumentParser) -> str:
-    """The cause in jsonargparse's message, and the nearest name to one that is not known."""
-    keys: list[str] = []  # where it is, from the outside in
+    """The cause in jsonargparse's message, with the closest valid name for an unknown one."""
+    keys: list[str] = []  # nested keys of the setting, outermost first
     causes: list[str] = []
     given = ""
     for line in message.splitlines():
@@ -273,11 +272,11 @@ def _readable(message: str, parser: LightningArgumentParser) -> str:
 
 
 def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
-    """`cause` in the words of this project, with the nearest right name where one is unknown."""
-    if cause.startswith("unknown setting"):  # explained by the parser of a component already
+    """`cause` in plain words, with the closest valid name for an unknown one."""
+    if cause.startswith("unknown setting"):  # already explained by the parser of a component
         return cause
     if cause.endswith(" is abstract"):
-        return f"no class is chosen yet; put --{where}=... in front of its settings"
+        return f"no class is chosen yet; put --{where}=... before its settings"
     if match := re.search(r"arguments are required: (.*)", cause):
         return f"{match[1]} missing; give a --config that sets it, such as a complete one of configs/experiments"
     if match := _UNKNOWN.search(cause):
@@ -287,8 +286,8 @@ def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
         shared = {*inspect.signature(MultiAgentModule).parameters}
         if {dest.partition(".")[0] for dest in known} - {"print_shtab"} == shared:
             return (
-                f"unknown setting {name!r}; no algorithm is chosen yet, or one that lacks it: put --model=... in front "
-                "of its settings"
+                f"unknown setting {name!r}; no algorithm is chosen yet, or one without this setting: put --model=... "
+                "before its settings"
             )
         return f"unknown setting {name!r}; {_nearest(name, known, 1)}"
     if match := _CLASS.search(cause):
@@ -306,7 +305,7 @@ def _nearest(name: str, known: set[str], num: int) -> str:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    """Classes of this project that can stand where `cls` is asked for."""
+    """Concrete subclasses of `cls` in this package."""
     for subclass in cls.__subclasses__():
         yield from _subclasses(subclass)
         if subclass.__module__.startswith("collm.") and not inspect.isabstract(subclass):

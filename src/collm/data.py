@@ -19,7 +19,6 @@ from collm.environments.base import Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, measured, tasks_of
 from collm.errors import ConfigurationError
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
-from collm.runtime.memory import give_back
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
@@ -172,7 +171,6 @@ class RolloutDataModule(L.LightningDataModule):
             for trajectory in trajectories:
                 if trajectory.turns:
                     trajectory.metrics = measured(self.environment, trajectory)
-        give_back()  # key/value states, above all
         return collate(trajectories, time.perf_counter() - began, left_out)
 
 

@@ -1,22 +1,22 @@
-"""The two ways a run can go wrong that a user, not a developer, has to hear about."""
+"""The two errors that are reported to the user of the command line without a traceback."""
 
 
 class ConfigurationError(ValueError):
-    """A setting, file or combination that cannot work: says what, where and how to mend it.
+    """A setting, a file or a combination of them that cannot work; the message names it and the remedy.
 
-    Raised at construction or during setup, before any weights load. The command line prints the message
-    alone and exits with status 2.
+    Raised at construction or during setup, before any weights load. The command line prints only the message
+    and exits with status 2.
     """
 
 
 class TrainingError(RuntimeError):
-    """A run that must not go on (a reward or a loss that is not finite): says what and where the evidence is.
+    """A failure that ends a run, such as a reward or loss that is not finite; the message says where to look.
 
-    The command line prints the message alone and exits with status 1.
+    The command line prints only the message and exits with status 1.
     """
 
 
 def shortened(text: str, most: int = 2000) -> str:
-    """`text` without its middle, if it is longer than `most` characters."""
+    """`text` with its middle cut out if it is longer than `most` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]} [...] {text[-half:]}"

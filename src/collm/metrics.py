@@ -1,4 +1,4 @@
-"""Numbers about evaluations that torchmetrics lacks."""
+"""Metrics of evaluations that torchmetrics lacks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ CHUNK = 1_000_000
 class BootstrapMean(torchmetrics.Metric):
     """Mean of single values with a 95 % percentile bootstrap interval.
 
-    All values are kept, over all ranks, so that the interval is the one of the whole evaluation. Resampling draws from
-    a generator of its own with a fixed seed: the same values give the same interval, and the global random state is
-    not touched.
+    The metric keeps all values, of all ranks, so the interval covers the full evaluation. It resamples with its own
+    generator and a fixed seed: the same values give the same interval, and the global random state does not change.
 
     Args:
         kwargs: Options of every metric, such as `process_group`.
@@ -39,11 +38,11 @@ class BootstrapMean(torchmetrics.Metric):
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     def update(self, values: Tensor | float) -> None:
-        """Add one value or a tensor of them."""
+        """Add one value or a tensor of values."""
         self.values.append(torch.as_tensor(values, dtype=torch.float32, device=self.device).detach().reshape(-1))
 
     def compute(self) -> dict[str, Tensor]:
-        """`mean`, and `low` and `high` of the interval; all NaN without values, all the mean of a single one."""
+        """`mean` and the interval's `low` and `high`; NaN without values, and equal if there is a single value."""
         values = dim_zero_cat(self.values) if len(self.values) else torch.empty(0)
         values = values.double().cpu()
         if not len(values):
@@ -60,7 +59,7 @@ def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     if len(values) == 1:
         return values[0], values[0]
     generator = torch.Generator().manual_seed(SEED)
-    # In pieces, so that the memory does not grow with the evaluation.
+    # In chunks, so that memory does not grow with the number of values.
     rows = max(1, CHUNK // len(values))
     pieces = [min(rows, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, rows)]
     means = torch.cat(
@@ -73,11 +72,12 @@ def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:
 def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
     """Mean of several runs and its 95 % bootstrap interval over runs and their episodes: mean, low, high.
 
-    Every run counts alike, whatever the number of its episodes. A resample draws as many runs as there are, then from
-    each as many episodes as it has; one run is the plain bootstrap, and one episode per run resamples runs only.
+    Every run has the same weight, whatever the number of its episodes. A resample draws runs with replacement, then
+    the episodes of each drawn run. With one run this is the plain bootstrap; with one episode per run it resamples
+    only runs.
 
     Args:
-        runs: Values of the episodes of each run, [n] each; runs without any are left out.
+        runs: Values of the episodes of each run, [n] each; empty runs are left out.
     """
     runs = [values.double() for values in runs if len(values)]
     if not runs:
@@ -86,8 +86,8 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
     drawn = torch.randint(len(runs), (NUM_RESAMPLES, len(runs)), generator=generator)
     means = torch.zeros(drawn.shape, dtype=torch.float64)
     for index, values in enumerate(runs):
-        places = (drawn == index).nonzero()
-        for part in places.split(max(1, CHUNK // len(values))):
+        draws = (drawn == index).nonzero()
+        for part in draws.split(max(1, CHUNK // len(values))):
             episodes = torch.randint(len(values), (len(part), len(values)), generator=generator)
             means[part[:, 0], part[:, 1]] = values[episodes].mean(1)
     low, high = torch.quantile(means.mean(1), means.new_tensor([0.025, 0.975])).tolist()
@@ -95,32 +95,32 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of `k` samples is correct.
+    """Unbiased estimate of the probability that at least one of `k` samples is correct.
 
-    1 - C(n - c, k) / C(n, k) for n samples of which c are correct. The quotient is taken factor by factor, each between
-    0 and 1, so that no large binomial coefficient arises.
+    1 - C(n - c, k) / C(n, k) for n samples of which c are correct, computed as a product of factors between 0 and 1
+    to avoid large binomial coefficients.
 
     Args:
-        num_samples: Samples drawn, n.
-        num_correct: How many of them are correct, c.
-        k: How many one would be allowed to draw, at most n.
+        num_samples: Number of samples, n.
+        num_correct: Number of correct samples, c.
+        k: Number of attempts, at most n.
     """
     if not 0 <= num_correct <= num_samples:
         raise ValueError(f"num_correct={num_correct} must be between 0 and num_samples={num_samples}.")
     if not 1 <= k <= num_samples:
         raise ValueError(f"k={k} must be between 1 and num_samples={num_samples}; draw more samples or lower k.")
     all_wrong = 1.0
-    # C(n-c, k) / C(n, k) = prod_{i < c} (n - k - i) / (n - i); a factor of 0 ends it where n - c < k.
+    # C(n-c, k) / C(n, k) = prod_{i < c} (n - k - i) / (n - i), which has a factor of 0 if n - c < k
     for i in range(num_correct):
         all_wrong *= max(0, num_samples - k - i) / (num_samples - i)
     return 1.0 - all_wrong
 
 
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
-    """What is logged of a batch, a list for each name.
+    """Numbers to log about a batch: a list of values for each name, to be reduced by `summarized`.
 
-    `failed` is over all episodes, those left out included. `failed/<cause>` has a 1 for each failure, also for those
-    that a retry made good. All else is over the episodes of the batch. See `summarized`.
+    `failed` covers all episodes, including those left out. `failed/<cause>` has a 1 for each failure, including those
+    that a retry corrected. All other lists cover the episodes of the batch.
     """
     numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
     for trajectory in (*batch.trajectories, *batch.left_out):
@@ -145,7 +145,7 @@ def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
 
 
 def summarized(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Each list of `episode_numbers` as one number: counts of failures by cause, means of all else; none if empty."""
+    """Reduce each list of `episode_numbers`: to its sum for `failed/<cause>`, else to its mean; empty ones drop out."""
     return {
         name: sum(values) if name.startswith("failed/") else sum(values) / len(values)
         for name, values in numbers.items()
@@ -154,11 +154,11 @@ def summarized(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def groups_of_one(batch: RolloutBatch) -> int:
-    """Number of groups that failed episodes have left with one member, which has nothing to be compared with."""
+    """Number of groups that are left with a single member, so without a baseline, because episodes failed."""
     if batch.tree is None:
         lost = {trajectory.group for trajectory in batch.left_out}
         sizes = Counter(batch.groups.tolist())
-    else:  # the joint actions at a node are a group, and a path that failed is missing at every node that it passed
+    else:  # the joint actions at a node form a group; a failed path is missing at every node it passed through
         lost = {-1 - trajectory.group for trajectory in batch.left_out}
         lost |= {turn.branch.node for path in batch.left_out for turn in path.turns if turn.branch}
         sizes = Counter(batch.tree.siblings.tolist())
@@ -166,9 +166,9 @@ def groups_of_one(batch: RolloutBatch) -> int:
 
 
 def merged(parts: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """Lists of the same name put together; names keep their order."""
-    together: dict[str, list[float]] = {}
+    """Concatenate the lists of the same name; names keep their order."""
+    lists: dict[str, list[float]] = {}
     for part in parts:
         for name, values in part.items():
-            together.setdefault(name, []).extend(values)
-    return together
+            lists.setdefault(name, []).extend(values)
+    return lists

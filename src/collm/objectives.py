@@ -1,10 +1,11 @@
-"""Losses to minimize, and the estimates they are made of.
+"""Loss functions of policies and critics, and their terms.
 
-Pure functions of tensors. Losses are SUMS over masked entries, never means, so that those of micro-batches add up to
-that of the batch; the caller divides by the number of trajectories. A mask may select any subset of the played turns,
-for example those whose tokens a micro-batch holds. What stands at masked entries is never read and gets no gradient.
+Pure functions of tensors. Losses are SUMS over the entries where the mask is True, never means, so that the losses of
+micro-batches add up to the loss of the batch; the caller divides by the number of trajectories. A mask may select any
+subset of the played turns, for example those in one micro-batch. Entries where the mask is False are ignored (they may
+be NaN) and get no gradient.
 
-Letters: B trajectories, T turns, R rows, L tokens, V vocabulary. Equation numbers are those of arXiv 2601.21972.
+Shapes: B trajectories, T turns, R rows, L tokens, V vocabulary. Equation numbers refer to arXiv 2601.21972.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped to this size, so that `exp` stays finite; beyond it a ratio has no gradient."""
+"""Log-ratios are clamped to this magnitude to keep `exp` finite; a clamped ratio has no gradient."""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is True, [...] -> []; 0 where it is True nowhere."""
+    """Mean of `values` where `mask` is True, [...] -> []; 0 if it is True nowhere."""
     return _masked_sum(values, mask) / mask.sum().clamp(min=1)
 
 
@@ -26,19 +27,18 @@ def policy_gradient_loss(
 ) -> Tensor:
     """Importance-weighted policy gradient over turns (arXiv 2601.21972, eq. 1, 2 and 4).
 
-    The sum of -rho A with rho = pi(a | h) / pi_old(a | h), the ratio of whole responses. Its gradient is
-    -rho A grad log pi, and -A grad log pi where the policy is still the one that sampled. With `clip` it is PPO's
-    pessimistic surrogate (arXiv 1707.06347, eq. 7) of that ratio, -min(rho A, clip(rho, 1 - clip, 1 + clip) A),
-    which stops rewarding a move further than the clip allows. The log-ratio is clamped to
+    The sum of -rho A with the ratio rho = pi(a | h) / pi_old(a | h) of complete responses. Its gradient is
+    -rho A grad log pi, which is -A grad log pi while pi = pi_old. With `clip` it is PPO's clipped surrogate
+    (arXiv 1707.06347, eq. 7), -min(rho A, clip(rho, 1 - clip, 1 + clip) A). The log-ratio is clamped to
     [-MAX_LOG_RATIO, MAX_LOG_RATIO].
 
     Args:
         log_probs: Log-probability of each response under the policy, summed over its tokens, [B, T].
         old_log_probs: The same under the behaviour policy, [B, T].
-        advantages: Advantage of each response; no gradient flows into it, [B, T]. Of a response that several
-            trajectories share, the positive and the negative ones, [2, B, T]; their terms are added.
+        advantages: Advantage of each response; no gradient flows into it, [B, T]. For responses that several
+            trajectories share, the sums of their positive and of their negative advantages, [2, B, T].
         turn_mask: True at turns that count, [B, T].
-        clip: Largest distance of the ratio from 1, None for the plain ratio.
+        clip: Largest distance of the ratio from 1; None for no clipping.
 
     Returns:
         Sum over the turns that count, [].
@@ -68,12 +68,12 @@ def reinforce_loss(log_probs: Tensor, advantages: Tensor, turn_mask: Tensor) -> 
 def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
     """Squared error of a critic, the sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
 
-    The target is held fixed: the paper does not say whether the gradient enters V(h_{t+1}), and a semi-gradient is
-    what TD(0) means.
+    This is the semi-gradient of TD(0): no gradient flows into the target. The paper does not say whether one flows
+    into V(h_{t+1}).
 
     Args:
         values: V(h_t), [B, T].
-        targets: What the critic regresses on; no gradient flows into it, [B, T].
+        targets: Regression target y of the critic, [B, T].
         turn_mask: True at turns that count, [B, T].
 
     Returns:
@@ -83,16 +83,16 @@ def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, turn_mask: Tensor, clip: float) -> Tensor:
-    """Squared error that does not reward moving a value further than `clip` from where it was (PPO's value clipping).
+    """Squared error of a critic with PPO's value clipping.
 
     The sum of max((V - y)^2, (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
 
     Args:
         values: V(h_t), [B, T].
         old_values: V(h_t) at the time of the rollout; no gradient flows into it, [B, T].
-        targets: What the critic regresses on; no gradient flows into it, [B, T].
+        targets: Regression target y of the critic; no gradient flows into it, [B, T].
         turn_mask: True at turns that count, [B, T].
-        clip: Largest move that lowers the loss.
+        clip: Largest change of a value that can lower the loss.
 
     Returns:
         Sum over the turns that count, [].
@@ -106,7 +106,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, turn
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
     """Estimate of KL(pi || pi_ref) from sampled tokens, the k3 of http://joschu.net/blog/kl-approx.html.
 
-    The sum of exp(d) - d - 1 with d = log pi_ref - log pi, which is never negative and 0 where both agree. Its
+    The sum of exp(d) - d - 1 with d = log pi_ref - log pi, which is never negative, and 0 where pi = pi_ref. Its
     gradient is (1 - pi_ref / pi) grad log pi. d is clamped to [-MAX_LOG_RATIO, MAX_LOG_RATIO].
 
     Args:
@@ -122,20 +122,20 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> 
 
 
 def entropy_of_logits(logits: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that `logits` describe, [..., V] -> [...].
+    """Entropy in nats of the categorical distributions with `logits`, [..., V] -> [...].
 
-    Computed in float32 or better. A logit of minus infinity is an impossible token and adds nothing.
+    Computed at least in float32. A token with a logit of minus infinity contributes 0.
     """
     log_probs = logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    # 0 log 0 is 0 here, in the value and in the gradient.
+    # 0 log 0 = 0, in the value and in the gradient
     return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=-1)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
     """`values` where `mask` is True, 0 elsewhere.
 
-    A product with the mask would keep NaN. For the gradient it must also come before anything that can overflow: a
-    mask applied later multiplies its zero gradient with an infinite slope.
+    A product with the mask would keep NaN. The mask must also come before any operation that can overflow: a later
+    mask would multiply a zero gradient by an infinite derivative, which is NaN.
     """
     return torch.where(mask, values, 0.0)
 

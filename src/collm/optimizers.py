@@ -1,8 +1,8 @@
-"""Optimizers that take their step in one pass over the weights, where torch has that, and in float32.
+"""Fused optimizers that step float32 copies (master weights) of weights in lower precision.
 
-The step of a weight of lower precision is often smaller than half the distance to the next number it can be: at a
-learning rate of 5e-6 most bfloat16 weights would never move. So optimizers step float32 copies. After every step each
-weight is its copy, rounded; what is sampled from and what gradients are computed with are these rounded weights.
+A step is often smaller than half the distance to the next bfloat16 number: at a learning rate of 5e-6 most bfloat16
+weights would never change. So optimizers step float32 copies, and after every step each weight is its rounded copy.
+Sampling and gradients use the rounded weights.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 from collm.errors import ConfigurationError
 
 _DEVICES = ("cpu", "cuda")
-_COPY = "float32_weight"  # its name in the state of an optimizer
+_COPY = "float32_weight"  # name of the float32 copy in the state of an optimizer
 
 
 def fused(optimizer: Optimizer) -> Optimizer:
-    """The optimizer, which steps in torch's fused way unless its user has chosen how.
+    """Switch `optimizer` to torch's fused implementation, unless its user has chosen one.
 
-    Weights of other kinds, such as parts of sharded ones, are left to the plain step, which torch has for all of them.
+    Optimizers of other tensors than plain parameters, such as shards, keep the default implementation.
     """
     unset = all(optimizer.defaults.get(name, False) is None for name in ("fused", "foreach"))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -35,11 +35,11 @@ def fused(optimizer: Optimizer) -> Optimizer:
 
 
 def check_optimizer(make: Callable[..., Optimizer], schedule: Callable[[Optimizer], Any] | None) -> None:
-    """Refuse optimizers and learning-rate schedules that cannot be made, by making one for a single weight.
+    """Refuse optimizers and learning-rate schedules that cannot be constructed, by constructing one for one weight.
 
     Args:
-        make: Makes an optimizer from parameter groups.
-        schedule: Makes its schedule, if there is one.
+        make: Constructs an optimizer from parameter groups.
+        schedule: Constructs its schedule, if there is one.
     """
     weight = nn.Parameter(torch.zeros(1, 1))
     name = "model.optimizer"
@@ -48,18 +48,18 @@ def check_optimizer(make: Callable[..., Optimizer], schedule: Callable[[Optimize
         check_finite(name, optimizer.defaults)
         if schedule is not None:
             name = "model.lr_schedule"
-            made = schedule(optimizer)
-            check_finite(name, {key: value for key, value in vars(made).items() if not key.startswith("_")})
+            scheduler = schedule(optimizer)
+            check_finite(name, {key: value for key, value in vars(scheduler).items() if not key.startswith("_")})
             optimizer.step()
-            made.step()
+            scheduler.step()
     except ConfigurationError:
         raise
-    except Exception as error:  # whatever the constructors of others make of their arguments
+    except Exception as error:  # constructors of torch and users raise errors of many types
         raise ConfigurationError(f"{name}: {error} ({type(error).__name__}); correct its arguments.") from error
 
 
 def check_finite(name: str, settings: dict[str, Any]) -> None:
-    """Refuse settings that are NaN, or tuples with NaN in them."""
+    """Refuse settings that are NaN or contain NaN."""
     for key, value in settings.items():
         if any(math.isnan(number) for number in _floats(value)):
             raise ConfigurationError(f"{name}.{key} is {value}; it must be a finite number.")
@@ -74,19 +74,19 @@ def _floats(value: Any) -> Iterator[float]:
 
 
 def float32_copies(weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """`weights` for an optimizer to step: copies in float32 of those of lower precision, the others themselves."""
-    return [weight if _is_wide(weight) else nn.Parameter(weight.detach().float()) for weight in weights]
+    """The parameters that an optimizer steps: float32 copies of weights in lower precision, the others themselves."""
+    return [weight if _has_full_precision(weight) else nn.Parameter(weight.detach().float()) for weight in weights]
 
 
 def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optimizer:
-    """The optimizer, whose steps count for `weights` wherever it steps copies of them.
+    """Add hooks to `optimizer` that copy gradients of `weights` to their float32 copies, and the steps back.
 
-    The copies are part of its state dict. A copy whose rounded value is not its weight any more, as after weights were
-    loaded, starts from the weight again.
+    The copies are part of the optimizer's state dict. If a weight no longer equals its rounded copy, for example after
+    weights were loaded, the copy is set to the weight before the step.
 
     Args:
-        optimizer: An optimizer of one group over `float32_copies(weights)`, or over `weights`.
-        weights: What gradients are computed for.
+        optimizer: An optimizer with one group, over `float32_copies(weights)` or over `weights`.
+        weights: The parameters for which gradients are computed.
     """
     copies = optimizer.param_groups[0]["params"]
     pairs = [(weight, copy) for weight, copy in zip(weights, copies, strict=True) if weight is not copy]
@@ -120,7 +120,7 @@ def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optim
             state[number] = {name: value for name, value in entries.items() if name != _COPY}
             if _COPY in entries:
                 copies[number].copy_(entries[_COPY])
-        # optimizers take an entry for one of a weight they have stepped
+        # torch takes any entry as the state of a weight that has been stepped
         return {**state_dict, "state": {number: entries for number, entries in state.items() if entries}}
 
     optimizer.register_step_pre_hook(take_gradients)
@@ -131,10 +131,10 @@ def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optim
 
 
 def drop_gradients(weights: Iterable[nn.Parameter]) -> None:
-    """Forget the gradients of `weights`."""
+    """Set the gradients of `weights` to None."""
     for weight in weights:
         weight.grad = None
 
 
-def _is_wide(weight: nn.Parameter) -> bool:
+def _has_full_precision(weight: nn.Parameter) -> bool:
     return not weight.is_floating_point() or torch.finfo(weight.dtype).bits >= 32

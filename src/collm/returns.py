@@ -1,14 +1,13 @@
-"""Returns, value targets, advantages and their baselines, turn by turn.
+"""Returns, value targets, advantages and baselines of turns.
 
 Pure functions of tensors [B, T] (B trajectories, T turns). `turn_mask` is True at played turns, which are a prefix of
 each row. Three rules hold for every function:
 
-    - what stands at masked turns is never read (it may be NaN), and the result there is 0;
-    - the horizon is finite: after the last played turn of a row the return and the value are 0, with no bootstrap,
-      so nothing leaks across the end of an episode;
-    - statistics are those of the tensors given; a caller that splits a batch over processes gathers first.
+    - inputs at masked turns are ignored (they may be NaN), and the result there is 0;
+    - the horizon is finite: after the last played turn of a row the return and the value are 0, without a bootstrap;
+    - statistics cover the given tensors; a caller that splits a batch over processes must gather it first.
 
-Equation numbers are those of arXiv 2601.21972.
+Equation numbers refer to arXiv 2601.21972.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, discount: float) -> T
 
 
 def next_turn(values: Tensor, turn_mask: Tensor) -> Tensor:
-    """V(h_{t+1}) from V(h_t): 0 after the last played turn of a row, as there is no bootstrap beyond the horizon.
+    """V(h_{t+1}) from V(h_t), with 0 after the last played turn of a row.
 
     Args:
         values: V(h_t), [B, T].
@@ -42,7 +41,7 @@ def next_turn(values: Tensor, turn_mask: Tensor) -> Tensor:
         Values of the next turn, [B, T].
     """
     values = _masked(values, turn_mask)
-    # The value after the last column is 0; a row that ends earlier finds the 0 of its first masked turn.
+    # The value after the last column is 0; a shorter row takes the 0 of its first masked turn.
     return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
 
 
@@ -66,8 +65,8 @@ def generalized_advantages(
         turn_mask: True at played turns, [B, T].
         discount: gamma.
         gae_lambda: lambda.
-        next_values: V(h_{t+1}), [B, T]; by default those of `values`. With those of another critic, lambda 1 is no
-            longer the return minus the value. What stands at the last played turn of a row is not read.
+        next_values: V(h_{t+1}), [B, T]; by default from `values`. With those of another critic, lambda 1 no longer
+            gives the return minus the value. The entry at the last played turn of a row is ignored.
 
     Returns:
         Advantages, 0 at masked turns, [B, T].
@@ -83,12 +82,12 @@ def generalized_advantages(
 def node_returns(returns: Tensor, nodes: Tensor, weights: Tensor, turn_mask: Tensor) -> Tensor:
     """Return of every joint action of a rollout tree: r + gamma times the mean return of its children.
 
-    The mean over the paths through it, each with its weight, which is the same by linearity.
+    By linearity it is computed as the weighted mean over the paths through the joint action.
 
     Args:
         returns: Reward to go along each path, [B, T].
         nodes: Joint action at each turn of each path, numbered from 0, [B, T].
-        weights: How likely a random descent of the tree takes each path, up to a factor, [B].
+        weights: Probability that a random descent of the tree takes each path, up to a factor, [B].
         turn_mask: True at played turns, [B, T].
 
     Returns:
@@ -102,8 +101,8 @@ def node_returns(returns: Tensor, nodes: Tensor, weights: Tensor, turn_mask: Ten
 def group_mean_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
     """Mean return of the group at each turn: b(h_t) of arXiv 2601.21972, eq. 1, as in MAGRPO (arXiv 2508.04652).
 
-    The members of a group are its trajectories that played any turn. A member whose episode is over counts with its
-    reward to go, which is 0. A group of one is its own baseline: its advantages are 0 and it teaches nothing.
+    The members of a group are its trajectories that played any turn. A member whose episode is over contributes its
+    reward to go, which is 0. A group of one is its own baseline, so its advantages and its gradient are 0.
 
     Args:
         returns: Reward to go, [B, T].
@@ -120,10 +119,10 @@ def group_mean_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> T
 def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
     """Mean return of the other members of the group at each turn, as in RLOO (arXiv 2402.14740) and MARLOO.
 
-    Members whose episode is over count with their reward to go, 0, so the last one still playing has the baseline 0.
-    The baseline does not depend on the trajectory's own actions, so it leaves the policy gradient unbiased, and the
-    advantage is K / (K - 1) times that of `group_mean_baseline` for a group of K members. A member whose peers all
-    failed before their first turn has no others to compare with: it is its own baseline and teaches nothing.
+    Members whose episode is over contribute their reward to go, 0, so the last member still playing has the baseline
+    0. The baseline does not depend on the trajectory's own actions, so the policy gradient stays unbiased, and in a
+    group of K members the advantage is K / (K - 1) times that of `group_mean_baseline`. A member without peers, whose
+    episodes failed before their first turn, is its own baseline, so its advantage and its gradient are 0.
 
     Args:
         returns: Reward to go, [B, T].
@@ -140,9 +139,9 @@ def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -
 
 
 def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
-    """Largest return of the group at each turn (MAReMax): no advantage is positive.
+    """Largest return of the group at each turn (MAReMax), so that no advantage is positive.
 
-    Members whose episode is over count with their reward to go, 0. A group of one is its own baseline.
+    Members whose episode is over contribute their reward to go, 0. A group of one is its own baseline.
 
     Args:
         returns: Reward to go, [B, T].
@@ -160,7 +159,7 @@ def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Te
 def clip_advantages(advantages: Tensor, bound: float) -> Tensor:
     """Clamp advantages to [-bound, bound]: the "advantage clip" of arXiv 2601.21972, appendix C.3.
 
-    The paper lists its size and not how it acts; this is the plain reading.
+    The paper gives the size of the clip but not its definition; a clamp is the plain reading.
     """
     return advantages.clamp(-bound, bound)
 
@@ -168,21 +167,21 @@ def clip_advantages(advantages: Tensor, bound: float) -> Tensor:
 def normalize_advantages(
     advantages: Tensor, turn_mask: Tensor, per_turn: bool = False, center: bool = True, eps: float = 1e-5
 ) -> Tensor:
-    """Divide advantages by their population standard deviation, after taking away their mean if `center`.
+    """Divide advantages by their population standard deviation, after subtracting their mean if `center`.
 
-    Fewer than two entries are returned unchanged: they have no spread, and centering would erase a lone one.
+    A single entry is returned unchanged: it has no deviation, and centering would make it 0.
 
     Args:
         advantages: Advantages, [B, T].
         turn_mask: True at played turns, [B, T].
         per_turn: Whether each turn has its own mean and deviation instead of one for all played turns.
         center: Whether to subtract the mean.
-        eps: A deviation up to this is taken for rounding noise, and entries are not divided by it.
+        eps: A deviation up to this counts as rounding noise, and entries are not divided by it.
 
     Returns:
         Normalized advantages, 0 at masked turns, [B, T].
     """
-    # One "same statistics" axis: a column per turn, or a single column of all entries.
+    # Entries of a column share their statistics: one column per turn, or a single column.
     mask = turn_mask if per_turn else turn_mask.reshape(-1, 1)
     entries = _masked(advantages, turn_mask).reshape(mask.shape)
     count = mask.sum(dim=0)
@@ -195,21 +194,21 @@ def normalize_advantages(
 def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor, eps: float = 1e-5) -> Tensor:
     """Divide advantages by the population standard deviation of their group at their turn (GRPO, arXiv 2402.03300).
 
-    A baseline shared by the group does not change the deviation, so this is GRPO's division by the deviation of the
-    returns. Only trajectories that played the turn enter it; where fewer than two of a group did, or where they do
+    A baseline shared by the group does not change the deviation, so this equals GRPO's division by the deviation of
+    the returns. Only trajectories that played the turn count. Where fewer than two of a group did, or where they do
     not differ, advantages are returned unchanged.
 
     Args:
         advantages: Advantages, [B, T].
         groups: Group of each trajectory, [B].
         turn_mask: True at played turns, [B, T].
-        eps: A deviation up to this is taken for rounding noise, and entries are not divided by it.
+        eps: A deviation up to this counts as rounding noise, and entries are not divided by it.
 
     Returns:
         Standardized advantages, 0 at masked turns, [B, T].
     """
-    # [B, B, T]: what row i sees of row j at turn t. Sums over j instead of a matrix product, which autocast or TF32
-    # would round to a few digits.
+    # [B, B, T]: True where row j belongs to the group of row i and played turn t. Sums over j instead of a matrix
+    # product, which autocast or TF32 would round to a few digits.
     peers = (groups[:, None] == groups)[:, :, None] & turn_mask[None]
     count = peers.sum(dim=1).clamp(min=1)
     entries = _masked(advantages, turn_mask)
@@ -225,21 +224,21 @@ def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Te
 
     Args:
         values: V(h_t), [B, T].
-        targets: What the critic regresses on, [B, T].
+        targets: Regression target of the critic, [B, T].
         turn_mask: True at played turns, [B, T].
 
     Returns:
         A scalar, NaN where the targets do not vary or no turn was played, [].
     """
     values, targets = values[turn_mask], targets[turn_mask]
-    # Equality, not a zero variance: rounding gives seven equal targets of 0.1 a tiny positive one.
+    # Equality instead of a zero variance, because rounding gives seven equal targets of 0.1 a tiny positive variance.
     if targets.numel() == 0 or bool((targets == targets[0]).all()):
         return torch.full((), torch.nan, dtype=targets.dtype, device=targets.device)
     return 1 - (targets - values).var(correction=0) / targets.var(correction=0)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` where `mask` is True, 0 elsewhere; a product would keep NaN."""
+    """`values` where `mask` is True, 0 elsewhere; a product with the mask would keep NaN."""
     return torch.where(mask, values, 0.0)
 
 

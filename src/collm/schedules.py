@@ -1,6 +1,6 @@
-"""Learning rates that change between a checkpoint and the run that goes on from it.
+"""Learning rates that change between a checkpoint and the run that resumes from it.
 
-Optimizers and schedules keep their rates in the checkpoint, so a changed setting would be read and then forgotten.
+A checkpoint stores the learning rates of optimizers and schedules, so loading it would undo a changed setting.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ _RATES = ("lr", "initial_lr", "base_lrs", "_last_lr")
 
 
 def follow_learning_rates(checkpoint: Mapping[str, Any], before: Mapping[str, float], now: Mapping[str, float]) -> None:
-    """Multiply the rates of every optimizer in `checkpoint`, and of its schedule, by how its setting has changed.
+    """Scale the learning rates in `checkpoint` by the ratio of the new setting to the old one.
 
-    A schedule stays where it is in its course. Optimizers whose setting is what it was are left alone.
+    The scale applies to each optimizer and its schedule; the schedule keeps its step. Optimizers whose setting has not
+    changed keep their rates.
 
     Args:
         checkpoint: A checkpoint of Lightning, changed in place.
-        before: Learning rate of each optimizer when it was written, in the order of the optimizers.
+        before: Learning rate of each optimizer when the checkpoint was written, in the order of the optimizers.
         now: Learning rate of each optimizer in this run.
     """
     for part in ("optimizer_states", "lr_schedulers"):
@@ -28,7 +29,7 @@ def follow_learning_rates(checkpoint: Mapping[str, Any], before: Mapping[str, fl
 
 
 def _multiply(state: Any, factor: float) -> None:
-    """Multiply all learning rates in the state of an optimizer or schedule, nested ones included."""
+    """Multiply all learning rates in the nested state of an optimizer or schedule."""
     if isinstance(state, list):
         for entry in state:
             _multiply(entry, factor)

@@ -22,7 +22,7 @@ from collm.models.policy import Policy, PolicySpec
 from collm.optimizers import fused
 from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
-from collm.runtime.seeding import forked
+from collm.runtime.seeding import child_generator
 from families import FAMILIES
 
 skip_without_cuda()
@@ -245,7 +245,7 @@ def test_fused_steps_go_on_from_a_state_that_was_in_main_memory() -> None:
 
 def test_chance_of_a_device_follows_from_that_of_the_processor() -> None:
     drawn = [
-        torch.rand(4, device=DEVICE, generator=forked(torch.Generator().manual_seed(seed), DEVICE)).tolist()
+        torch.rand(4, device=DEVICE, generator=child_generator(torch.Generator().manual_seed(seed), DEVICE)).tolist()
         for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -198,7 +198,7 @@ def test_speed_is_that_of_the_whole_iteration(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(meter, "take", lambda: reading)
     turn = Turn({"x": "?"}, {"x": Action("a", token_ids=[1] * 8)}, 1.0)
     logged = {}
-    module = SimpleNamespace(device=torch.device("cpu"), places={}, log=logged.__setitem__)
+    module = SimpleNamespace(device=torch.device("cpu"), network_devices={}, log=logged.__setitem__)
     LogResources().on_train_batch_end(None, module, None, collate([Trajectory(Task("t", {}), 0, 1, 1.0, [turn])]), 0)
     assert logged["throughput/tokens_per_second"] == 2
     assert logged["throughput/joint_samples_per_hour"] == 900

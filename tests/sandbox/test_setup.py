@@ -57,7 +57,7 @@ BREAKS = {
 }
 FAILS = {
     "namespaces": "from collm.sandbox import confine\ndef no(*a): raise confine.SetupFailure('namespaces', 'no')\n"
-    "confine.private_scratch = no",
+    "confine.private_temporary = no",
     "landlock": "from collm.sandbox import landlock\ndef no(*a): raise OSError('no')\nlandlock.restrict = no",
     "seccomp": "from collm.sandbox import seccomp\ndef no(*a): raise OSError('no')\nseccomp.install = no",
 }
@@ -111,8 +111,8 @@ def test_a_server_that_says_more_than_it_does_is_found_at_each_start(
             "landlock.restrict = seccomp.install = lambda *a: None",
             "confine._private_root = lambda *a: None",
             "confine.file_rules = lambda *a: confine.os.dup2(2, 250)",
-            "confine.SCRATCH, confine.can_drop = '/', lambda user: True",
-            "confine.private_scratch = lambda size: None",
+            "confine.TEMPORARY, confine.can_drop = '/', lambda user: True",
+            "confine.private_temporary = lambda size: None",
         )
     )
     sabotage(nothing)
@@ -125,7 +125,7 @@ def test_a_server_that_says_more_than_it_does_is_found_at_each_start(
     "code",
     [
         "from collm.sandbox import judge\njudge.give_up = lambda *a, **k: judge.os._exit(70)",
-        "from collm.sandbox import candidate\ndef no(*a): raise OSError('no')\ncandidate.settle = no",
+        "from collm.sandbox import candidate\ndef no(*a): raise OSError('no')\ncandidate.close_other_descriptors = no",
         "from collm.sandbox import confine\ndef no(*a): raise OSError('no')\nconfine.resource.setrlimit = no",
         "from collm.sandbox import library\ndef no(*a): raise OSError('no')\nlibrary.shared_libraries = no",
         "raise SystemExit",
@@ -184,7 +184,7 @@ def test_a_program_that_breaks_servers_has_failed(sandbox: Sandbox, sabotage: Ca
     restart(sandbox)
     verdict = sandbox.judge(bad)
     assert (verdict.passed, verdict.total, verdict.correct, verdict.broke) == (0, 2, False, True)
-    assert "broke down twice" in verdict.error
+    assert "crashed the sandbox's server twice" in verdict.error
     assert sandbox.judge(HONEST).correct
     sabotage("")
     restart(sandbox)

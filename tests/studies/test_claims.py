@@ -133,8 +133,8 @@ def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
         "2026-01-02",
         "98.75 %",
         "A reaches the threshold in 15 s and 500 joint samples, B in 18 s and 600",
-        "level if playing a joint sample took 30.00 ms less",  # (15 - 18) s / (600 - 500)
-        "B needs as many joint samples as A or more, so no price",
+        "the same time if playing a joint sample took 30.00 ms less",  # (15 - 18) s / (600 - 500)
+        "B needs as many joint samples as A or more, so a higher cost",
         "0 of 5",
         "0.75",
     ):

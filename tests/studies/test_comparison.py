@@ -141,7 +141,7 @@ def test_no_logs(tmp_path: Path) -> None:
 
 def test_peak_memory_is_logged() -> None:
     logged = {}
-    module = SimpleNamespace(device=torch.device("cpu"), places={}, log=logged.__setitem__)
+    module = SimpleNamespace(device=torch.device("cpu"), network_devices={}, log=logged.__setitem__)
     LogResources().on_train_batch_end(None, module, None, collate([]), 0)
     assert {name for name in logged if name.startswith("memory/")} == {"memory/peak_rss_gb"}
     assert 0.05 < logged["memory/peak_rss_gb"] <= peak_memory(torch.device("cpu"))["peak_rss_gb"] < 1000

@@ -116,7 +116,7 @@ def test_what_did_not_finish_goes_on_from_its_checkpoint(
 def test_other_settings_are_not_mixed_in(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
     study(**settings)
     (tmp_path / "dc.yaml").write_text("name: other\n")
-    with pytest.raises(ConfigurationError, match="DC_own_critics/seed_3 holds a run with other settings"):
+    with pytest.raises(ConfigurationError, match="DC_own_critics/seed_3 contains a run with other settings"):
         study(**settings)
 
 

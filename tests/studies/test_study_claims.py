@@ -106,7 +106,7 @@ def test_the_rule_stands_once_the_evaluation_has_begun(settings: dict[str, Any],
     (tmp_path / "study" / "tuned.yaml").write_text(
         (tmp_path / "study" / "tuned.yaml").read_text().replace("chosen: 1", "chosen: 0")
     )
-    with pytest.raises(ConfigurationError, match="A/seed_10 holds a run with other settings"):
+    with pytest.raises(ConfigurationError, match="A/seed_10 contains a run with other settings"):
         study(**settings)
 
 
@@ -133,21 +133,21 @@ def test_a_cell_may_train_some_methods_only(settings: dict[str, Any], tmp_path: 
     assert (out / "short_game" / "B" / "seed_10").is_dir()
     assert (out / "long_game" / "A" / "seed_10").is_dir()
     assert not (out / "short_game" / "A").exists()
-    with pytest.raises(ConfigurationError, match="speaks of 'A', but there are B"):
+    with pytest.raises(ConfigurationError, match="names 'A', but there are B"):
         study(**settings | {"rule": Rule(claims=[Claim("A beats B", "short game", "A", "B")])})
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seeds": (0, 1)}, r"seeds \[0\] were for tuning"),
+        ({"seeds": (0, 1)}, r"seeds \[0\] were used for tuning"),
         (
             {"methods": {"A": Method(candidates=RATES), "B": Method(candidates=RATES[:1])}, "stage": "tune"},
             "equally many",
         ),
         ({"tuning": None, "stage": "tune"}, "nothing to tune"),
         ({"tuning": Tuning(cells=["other"]), "stage": "tune"}, "'other', but there are long game"),
-        ({"rule": Rule(claims=[Claim("?", "other", "A", "B")])}, "speaks of 'other'"),
+        ({"rule": Rule(claims=[Claim("?", "other", "A", "B")])}, "names 'other'"),
         ({"untrained": {"C": Method()}}, "without cells"),
         ({"cells": {"long game": Cell(methods=["A", "C"])}}, "'long game' names 'C', but there are A, B"),
         ({"cells": {"long game": Cell(methods=["A"])}, "stage": "tune", "rule": None}, "'B' is trained in none"),
@@ -259,5 +259,5 @@ def test_a_miniature_from_runs_to_the_page(
     writer = SummaryWriter(str(events.parent))
     writer.add_scalar("rollout/success", 0.5, 8)
     writer.close()
-    with pytest.raises(ConfigurationError, match="does not say how long its updates took"):
+    with pytest.raises(ConfigurationError, match="has no update times in its logs"):
         report(study=str(tmp_path / "study"), out=str(tmp_path / "page"))

@@ -72,7 +72,7 @@ class Agents(Checkpointed):
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
         self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
-        self.places: Mapping[str, torch.device] = {}  # set by a strategy that gives networks devices of their own
+        self.network_devices: Mapping[str, torch.device] = {}  # set by a strategy that puts networks on several devices
         # set by a strategy that shards weights: has policies ready to be sampled from
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
@@ -123,7 +123,7 @@ class Agents(Checkpointed):
         if name not in self.backbones:
             given = (spec.path, spec.dtype, spec.random_weights)
             # shared ones have no place of their own
-            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.places.get(name))
+            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.network_devices.get(name))
         backbone = self.backbones[name]
         if spec.gradient_checkpointing:
             backbone.recompute_activations()

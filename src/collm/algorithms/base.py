@@ -20,7 +20,7 @@ from collm.optimizers import drop_gradients
 from collm.packing import SequenceBatch, TokenSequence, action_sequences, micro_batches, pad_sequences, signed_shares
 from collm.returns import clip_advantages, normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
-from collm.runtime.collectives import evened, on_all_rows, sum_gradients, sum_over_ranks, whole
+from collm.runtime.collectives import full_tensor, on_all_rows, padded_to_longest, sum_gradients, sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch
 
@@ -98,7 +98,7 @@ class MultiAgentModule(RolloutHooks):
         batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, device)
         if self.gathering:  # every pass gathers weights from all ranks, so all have to make as many
             nothing = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, device)
-            batches = iter(evened(batches, nothing, device))
+            batches = iter(padded_to_longest(batches, nothing, device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
             yield chunk
@@ -205,7 +205,7 @@ class MultiAgentModule(RolloutHooks):
             total = sum_over_ranks(total, self.device)
             sum_gradients(self.learners[name])
             weights = [weight for weight in self.learners[name] if weight.grad is not None]
-            norm = whole(nn.utils.get_total_norm([weight.grad for weight in weights]))
+            norm = full_tensor(nn.utils.get_total_norm([weight.grad for weight in weights]))
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:

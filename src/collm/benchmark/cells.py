@@ -1,4 +1,4 @@
-"""What is measured for the table in the README: workloads, and ratios between two of them, a peer or the floor."""
+"""The benchmark table of the README: workloads, and their ratios to another workload, a library or the floor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 NEW_TOKENS = {"tiny": 64, "smollm2": 32}
-# With SmolLM2's chat template around them both make prompts of about 64 tokens.
+# Both give prompts of about 64 tokens, including SmolLM2's chat template.
 PROMPT_WORDS = {"tiny": 64, "smollm2": 33}
 
 
@@ -21,10 +21,10 @@ class Work:
         agents: Number of agents.
         turns: Turns of an episode.
         samples: Joint samples of the first turn.
-        generations: Episodes of each task, or branches of a rollout tree.
+        generations: Episodes of each task, or joint actions at each node of a rollout tree.
         parameters: `separate` or `lora`.
-        tree: Whether every joint action branches.
-        micro_batch: Tokens of one forward and backward pass, in place of the default.
+        tree: Whether to sample a rollout tree.
+        micro_batch: Tokens of one forward and backward pass, instead of the default.
     """
 
     model: str = "tiny"
@@ -72,16 +72,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Cell:
-    """A ratio of the table.
+    """A ratio in the table.
 
     Args:
-        name: Its group and its own name, `floor/tiny, 1 turn`.
-        work: What is measured here.
-        against: `floor`; `overhead`, then it is the share of a round that is no model call; `comlrl:maac` and the like,
-            the peer and its algorithm; `work` or `memory`, then `other` is measured too, for time and for peak memory.
-        target: What the ratio should reach: at least this against a peer, at most this otherwise.
-        other: What `work` is divided by.
-        quantity: What is divided where two processes take turns: `seconds` or `update_seconds`.
+        name: Group and name, such as `floor/tiny, 1 turn`.
+        work: The workload that is measured with this project.
+        against: What it is compared with. `floor`: the floor. `overhead`: no comparison, but the share of a round
+            outside of model calls. `comlrl:maac` and the like: a peer and its algorithm. `work` or `memory`: the time
+            or peak memory of the workload `other`.
+        target: Target of the ratio: at least this against a peer, at most this otherwise.
+        other: The workload in the denominator.
+        quantity: The measured quantity if two processes alternate: `seconds` or `update_seconds`.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Cell:
 def cells() -> list[Cell]:
     """All ratios of the table, cheap ones first."""
     tiny, smollm2 = Work(), Work(model="smollm2", samples=8)
-    found: list[Cell] = []
+    table: list[Cell] = []
     targets = {
         ("tiny", 1): (0.8, 0.8),
         ("smollm2", 1): (1.0, 0.75),
@@ -111,32 +112,32 @@ def cells() -> list[Cell]:
             for parameters, target in zip(("separate", "lora"), targets[base.model, turns], strict=True):
                 samples = 4 if (base.model, turns) == ("smollm2", 4) else base.samples
                 work = replace(base, turns=turns, parameters=parameters, samples=samples)
-                found.append(Cell(f"floor/{base.model}, {plural(turns, 'turn')}, {parameters}", work, "floor", target))
+                table.append(Cell(f"floor/{base.model}, {plural(turns, 'turn')}, {parameters}", work, "floor", target))
     for few, many in ((2, 4), (4, 8)):
         work, other = replace(tiny, turns=many), replace(tiny, turns=few)
-        found.append(Cell(f"growth/update, {few} to {many} turns", work, "work", 2.2, other, "update_seconds"))
+        table.append(Cell(f"growth/update, {few} to {many} turns", work, "work", 2.2, other, "update_seconds"))
         work, other = replace(tiny, agents=many), replace(tiny, agents=few)
-        found.append(Cell(f"growth/iteration, {few} to {many} agents", work, "work", 2.1, other))
-    found.append(Cell("overhead/tiny, 1 turn", tiny, "overhead", 0.25))
-    found.append(Cell("overhead/smollm2, 1 turn", smollm2, "overhead", 0.10))
-    # one joint history of eight agents at a time: what is held of a pass is then alike on both sides
+        table.append(Cell(f"growth/iteration, {few} to {many} agents", work, "work", 2.1, other))
+    table.append(Cell("overhead/tiny, 1 turn", tiny, "overhead", 0.25))
+    table.append(Cell("overhead/smollm2, 1 turn", smollm2, "overhead", 0.10))
+    # micro-batches of one joint history of eight agents, so that both sides need about the same activation memory
     one = replace(smollm2, parameters="lora", samples=4, agents=1, micro_batch=512)
-    found.append(Cell("memory/smollm2, lora, 1 to 8 agents", replace(one, agents=8), "memory", 1.5, one))
+    table.append(Cell("memory/smollm2, lora, 1 to 8 agents", replace(one, agents=8), "memory", 1.5, one))
     for algorithm, peer in (("collm_cc", "maac"), ("collm_dc", "iac")):
         for agents, turns, target in ((2, 1, 5.0), (2, 4, 5.0), (8, 1, 8.0)):
             work = replace(tiny, algorithm=algorithm, agents=agents, turns=turns)
             name = f"comlrl/{peer}, tiny, {plural(agents, 'agent')}, {plural(turns, 'turn')}"
-            found.append(Cell(name, work, f"comlrl:{peer}", target))
+            table.append(Cell(name, work, f"comlrl:{peer}", target))
         work = replace(smollm2, algorithm=algorithm)
-        found.append(Cell(f"comlrl/{peer}, smollm2, 2 agents, 1 turn", work, f"comlrl:{peer}", 2.5))
+        table.append(Cell(f"comlrl/{peer}, smollm2, 2 agents, 1 turn", work, f"comlrl:{peer}", 2.5))
     group = replace(tiny, algorithm="magrpo", generations=16)
-    found.append(Cell("comlrl/magrpo, tiny, 16 generations", group, "comlrl:magrpo", 1.3))
+    table.append(Cell("comlrl/magrpo, tiny, 16 generations", group, "comlrl:magrpo", 1.3))
     tree = replace(tiny, algorithm="magrpo", samples=4, generations=4, turns=3, tree=True)
-    found.append(Cell("comlrl/magrpo, tiny, tree of 3 turns and 4 branches", tree, "comlrl:magrpo", 4.0))
+    table.append(Cell("comlrl/magrpo, tiny, tree of 3 turns and 4 branches", tree, "comlrl:magrpo", 4.0))
     for base, target in ((tiny, 1.3), (smollm2, 1.2)):
         work = replace(base, algorithm="magrpo", agents=1, generations=4)
-        found.append(Cell(f"trl/grpo, {base.model}, 4 generations", work, "trl:grpo", target))
-    return found
+        table.append(Cell(f"trl/grpo, {base.model}, 4 generations", work, "trl:grpo", target))
+    return table
 
 
 def plural(number: int, noun: str) -> str:
@@ -144,5 +145,5 @@ def plural(number: int, noun: str) -> str:
 
 
 def chosen(all_cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells whose name begins with one of `only`, or all where there is none."""
+    """The cells whose name starts with an entry of `only`; all cells if `only` is empty."""
     return [cell for cell in all_cells if not only or any(cell.name.startswith(start) for start in only)]

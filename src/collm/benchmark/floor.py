@@ -1,10 +1,10 @@
-"""The floor: what a rollout and its update cost when they are written down plainly with transformers alone.
+"""The floor: the time of a rollout and its update in a plain implementation with Hugging Face transformers alone.
 
-For every agent and turn ONE `generate` for all episodes, for every network ONE batched forward and backward pass per
-turn and one AdamW step. Nothing is shared, kept or packed: each turn reads the whole history again. It is no algorithm
-(no old log-probabilities, no values before the update, no environment, no logging), but it does the same work on
-networks of its own, all of whose weights train: the prompts, the lengths of the responses and what the critics read
-are those of a rollout that was played.
+It makes ONE `generate` call per agent and turn for all episodes, ONE batched forward and backward pass per network and
+turn, and one AdamW step per network. It shares, caches and packs nothing: each turn reads the complete history again.
+It is not an algorithm (no old log-probabilities, no values before the update, no environment, no logging), but it does
+the same work as a recorded rollout, with the same prompts, response lengths and critic inputs. It has its own networks,
+with full training of all weights.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Rows = list[list[int]]
 
 
 class Floor:
-    """Networks like those of an algorithm, each a model of its own that trains in full.
+    """Separate copies of an algorithm's networks, all of whose weights are trained.
 
     Args:
-        module: The algorithm; its weights are not touched.
+        module: The algorithm; its own weights do not change.
     """
 
     def __init__(self, module: MultiAgentModule):
@@ -46,7 +46,7 @@ class Floor:
         }
 
     def round(self, batch: RolloutBatch) -> dict[str, float]:
-        """Do the work of `batch` and of one update on it; seconds of `generate`, `update/policy`, `update/critic`."""
+        """Repeat the work of `batch` and one update; returns seconds of `generate` and of both `update/...` phases."""
         seconds = dict.fromkeys(("generate", "update/policy", "update/critic"), 0.0)
         for agent_id, actor in self.actors.items():
             turns = actions_by_turn(batch.trajectories, agent_id)
@@ -78,7 +78,7 @@ class Floor:
 
     @torch.no_grad()
     def generate(self, agent_id: str, actions: Sequence[Action]) -> list[str]:
-        """Responses to the prompts of `actions`, all as long as the longest of these."""
+        """Generate responses to the prompts of `actions`, each as long as the longest of the actions."""
         actor, spec = self.actors[agent_id], self.module.specs[agent_id]
         tokenizer = self.module.policies[agent_id].tokenizer
         ids, mask = pad([list(action.prompt_ids) for action in actions], "left", actor.device)
@@ -103,7 +103,7 @@ class Floor:
 
 
 def actions_by_turn(trajectories: Sequence[Trajectory], agent_id: str) -> list[list[Action]]:
-    """What one agent wrote at each turn; an action that several trajectories share is there once."""
+    """The actions of one agent at each turn; an action that several trajectories share appears once."""
     turns: list[dict[str, Action]] = []
     for trajectory in trajectories:
         for index, turn in enumerate(trajectory.turns):
@@ -115,7 +115,7 @@ def actions_by_turn(trajectories: Sequence[Trajectory], agent_id: str) -> list[l
 
 
 def histories_by_turn(sequences: Sequence) -> Mapping[int, Rows]:
-    """The text up to each value that a critic reads, in rows of its own, by turn."""
+    """The input of a critic up to each of its values, as one row per value, by turn."""
     turns: dict[int, Rows] = {}
     for sequence in sequences:
         for position, turn in enumerate(sequence.turns):
@@ -125,7 +125,7 @@ def histories_by_turn(sequences: Sequence) -> Mapping[int, Rows]:
 
 
 def policy_loss(actor: PreTrainedModel, actions: Sequence[Action], advantages: Tensor, temperature: float) -> Tensor:
-    """Sum of -A log pi(a | h) over actions; logits only from where the first token of a response is predicted."""
+    """Sum of -A log pi(a | h) over actions; computes logits only from the first token of the longest response on."""
     ids, mask = pad([[*action.prompt_ids, *action.token_ids] for action in actions], "left", actor.device)
     length = max(len(action.token_ids) for action in actions)
     logits = actor(
@@ -137,12 +137,12 @@ def policy_loss(actor: PreTrainedModel, actions: Sequence[Action], advantages: T
     ).logits[:, :-1]
     log_probs = (logits / temperature).log_softmax(-1).gather(-1, ids[:, -length:, None]).squeeze(-1)
     sizes = torch.tensor([len(action.token_ids) for action in actions], device=ids.device)
-    written = torch.arange(length, device=ids.device) >= length - sizes[:, None]
-    return -(torch.where(written, log_probs, 0.0).sum(1) * advantages).sum()
+    is_response = torch.arange(length, device=ids.device) >= length - sizes[:, None]
+    return -(torch.where(is_response, log_probs, 0.0).sum(1) * advantages).sum()
 
 
 def value_loss(backbone: PreTrainedModel, head: nn.Module, histories: Rows, targets: Tensor) -> Tensor:
-    """Sum of (V(h) - y)^2 over histories, V read at their last token."""
+    """Sum of (V(h) - y)^2 over histories, with V(h) from the last token."""
     ids, mask = pad(histories, "right", backbone.device)
     hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     last = mask.sum(1) - 1
@@ -151,11 +151,11 @@ def value_loss(backbone: PreTrainedModel, head: nn.Module, histories: Rows, targ
 
 
 def pad(rows: Rows, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, [R, L] each; padding is token 0."""
+    """Token ids and mask, [R, L] each, padded with token 0 on `side`."""
     width = max(map(len, rows))
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[index, place] = torch.tensor(row)
-        mask[index, place] = 1
+        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[index, columns] = torch.tensor(row)
+        mask[index, columns] = 1
     return ids.to(device), mask.to(device)

@@ -1,6 +1,6 @@
-"""What a card gives, and how much of it a run takes: `python tools/bench.py gpu`.
+"""Performance of a GPU, and the share of it that decoding and updates reach: `python tools/bench.py gpu`.
 
-Everything runs on random weights of a known shape, in one process.
+All measurements use random weights of a known shape, in one process.
 """
 
 from __future__ import annotations
@@ -60,24 +60,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("bench_gpu"), help="folder for gpu.json and gpu.md (bench_gpu)"
     )
     parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-1.7b", help="shape of the model (qwen3-1.7b)")
-    parser.add_argument("--dtype", default="bfloat16", help="number format of the weights (bfloat16)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where it runs")
-    parser.add_argument("--engines", nargs="+", default=["collm", "transformers"], help="what samples")
-    parser.add_argument("--rows", nargs="+", type=int, default=[16, 64], help="rows that are decoded at once (16 64)")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights (bfloat16)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of all measurements"
+    )
+    parser.add_argument("--engines", nargs="+", default=["collm", "transformers"], help="engines that sample")
+    parser.add_argument("--rows", nargs="+", type=int, default=[16, 64], help="sequences decoded in one batch (16 64)")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of a prompt (128)")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens of a response (128)")
     parser.add_argument("--agents", type=int, default=2, help="agents of an iteration (2)")
     parser.add_argument("--turns", type=int, default=2, help="turns of an iteration (2)")
     parser.add_argument("--joint-samples", type=int, default=64, help="joint samples of an iteration (64)")
     parser.add_argument("--micro-batch", type=int, default=8192, help="tokens of a forward and backward pass (8192)")
-    parser.add_argument("--iterations", type=int, default=3, help="measured iterations, after one that is not (3)")
-    parser.add_argument("--size", type=int, default=8192, help="rows of the matrices that measure the card (8192)")
-    parser.add_argument("--limit", type=float, default=280, help="seconds for everything (280)")
-    parser.add_argument("--each", type=float, default=75, help="seconds for each measurement (75)")
+    parser.add_argument("--iterations", type=int, default=3, help="measured iterations, after a warm-up (3)")
+    parser.add_argument("--size", type=int, default=8192, help="rows of the matrices that measure peak FLOP/s (8192)")
+    parser.add_argument("--limit", type=float, default=280, help="time limit of all measurements in seconds (280)")
+    parser.add_argument("--each", type=float, default=75, help="time limit of each measurement in seconds (75)")
 
 
 def measure_gpu(known: argparse.Namespace) -> int:
-    """All measurements; the exit status is 1 if one of them failed for a reason other than time and memory."""
+    """Make all measurements; the exit status is 1 if one failed for a reason other than time or memory."""
     table = Table(known)
     bench = Bench(known, table)
     print(table.text(), end="", flush=True)
@@ -104,7 +106,7 @@ class Bench:
 
     Args:
         known: Arguments of the command.
-        table: Where rows go.
+        table: Table for the results.
     """
 
     def __init__(self, known: argparse.Namespace, table: Table):
@@ -115,7 +117,7 @@ class Bench:
         self.bandwidth = self.peak = float("nan")  # bytes and operations per second
 
     def config(self) -> PretrainedConfig:
-        """The configuration of the model."""
+        """Configuration of the model."""
         config = Qwen3Config(
             **SHAPES[self.known.shape],
             max_position_embeddings=4096,
@@ -128,7 +130,7 @@ class Bench:
         return config
 
     def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
-        """How long `work` takes on the device, on average."""
+        """Average seconds of `work` on the device."""
         self.wait()
         began = time.perf_counter()
         for _ in range(times):
@@ -141,7 +143,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def card(self) -> None:
-        """Bandwidth by a copy on the device, operations per second by products of matrices."""
+        """Measure memory bandwidth by a copy on the device, and FLOP/s by matrix products."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         self.table.add("card", name, torch=torch.__version__, threads=torch.get_num_threads())
         size, dtype = self.known.size, getattr(torch, self.known.dtype)
@@ -157,7 +159,7 @@ class Bench:
         self.table.add(f"product of {size} x {size}, {self.known.dtype}", self.peak / 1e12, "TFLOP/s")
 
     def decode(self, engine: str) -> None:
-        """Tokens per second of decoding alone: the time of all tokens less that of the first, which reads prompts."""
+        """Measure tokens per second of decoding, without the time of the first token, which includes the prefill."""
         known = self.known
         with self.device:
             backbone = Backbone(self.folder, known.dtype, random_weights=True)
@@ -165,8 +167,8 @@ class Bench:
         weights = sum(weight.nbytes for weight in backbone.parameters())
         config = backbone.lm.config
         per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
-        chance = torch.Generator(self.device).manual_seed(0)
-        numbers = torch.Generator().manual_seed(0)
+        generator = torch.Generator(self.device).manual_seed(0)
+        cpu_generator = torch.Generator().manual_seed(0)
 
         def policy(new: int) -> Policy:
             spec = PolicySpec(
@@ -175,11 +177,11 @@ class Bench:
             return Policy("a", spec, backbone, None)
 
         for rows in known.rows:
-            prompts = torch.randint(2, config.vocab_size, (rows, known.prompt_tokens), generator=numbers).tolist()
-            first, whole = policy(1), policy(known.new_tokens)
-            policy(4).sample(prompts, chance, False)
-            prefill = self.seconds(lambda first=first, prompts=prompts: first.sample(prompts, chance, False))
-            total = self.seconds(lambda whole=whole, prompts=prompts: whole.sample(prompts, chance, False))
+            prompts = torch.randint(2, config.vocab_size, (rows, known.prompt_tokens), generator=cpu_generator).tolist()
+            first, full = policy(1), policy(known.new_tokens)
+            policy(4).sample(prompts, generator, False)
+            prefill = self.seconds(lambda first=first, prompts=prompts: first.sample(prompts, generator, False))
+            total = self.seconds(lambda full=full, prompts=prompts: full.sample(prompts, generator, False))
             step = (total - prefill) / (known.new_tokens - 1)
             read = weights + rows * (known.prompt_tokens + known.new_tokens / 2) * per_token
             self.table.add(
@@ -194,7 +196,7 @@ class Bench:
             )
 
     def iteration(self, name: str, parameters: str, engine: str) -> None:
-        """Rollout, values and updates of CoLLM-CC, and the share of the card's operations that updates reach."""
+        """Measure rollout, values and updates of CoLLM-CC, and the share of peak FLOP/s that updates reach."""
         known = self.known
         lora = LORA if parameters == "lora" else {}
         shared: dict[str, Any] = {"path": self.folder, "dtype": known.dtype, "random_weights": True, **lora}
@@ -213,7 +215,7 @@ class Bench:
             parameters=parameters,
             tokens_per_micro_batch=known.micro_batch,
         )
-        module.hparams.clear()  # objects here
+        module.hparams.clear()  # they hold objects that cannot be logged
         resources, rounds = LogResources(synchronize=True), Iterations(lora=bool(lora))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -231,16 +233,16 @@ class Bench:
         )
         try:
             trainer.fit(module, datamodule=data)
-        finally:  # what was measured before time ran out counts
+        finally:  # keep the measurements that were made before the time limit
             if rounds.measured:
                 self.report(name, rounds.measured)
             else:
                 print(f"{name}: no iteration was measured", file=sys.stderr)
 
     def report(self, name: str, measured: list[dict[str, float]]) -> None:
-        """Rows of an iteration, medians over those that were measured after the first."""
-        later = measured[1:] or measured
-        median = {key: statistics.median(one[key] for one in later) for key in later[0]}
+        """Add the rows of an iteration: medians over the measured iterations after the first."""
+        warm = measured[1:] or measured
+        median = {key: statistics.median(iteration[key] for iteration in warm) for key in warm[0]}
         update = median["update/policy"] + median["update/critic"] + median["values"]
         known_phases = {"generate": median["generate"], "update": update - median["values"], "values": median["values"]}
         other = median["seconds"] - sum(known_phases.values())
@@ -255,7 +257,7 @@ class Bench:
             **shares,
             **peak,
             sampled_tokens_per_second=median["sampled_tokens"] / median["generate"],
-            iterations=len(later),
+            iterations=len(warm),
             first_seconds=measured[0]["seconds"],
         )
         self.table.add(

@@ -1,4 +1,4 @@
-"""Floating-point operations of an update, and what an iteration took."""
+"""Time and tokens of each iteration, and the floating-point operations of its updates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from collm.trajectory import RolloutBatch, distinct_actions
 
 
 class Iterations(L.Callback):
-    """Keeps what each iteration took and the operations its updates need; stands after `LogResources`.
+    """Records time, tokens and operations of each iteration; must come after `LogResources` in the callbacks.
 
     Args:
-        lora: Whether only adapters train, so that no gradients of the models' own matrices are needed.
+        lora: Whether only LoRA adapters are trained, so that gradients of the base weights are not needed.
     """
 
     def __init__(self, lora: bool):
@@ -27,7 +27,7 @@ class Iterations(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultiAgentModule, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
-        resources = next(one for one in trainer.callbacks if isinstance(one, LogResources))
+        resources = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources))
         seconds = resources.reading.seconds
         names = ("generate", "values", "update/policy", "update/critic")
         operations, tokens = work_of_update(pl_module, batch, self.lora)
@@ -44,11 +44,11 @@ class Iterations(L.Callback):
 
 
 def work_of_update(module: Any, batch: RolloutBatch, lora: bool) -> tuple[float, int]:
-    """Floating-point operations that one pass of every network over a rollout needs, and its tokens.
+    """Floating-point operations for one forward and backward pass of every network over a rollout, and its tokens.
 
-    A token takes two operations for each weight of a layer forward, two for the gradient of what it read, and two for
-    that of the weight, which frozen weights (`lora`) do not have. A head counts where a token is predicted, attention
-    for what is seen. What is computed again for the backward pass is no part of it, nor are adapters.
+    For each weight of a layer, a token takes two operations forward, two for the gradient of its input, and two for the
+    gradient of the weight, which frozen weights (`lora`) do not need. The language model head counts only at predicted
+    tokens. Recomputation in the backward pass and adapters are not counted.
     """
     operations, tokens = 0.0, 0
     passes = 4 if lora else 6
@@ -66,7 +66,7 @@ def work_of_update(module: Any, batch: RolloutBatch, lora: bool) -> tuple[float,
             length = len(sequence.ids)
             tokens += length
             operations += passes * layers * length
-            # 2 for the scores and 2 for what is read forward, over half of all pairs; twice that backward
+            # forward 2 for the scores and 2 for the weighted values, over half of all pairs; twice that backward
             operations += 6 * config.num_hidden_layers * width * length**2
             if isinstance(network, Policy):
                 operations += passes * head * sum(turn >= 0 for turn in sequence.turns)

@@ -1,7 +1,7 @@
-"""Rounds of comlrl's trainers. Runs in an interpreter that has comlrl, and imports nothing of this project.
+"""Measures rounds of comlrl's trainers. Runs in an environment with comlrl and does not import this project.
 
-The first line on standard input says what to do; see `sides.Side` for the rest. A round ends when its buffers have
-been trained on; the seconds are those since the line that began it.
+The first line on standard input describes the work; see `sides.Side` for the protocol. A round ends after the update on
+its buffers; its seconds count from the line that started it.
 """
 
 import json
@@ -55,7 +55,7 @@ def main():
 
     trainer_class, config_class = TRAINERS[work["algorithm"]]
     per_round = len(work["prompts"][0])
-    if work["algorithm"] == "magrpo":  # buffers hold nodes of the rollout tree
+    if work["algorithm"] == "magrpo":  # its buffers contain nodes of the rollout tree
         buffer = per_round * sum(generations**turn for turn in range(turns))
         critics, extra = {}, {}
     else:
@@ -129,7 +129,7 @@ def main():
 
 
 def count_tokens(language_model, tokens):
-    """Note the prompt and sampled tokens of every call of `generate`."""
+    """Record the numbers of prompt and sampled tokens of every call of `generate`."""
     generate = language_model.generate
 
     def counted(*args, **kwargs):

@@ -1,7 +1,7 @@
-"""Rounds of TRL's GRPOTrainer. Runs in an interpreter that has trl, and imports nothing of this project.
+"""Measures rounds of TRL's GRPOTrainer. Runs in an environment with trl and does not import this project.
 
-The first line on standard input says what to do; see `sides.Side` for the rest. A round is one optimizer step and the
-generation before it.
+The first line on standard input describes the work; see `sides.Side` for the protocol. A round is one optimizer step
+and the generation before it.
 """
 
 import json
@@ -24,7 +24,7 @@ def length(completions, **kwargs):
 
 
 class InTurn(TrainerCallback):
-    """Prints every round and waits for the next one."""
+    """Prints the measurements of every round and waits for a line that starts the next one."""
 
     def __init__(self, tokens, clock):
         self.tokens = tokens

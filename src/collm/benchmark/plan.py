@@ -1,7 +1,7 @@
-"""What a configuration will take on one, two or more devices, before there are any weights.
+"""Memory that a configuration needs on one or more devices, computed without loading weights.
 
-The algorithm is built as for a run, but on PyTorch's meta device, where parameters have a shape and no memory. So what
-is counted is what would be made: every network, adapter and optimizer state. Activations and caches are estimated.
+The algorithm is built as for a run, but on PyTorch's meta device, where parameters have a shape but no memory. The
+sizes of networks, adapters and optimizer states are exact; those of activations and caches are estimates.
 
 Per token of a micro-batch and per layer, with h the hidden size, q and k the widths of all query heads and all key
 heads, i the width of the feed-forward part and b the bytes of a number, backward passes need
@@ -9,9 +9,9 @@ heads, i the width of the feed-forward part and b the bytes of a number, backwar
     A = (8 + 4 b) h + 2 b (q + k) + 4 b i        and (4 + b) (q + k) more where queries and keys are normalized
 
 (two norms in float32 with their results; queries, keys, values and the attention's result; four feed-forward
-activations), if transformers computes the layers; those that `models.layers` computes keep half as much to two thirds,
-so that there is room left. With gradient checkpointing it is b h per layer, and A for one layer. The cache takes 2 k b
-per layer and token of history, and half as much again for the room that is reserved ahead.
+activations) if transformers computes the layers; the layers in `collm.kernels` keep half to two thirds of that, so the
+estimate is an upper bound. With gradient checkpointing it is b h per layer, and A for one layer. The cache takes 2 k b
+per layer and token of history, plus half of that as reserve.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from collm.models.loading import ASSETS
 
 GB = 1e9
 _LOGITS = 4 * 2**23 * 4  # four float32 copies of one chunk of logits
-_RESERVED = 1.5  # a cache that is full grows by a half
-_CONTEXT = 1.5  # GB that CUDA, its libraries and the collectives take
+_RESERVED = 1.5  # a full cache grows by a half
+_CONTEXT = 1.5  # GB for CUDA, its libraries and the collectives
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory of one device by purpose, in bytes; `update` and `rollout` are never needed at once.
+    """Memory of one device by purpose, in bytes; updates and rollouts never need memory at the same time.
 
     Args:
-        parameters: All weights, frozen ones included.
-        gradients: Of all that trains, though one network's go before the next one's come; replicas (ddp) reserve
-            buckets of the same size. Where float32 copies of weights are stepped, the gradients of one network at a
-            time are float32.
-        optimizer: States of all optimizers, float32 copies of weights included.
-        activations: Of the largest micro-batch of the largest network, and its logits.
-        gathered: Layers in one piece, where weights are sharded.
-        sampled: The agents' weights in one piece, for a rollout.
-        cache: Keys and values of the episodes that are played side by side, of the largest agent.
+        parameters: All weights, including frozen ones.
+        gradients: Gradients of all trained weights, an upper bound because networks are updated one after the other.
+            Replicas (ddp) reserve buckets of the same size. If optimizers step float32 copies, the gradients of one
+            network at a time are float32.
+        optimizer: States of all optimizers, including float32 copies of weights.
+        activations: Activations and logits of the largest micro-batch of the largest network.
+        gathered: Gathered layers of sharded weights, in an update.
+        sampled: Gathered weights of all agents, in a rollout.
+        cache: Key/value cache of all episodes that are played in parallel, for the largest agent.
     """
 
     parameters: float
@@ -69,17 +69,17 @@ class Needs:
 
     @property
     def peak(self) -> float:
-        """The most at any time."""
+        """Peak memory."""
         return self.held + max(self.activations + self.gathered, self.sampled + self.cache)
 
 
 class Plan:
-    """The networks of an algorithm, counted.
+    """The memory needs of an algorithm.
 
     Args:
         module: The algorithm, built on the meta device.
         rows: Episodes of one rollout, on all devices together.
-        history: Tokens of the longest history that an agent keeps in its cache.
+        history: Tokens of the longest history in an agent's cache.
     """
 
     def __init__(self, module: MultiAgentModule, rows: int, history: int):
@@ -90,7 +90,7 @@ class Plan:
         self.states = self.optimizer_states()
 
     def needs(self, devices: int, sharded: bool) -> Needs:
-        """What each of `devices` devices needs, with full sharding or with replicas."""
+        """The needs of each of `devices` devices, with full sharding or with replicas."""
         parts = devices if sharded else 1
         trains = {weight for weights in self.module.learners.values() for weight in weights}
         divided = {weight for one in self.backbones() for weight in one.lm.parameters()} - self.adapters()
@@ -109,11 +109,11 @@ class Plan:
         )
 
     def placed(self) -> Needs:
-        """What the fullest device needs where every network has one of its own."""
+        """The needs of the fullest device if every network has its own device."""
         return max((self.needs_of(name) for name in self.module.networks()), key=lambda needs: needs.peak)
 
     def needs_of(self, name: str) -> Needs:
-        """What one network needs, with its frozen copy if it has one."""
+        """The needs of one network, including its frozen reference if there is one."""
         both = (self.module.backbones, self.module.reference_backbones)
         backbones = [modules[name] for modules in both if name in modules]
         trains = self.module.learners[name]
@@ -135,12 +135,12 @@ class Plan:
         return {w for one in self.backbones() for name in one.adapters for w in one.adapter_parameters(name)}
 
     def widening(self, weight: nn.Parameter) -> int:
-        """Bytes by which the gradient of a weight grows where a float32 copy of the weight is stepped."""
+        """Bytes by which the gradient of a weight grows if the optimizer steps a float32 copy of the weight."""
         return weight.numel() * torch.float32.itemsize - size(weight) if weight in self.copied else 0
 
     def optimizer_states(self) -> dict[nn.Parameter, int]:
-        """Bytes that the optimizers keep for each weight after a step; notes of which they keep a copy."""
-        found = {}
+        """Bytes of optimizer state for each weight after a step; also fills `copied`."""
+        sizes = {}
         optimizers = self.module.configure_optimizers()[0]
         for weights, optimizer in zip(self.module.learners.values(), optimizers, strict=True):
             for weight in weights:
@@ -148,15 +148,15 @@ class Plan:
             optimizer.step()
             for weight, stepped in zip(weights, optimizer.param_groups[0]["params"], strict=True):
                 states = optimizer.state.get(stepped, {}).values()
-                found[weight] = sum(size(state) for state in states if torch.is_tensor(state))
+                sizes[weight] = sum(size(state) for state in states if torch.is_tensor(state))
                 if stepped is not weight:
                     self.copied.add(weight)
-                    found[weight] += size(stepped)
+                    sizes[weight] += size(stepped)
                 weight.grad = None
-        return found
+        return sizes
 
     def activations(self, backbone: Backbone) -> float:
-        """Bytes that one micro-batch leaves for its backward pass, without the logits."""
+        """Bytes of the activations of one micro-batch, without the logits."""
         shape, b = Shape.of(backbone.lm), backbone.lm.dtype.itemsize
         layer = shape.activation_bytes(b)
         tokens = self.module.tokens_per_micro_batch
@@ -166,23 +166,23 @@ class Plan:
 
     @staticmethod
     def largest_layers(backbone: Backbone) -> float:
-        """Bytes of what is gathered at a time: two layers, one ahead, and what lies outside of layers."""
+        """Bytes that are gathered at a time: two layers (one is prefetched) and all weights outside of layers."""
         names = set(backbone.lm._no_split_modules or ())
-        layers = [one for one in backbone.lm.modules() if type(one).__name__ in names]
-        sizes = sorted((sum(map(size, one.parameters())) for one in layers), reverse=True)
+        layers = [child for child in backbone.lm.modules() if type(child).__name__ in names]
+        sizes = sorted((sum(map(size, layer.parameters())) for layer in layers), reverse=True)
         return sum(map(size, backbone.lm.parameters())) - sum(sizes) + sum(sizes[:2])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The widths of a language model."""
+    """The dimensions of a language model."""
 
     layers: int
     hidden: int
     queries: int
     keys: int
     feed_forward: int
-    normalized: bool  # queries and keys are
+    normalized: bool  # whether queries and keys are normalized
 
     @classmethod
     def of(cls, lm: PreTrainedModel) -> Shape:
@@ -199,7 +199,7 @@ class Shape:
         )
 
     def activation_bytes(self, b: int) -> int:
-        """A of this file's formula, for numbers of `b` bytes."""
+        """The A of this module's formula, for numbers of `b` bytes."""
         attention = (2 * b + (4 + b) * self.normalized) * (self.queries + self.keys)
         return (8 + 4 * b) * self.hidden + attention + 4 * b * self.feed_forward
 
@@ -211,24 +211,24 @@ def cache_per_token(backbone: Backbone) -> int:
 
 
 def size(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor, were it in memory."""
+    """Bytes of a tensor, also on the meta device."""
     return tensor.numel() * tensor.dtype.itemsize
 
 
 def table(plan: Plan, devices: Sequence[int], memory: float) -> Iterator[str]:
-    """The plan as Markdown, in GB of 10^9 bytes per device; of devices that differ, of the fullest."""
+    """The needs as a Markdown table, in GB (10^9 bytes) per device; the fullest device if they differ."""
     columns = ["parameters", "gradients", "optimizer", "activations", "gathered", "sampled", "cache", "peak"]
-    found = [
+    rows = [
         (number, strategy, plan.needs(number, strategy == "fsdp"))
         for number in devices
         for strategy in (("ddp", "fsdp") if number > 1 else ("one device",))
     ]
     networks = plan.module.networks()
     if len(networks) > 1 and plan.module.parameters_mode != "lora":
-        found.append((len(networks), "placed", plan.placed()))
+        rows.append((len(networks), "placed", plan.placed()))
     yield "| devices | strategy | " + " | ".join(columns) + f" | of {memory:g} GB |"
     yield "|---|---|" + "---:|" * len(columns) + "---|"
-    for number, strategy, needs in sorted(found, key=lambda one: one[0]):
+    for number, strategy, needs in sorted(rows, key=lambda row: row[0]):
         cells = [f"{getattr(needs, name) / GB:.1f}" for name in columns]
         free = memory - _CONTEXT - needs.peak / GB
         verdict = f"fits, {free:.0f} GB free" if free >= 0 else f"{-free:.0f} GB too much"
@@ -236,14 +236,14 @@ def table(plan: Plan, devices: Sequence[int], memory: float) -> Iterator[str]:
 
 
 class _Planning(cli.CollmCLI):
-    """The command line up to where weights would be loaded."""
+    """The command line, which stops before weights are loaded."""
 
     options: argparse.Namespace
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         config = self.config[self.subcommand]
-        here = {
+        overrides = {
             "accelerator": "cpu",
             "devices": 1,
             "num_nodes": 1,
@@ -251,18 +251,18 @@ class _Planning(cli.CollmCLI):
             "logger": False,
             "callbacks": None,
         }
-        for name, value in here.items():  # the machine that plans need not be the one that runs
+        for name, value in overrides.items():  # the run may be planned on another machine
             config.trainer[name] = value
         config.trainer.callbacks = None
-        given = config.model.init_args
-        critic = (given.get("critic") or {}).get("init_args", {}).get("model")
-        for spec in [given.policy, critic, *(given.get("policies") or {}).values()]:
+        arguments = config.model.init_args
+        critic = (arguments.get("critic") or {}).get("init_args", {}).get("model")
+        for spec in [arguments.policy, critic, *(arguments.get("policies") or {}).values()]:
             if spec is not None:
-                spec.path = self.described(spec.path)
+                spec.path = self.config_path(spec.path)
                 spec.random_weights = True
 
-    def described(self, path: str) -> str:
-        """`path`, or for hub names whose numbers ship with the package a folder that holds them alone."""
+    def config_path(self, path: str) -> str:
+        """`path`, or a folder with the configuration of a hub model, if the package ships its configuration."""
         known = json.loads((ASSETS / "architectures.json").read_text())
         if path not in known:
             return path
@@ -284,7 +284,7 @@ class _Planning(cli.CollmCLI):
 
 
 def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
-    """The networks, what was assumed, and the table."""
+    """The networks, the assumptions and the table."""
     module = plan.module
     copies = [(f"reference of {name}", one) for name, one in module.reference_backbones.items()]
     for name, backbone in [*module.backbones.items(), *copies]:
@@ -303,14 +303,14 @@ def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
 
 
 def main(default_config: str | Path | None = None, args: Sequence[str] | None = None) -> int:
-    """Print the plan of a configuration; the exit status is that of `fit`."""
+    """Print the memory needs of a configuration; the exit status is that of `fit`."""
     parser = argparse.ArgumentParser(
-        description="What a configuration takes on every device. All other arguments are those of `fit`.",
+        description="Memory that a configuration needs on every device. All other arguments are those of `fit`.",
         allow_abbrev=False,
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 8], help="numbers of devices")
     parser.add_argument("--memory", type=float, default=141.0, help="memory of a device in GB (an H200 has 141)")
-    parser.add_argument("--prompt_tokens", type=int, default=1024, help="tokens an agent is shown at each turn")
+    parser.add_argument("--prompt_tokens", type=int, default=1024, help="tokens of an observation at each turn")
     options, rest = parser.parse_known_args(args)
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder

@@ -1,4 +1,4 @@
-"""Measured rounds of a run that is otherwise the one `fit` makes: one rollout and one update each."""
+"""Measures the rounds of a `fit` run; a round is one rollout and one update."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MARK = "@round "
 
 
 class Rounds(L.Callback):
-    """Writes what every rollout and update took to a JSON file; stands after `LogResources` among the callbacks.
+    """Writes the measurements of every round to a JSON file; must come after `LogResources` in the callbacks.
 
     Args:
         path: File to write.
-        warmup: First rounds that are left out.
-        floor: Do the same work after every round in the plainest way, for comparison.
-        in_turn: Print every round on standard output and begin the next one when a line comes in, so that several
-            processes can be measured in turn.
+        warmup: Number of first rounds to leave out.
+        floor: Repeat the work of every round with the floor, for comparison.
+        in_turn: Print the measurements of every round to standard output, and start the next round only after a line
+            on standard input, so that several processes can be measured alternately.
     """
 
     def __init__(self, path: str, warmup: int = 1, floor: bool = True, in_turn: bool = False):
@@ -42,7 +42,7 @@ class Rounds(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.with_floor and trainer.world_size > 1:
-            raise ConfigurationError("the floor is for one process; give --no-floor with several.")
+            raise ConfigurationError("the floor runs in one process; give --no-floor with several processes.")
         self.floor = Floor(pl_module) if self.with_floor else None
         self._wait(trainer)
 
@@ -92,7 +92,7 @@ class Rounds(L.Callback):
             write_text(self.path, json.dumps(result, indent=1))
 
     def _wait(self, trainer: L.Trainer) -> None:
-        """Until it is this run's turn; the time is nobody's."""
+        """Wait for the line that starts the next round; this time is not measured."""
         if self.in_turn and trainer.is_global_zero:
             sys.stdin.readline()
         trainer.strategy.barrier()
@@ -100,8 +100,7 @@ class Rounds(L.Callback):
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Medians over rounds, and where there is a floor the ratio of the medians, with the smallest and largest ratio
-    of a round to the floor beside it.
+    """Medians over rounds; with a floor also the ratio of the medians, and the range of the ratios of single rounds.
 
     Raises:
         statistics.StatisticsError: There are no rounds.
@@ -139,5 +138,5 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def overhead_share(one: Mapping[str, Any]) -> float:
-    """Share of a round's time that is no model call: environment, collation, logging, Lightning."""
+    """Share of a round's time outside of model calls: environment, collation, logging, Lightning."""
     return (one["phases"]["other"] + one["phases"]["environment"]) / one["seconds"]

@@ -1,6 +1,6 @@
-"""Weak scaling: the joint samples per second of several processes with a share of work each, over those of one.
+"""Weak scaling: the throughput of several processes relative to one process, with equal work for each process.
 
-Both sides take turns, so that a machine that is slow for a while is slow for both; while one works the other waits.
+Both runs are measured alternately, so that slow periods of the machine affect both; while one runs the other waits.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collm.benchmark.sides import Side, alternate, ratio
 def measure_scaling(
     script: Path, fit_arguments: Sequence[str], processes: int, tasks: int, rounds: int, warmup: int
 ) -> str:
-    """What several processes do in the time of one, for a terminal.
+    """Measure the throughput of several processes relative to one; returns a text for the terminal.
 
     Args:
         script: The script of the benchmark.
-        fit_arguments: What is measured, without the number of tasks of a rollout.
-        processes: How many; the strategy is `ddp` unless the arguments say another.
+        fit_arguments: Arguments of `fit`, without the number of tasks of a rollout.
+        processes: Number of processes; the strategy is `ddp` unless the arguments set another one.
         tasks: Tasks per rollout of each process.
-        rounds: Measured rounds of one rollout and one update.
-        warmup: Rounds before them.
+        rounds: Number of measured rounds of one rollout and one update.
+        warmup: Number of rounds before them.
     """
     counts = {"one": 1, "all": processes}
     with tempfile.TemporaryDirectory() as folder:
@@ -33,9 +33,9 @@ def measure_scaling(
         for name, count in counts.items():
             options = ["--no-floor", "--in-turn", f"--rounds={rounds}", f"--warmup={warmup}"]
             options += [f"--out={folder}/{name}.json"]
-            shared_out = [f"--data.tasks_per_rollout={count * tasks}", f"--trainer.devices={count}"]
+            scale = [f"--data.tasks_per_rollout={count * tasks}", f"--trainer.devices={count}"]
             strategy = ["--trainer.strategy=ddp"] if count > 1 else ["--trainer.strategy=auto"]
-            command = [sys.executable, str(script), "run", *options, *strategy, *fit_arguments, *shared_out]
+            command = [sys.executable, str(script), "run", *options, *strategy, *fit_arguments, *scale]
             sides[name] = Side(f"the run of {count}", command)
         measured = alternate(sides, rounds, warmup)
     speeds = {name: [one["joint_samples"] / one["seconds"] for one in measured[name]] for name in counts}

@@ -1,4 +1,4 @@
-"""Processes that are measured in turn, so that a machine that is slow for a while is slow for all of them."""
+"""Processes that are measured alternately, so that slow periods of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import Any
 from collm.benchmark.rounds import MARK
 from collm.errors import TrainingError
 
-_PATIENCE = 30.0  # seconds
+_END_SECONDS = 30.0
 
 
 class Side:
-    """A process that makes one round whenever it is told to.
+    """A process that makes one round for each line on its standard input.
 
-    It reads a line from standard input before every round, and prints a line afterwards that begins with `@round ` and
-    goes on with what it measured as JSON: `seconds`, and whatever else it has to say.
+    After every round it prints a line with `@round ` and its measurements as JSON: `seconds` and optional others.
 
     Args:
-        label: What it is called in messages.
-        command: Its program and arguments.
-        first_line: What it is told before anything else, if it asks.
+        label: Name of the process in messages.
+        command: Program and arguments.
+        first_line: A line to send before all others, such as a description of the work.
     """
 
     def __init__(self, label: str, command: Sequence[str], first_line: str | None = None):
@@ -40,15 +39,15 @@ class Side:
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
         if first_line is not None:
-            self._say(first_line)
+            self._send(first_line)
 
     def round(self) -> dict[str, Any]:
-        """The next round.
+        """Run the next round and return its measurements.
 
         Raises:
             TrainingError: The process ended.
         """
-        self._say("go")
+        self._send("go")
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
@@ -56,26 +55,26 @@ class Side:
         raise TrainingError(f"{self.label} ended with status {self.process.wait()}: {self.log.read()[-3000:]}")
 
     def close(self) -> None:
-        """Let it end, which it does on its own where it has no more rounds to wait for."""
+        """End the process, which exits when its standard input is closed."""
         self.process.stdin.close()
         self.process.stdout.close()
         try:
-            self.process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:  # signals that can be caught are not enough: runs of several processes confer
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:  # a SIGTERM would start the orderly stop of a run with several processes
             self.process.kill()
             self.process.wait()
         self.log.close()
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:  # `round` says why
+        except BrokenPipeError:  # `round` reports why the process ended
             pass
 
 
 def alternate(sides: Mapping[str, Side], num_rounds: int, warmup: int = 1) -> dict[str, list[dict[str, Any]]]:
-    """`num_rounds` rounds of every side, one side after the other in each round, after `warmup` rounds."""
+    """Measure `num_rounds` rounds of every process alternately, after `warmup` rounds."""
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     try:
         for _ in range(warmup + num_rounds):
@@ -88,7 +87,7 @@ def alternate(sides: Mapping[str, Side], num_rounds: int, warmup: int = 1) -> di
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, Any]:
-    """Ratio of two medians, and the smallest and largest ratio of rounds that followed one another."""
+    """Ratio of two medians, and the range of the ratios of corresponding rounds."""
     ratios = [a / b for a, b in zip(over, under, strict=True)]
     return {
         "ratio": statistics.median(over) / statistics.median(under),

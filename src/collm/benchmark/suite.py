@@ -1,15 +1,15 @@
-"""How fast this is: any configuration against the floor, and the table of the README.
+"""Benchmarks: any configuration against the floor, and the table of the README.
 
     python tools/bench.py run --config configs/experiments/str_build_tiny.yaml
     python tools/bench.py table --out bench [--comlrl PYTHON] [--trl PYTHON] [--only floor/tiny growth]
     python tools/bench.py scaling --processes 2 --tasks 8 --config configs/experiments/tldr_smollm2.yaml
     python tools/bench.py gpu --out bench_gpu
 
-`run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures everything in
-processes of their own and leaves a JSON file for each ratio; what is there already is not measured again. Peers are
-compared with where the interpreter of an environment that holds them is given. `scaling` sets several processes of one
-thread, each with as many tasks, against one; it needs as many cores. `gpu` measures a card and Qwen3-1.7B's shape on it
-in five minutes.
+`run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures each ratio in
+separate processes and writes a JSON file for it; existing files are not measured again. Ratios to other libraries need
+the Python interpreter of an environment in which the library is installed. `scaling` compares several processes with
+one, with one thread and equally many tasks for each; it needs as many cores. `gpu` measures a GPU and the performance
+of a model with the shape of Qwen3-1.7B on it, in five minutes.
 """
 
 from __future__ import annotations
@@ -50,27 +50,27 @@ PEERS = {"comlrl": "peer_comlrl.py", "trl": "peer_trl.py"}
 
 
 def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
-    """The command line; the exit status is 0, 1 for a run that had to stop, 2 for a mistake in the settings.
+    """The command line; the exit status is 0, 1 for a run that failed, 2 for a mistake in the settings.
 
     Args:
-        script: The script that calls this, which is started again for each process.
+        script: The script that calls this function; it is started for each measured process.
         configs: Folder of configurations.
-        args: Arguments in place of those of the process.
+        args: Arguments that replace those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure one configuration; all other arguments are those of fit")
-    run.add_argument("--no-floor", action="store_true", help="do not measure the floor beside it")
+    run.add_argument("--no-floor", action="store_true", help="do not measure the floor for comparison")
     run.add_argument("--in-turn", action="store_true", help="wait for a line on standard input before every round")
     run.add_argument("--threads", type=int, default=1, help="threads of the computation (1)")
     table = commands.add_parser("table", help="measure all ratios of the README, with one thread on one core")
-    table.add_argument("--only", nargs="*", default=[], help="beginnings of the names of the ratios to measure")
+    table.add_argument("--only", nargs="*", default=[], help="prefixes of the names of the ratios to measure")
     for peer in PEERS:
         table.add_argument(f"--{peer}", metavar="PYTHON", help=f"interpreter of an environment with {peer}")
     scaling = commands.add_parser("scaling", help="several processes against one; all other arguments are those of fit")
     scaling.add_argument("--processes", type=int, default=2, help="processes with one thread each (2)")
     scaling.add_argument("--tasks", type=int, default=8, help="tasks per rollout of each process (8)")
-    card = commands.add_parser("gpu", help="what a card gives and how much of it a run takes, on random weights")
+    card = commands.add_parser("gpu", help="performance of a GPU and the share that a run reaches, with random weights")
     gpu.add_arguments(card)
     for command, out in ((run, "bench.json"), (table, "bench")):
         command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
@@ -82,7 +82,7 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
             "--clock",
             choices=list(CLOCKS),
             default="wall",
-            help="what a second is (wall); the processor's own time means more on a machine that others use too",
+            help="wall time or CPU time (wall); CPU time is more reliable on a shared machine",
         )
     known, rest = parser.parse_known_args(args)
     if known.command == "gpu":
@@ -106,7 +106,7 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
 
 
 def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:
-    """Rounds of one configuration, by `fit` itself; without checkpoints, evaluations and exports."""
+    """Measure rounds of one configuration with `fit`, without checkpoints, evaluations and exports."""
     torch.set_num_threads(known.threads)
     meter.clock = CLOCKS[known.clock]
     known.out.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 class Suite:
-    """The ratios of the table, each measured in processes of their own."""
+    """The ratios of the table, each measured in separate processes."""
 
     def __init__(self, script: Path, configs: Path, known: argparse.Namespace):
         self.script = script
@@ -178,71 +178,71 @@ class Suite:
         self.out: Path = known.out
 
     def measure(self) -> bool:
-        """Measure what is chosen and not there yet, and write and print the table of all that is there.
+        """Measure the chosen ratios that have no result yet, then write and print the table of all results.
 
         Returns:
-            Whether all of it could be measured.
+            Whether all measurements succeeded.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         tiny = self.out / "tiny_model"
         if not (tiny / "config.json").is_file():
             build_benchmark_model(tiny)
         pin()
-        everything, complete = cells(), True
-        for cell in chosen(everything, self.known.only):
+        all_cells, complete = cells(), True
+        for cell in chosen(all_cells, self.known.only):
             path = self.path(cell)
             peer = cell.against.partition(":")[0]
             if path.is_file() or (cell.of_peer and not getattr(self.known, peer)):
                 continue
             try:
                 result = {"name": cell.name, "target": cell.target, "clock": self.known.clock, **self.result(cell)}
-            except TrainingError as error:  # the others can still be measured
+            except TrainingError as error:  # continue with the other ratios
                 print(f"\nerror: {cell.name}: {error}", file=sys.stderr, flush=True)
                 complete = False
                 continue
             write_text(path, json.dumps(result, indent=1))
             print(row(cell, result), flush=True)
-        measured = {cell: json.loads(self.path(cell).read_text()) for cell in everything if self.path(cell).is_file()}
+        measured = {cell: json.loads(self.path(cell).read_text()) for cell in all_cells if self.path(cell).is_file()}
         text = table_of(measured)
         write_text(self.out / "table.md", text)
         print("\n" + text)
         return complete
 
     def path(self, cell: Cell) -> Path:
-        """Where the result of a cell is."""
+        """File with the result of a cell."""
         return self.out / (cell.name.replace("/", "_").replace(", ", "_").replace(" ", "-") + ".json")
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Measure one cell."""
-        kinds = {"floor": self.beside_floor, "overhead": self.overhead, "memory": self.memory}
+        kinds = {"floor": self.against_floor, "overhead": self.overhead, "memory": self.memory}
         return {
             **kinds.get(cell.against, self.in_turn)(cell),
             "command": shlex.join(self.command(cell.work, floor=cell.against == "floor")),
         }
 
-    def beside_floor(self, cell: Cell) -> dict[str, Any]:
-        """Seconds of a round over those of the floor, in one process."""
+    def against_floor(self, cell: Cell) -> dict[str, Any]:
+        """Seconds of a round divided by those of the floor, in one process."""
         run = self.run(cell.work, floor=True)
         floor = run["summary"]["floor"]
         return {"ratio": floor["ratio"], "range": floor["ratio_range"], "num_rounds": self.known.rounds, "runs": [run]}
 
     def overhead(self, cell: Cell) -> dict[str, Any]:
-        """Share of a round that is no model call; read off the comparison of the same work with the floor."""
-        (twin,) = [other for other in cells() if other.against == "floor" and other.work == cell.work]
-        measured = self.path(twin).is_file()
-        run = json.loads(self.path(twin).read_text())["runs"][0] if measured else self.run(cell.work, floor=False)
-        shares = [overhead_share(one) for one in run["rounds"][run["warmup"] :]]
+        """Share of a round outside of model calls, from the floor measurement of the same workload if there is one."""
+        (same,) = [other for other in cells() if other.against == "floor" and other.work == cell.work]
+        measured = self.path(same).is_file()
+        run = json.loads(self.path(same).read_text())["runs"][0] if measured else self.run(cell.work, floor=False)
+        shares = [overhead_share(measurement) for measurement in run["rounds"][run["warmup"] :]]
         share = statistics.median(shares)
         return {"ratio": share, "range": [min(shares), max(shares)], "num_rounds": len(shares)}
 
     def memory(self, cell: Cell) -> dict[str, Any]:
-        """Peak memory of one process over that of another; it hardly varies, so that one round each will do."""
+        """Peak memory of one process divided by that of another; it hardly varies, so one round is enough."""
         runs = [self.run(work, floor=False) for work in (cell.work, cell.other)]
         peak, other = (run["memory"]["peak_rss_gb"] for run in runs)
         return {"ratio": peak / other, "range": [peak / other, peak / other], "num_rounds": 1, "runs": runs}
 
     def in_turn(self, cell: Cell) -> dict[str, Any]:
-        """What a peer needs over what is needed here, or one workload over another."""
+        """Time of a peer divided by the time of this project, or of one workload divided by another."""
         with tempfile.TemporaryDirectory() as folder:
             sides = {"here": Side("this project", self.command(cell.work, False, Path(folder) / "here.json", True))}
             if cell.other is None:
@@ -251,16 +251,16 @@ class Suite:
                 command = self.command(cell.other, False, Path(folder) / "other.json", True)
                 sides["other"] = Side("this project", command)
             rounds = alternate(sides, self.known.rounds, self.known.warmup)
-        here, other = ([one[cell.quantity] for one in rounds[name]] for name in ("here", "other"))
+        here, other = ([measured[cell.quantity] for measured in rounds[name]] for name in ("here", "other"))
         numbers = ratio(other, here) if cell.of_peer else ratio(here, other)
         return {**numbers, "rounds": rounds}
 
     def model(self, work: Work) -> str:
-        """Folder of the model of `work`."""
+        """Path of the model of `work`."""
         return str((self.out / "tiny_model").absolute()) if work.model == "tiny" else resolve_path(work.model)
 
     def command(self, work: Work, floor: bool, out: Path | None = None, in_turn: bool = False) -> list[str]:
-        """How one process of this project is started."""
+        """The command that starts one process of this project."""
         options = [f"--rounds={self.known.rounds}", f"--warmup={self.known.warmup}", f"--clock={self.known.clock}"]
         options += [f"--out={out}"] if out else []
         options += ([] if floor else ["--no-floor"]) + (["--in-turn"] if in_turn else [])
@@ -268,7 +268,7 @@ class Suite:
         return [sys.executable, str(self.script), "run", *options, *arguments, "--trainer.accelerator=cpu"]
 
     def run(self, work: Work, floor: bool) -> dict[str, Any]:
-        """Measure one workload in a process of its own."""
+        """Measure one workload in a separate process."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "result.json"
             command = self.command(work, floor, path)
@@ -285,13 +285,13 @@ class Suite:
         environment = Workload(work.agents, work.turns, PROMPT_WORDS[work.model])
         data = RolloutDataModule(environment, tasks_per_rollout=work.tasks)
         num_rounds = self.known.rounds + self.known.warmup
-        end = "" if dialogue.use_template else "\n"  # which words of whole vocabularies do not show
+        end = "" if dialogue.use_template else "\n"  # the word-level tokenizer drops it
 
         def texts(task: Any) -> list[str]:
             _, observations = environment.reset(task, None)
             return [dialogue.tokenizer.decode(dialogue.opening(text)) + end for text in observations.values()]
 
-        said = {
+        description = {
             "model": path,
             "algorithm": algorithm,
             "agents": work.agents,
@@ -299,16 +299,16 @@ class Suite:
             "generations": work.generations,
             "new_tokens": work.new_tokens,
             "clock": CLOCKS[self.known.clock].__name__,
-            "pad_token": "<|endoftext|>" if work.model == "smollm2" else None,  # its own is the end of a turn
+            "pad_token": "<|endoftext|>" if work.model == "smollm2" else None,  # not its end-of-turn token
             "prompts": [[texts(task) for task in data.tasks_of(index)] for index in range(num_rounds)],
             "bridge": dialogue.tokenizer.decode(dialogue.bridge(LATER, Action("", truncated=True))) + end,
         }
         script = Path(__file__).with_name(PEERS[peer])
-        return Side(peer, [getattr(self.known, peer), str(script)], json.dumps(said))
+        return Side(peer, [getattr(self.known, peer), str(script)], json.dumps(description))
 
 
 def pin() -> None:
-    """Keep this process and those it starts on one core, where the system knows how."""
+    """Pin this process and its child processes to one core, if the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 

@@ -1,6 +1,6 @@
-"""A table that is measured row by row, each measurement under a time limit.
+"""A table of measurements with time limits.
 
-A row is printed and the JSON file rewritten as soon as it is known, so that a run that is cut off keeps what it has.
+Each row is printed and written to the JSON file at once, so that an interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 
 
 class OutOfTime(Exception):
-    """A measurement took longer than it may."""
+    """A measurement exceeded its time limit."""
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` in what takes longer; in the main thread only."""
+    """Raise `OutOfTime` in the body after `seconds`; works only in the main thread."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime
@@ -40,7 +40,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 class Table:
-    """Rows that are printed and written as soon as they are known.
+    """A table whose rows are printed and written as soon as they are measured.
 
     Args:
         known: Arguments of the command.
@@ -54,7 +54,7 @@ class Table:
         known.out.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, value: float | str, unit: str = "", **details: Any) -> None:
-        """A row: what was measured, the number and its unit, and what else is known about it."""
+        """Add a row: name, value and unit of a measurement, and optional details."""
         self.rows.append({"name": name, "value": value, "unit": unit, **details})
         print(as_line(self.rows[-1]), flush=True)
         arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.known).items()}
@@ -67,9 +67,9 @@ class Table:
         return "\n".join(["| what | value | details |", "|---|---:|---|", *map(as_line, self.rows)]) + "\n"
 
     def measure(self, name: str, work: Callable[[], None]) -> bool:
-        """Do `work`, which adds rows of its own, within the time that is left; whether it was done.
+        """Run `work`, which adds its own rows, within the remaining time; returns whether it was completed.
 
-        What goes wrong is a row too, so that what comes after it is still measured.
+        A failure becomes a row, so that the next measurements still run.
         """
         left = min(self.known.each, self.known.limit - (time.monotonic() - self.began))
         if left < 1:
@@ -95,12 +95,12 @@ class Table:
 
 
 def as_line(row: Mapping[str, Any]) -> str:
-    """A row of the table."""
+    """A row of the table in Markdown."""
     value = row["value"] if isinstance(row["value"], str) else f"{row['value']:,.4g} {row['unit']}".strip()
     if not isinstance(row["value"], str) and abs(row["value"]) >= 1e4:
         value = f"{row['value']:,.0f} {row['unit']}".strip()
     details = []
-    for key, found in row.items():
+    for key, detail in row.items():
         if key not in ("name", "value", "unit"):
-            details.append(f"{key.replace('_', ' ')} {found:.3g}" if isinstance(found, float) else f"{key} {found}")
+            details.append(f"{key.replace('_', ' ')} {detail:.3g}" if isinstance(detail, float) else f"{key} {detail}")
     return f"| {row['name']} | {value} | {'; '.join(details)} |"

@@ -1,7 +1,7 @@
-"""A model so small that everything around it shows: random weights, and a vocabulary of whole words.
+"""A tiny random model with a word-level tokenizer, for measuring the overhead around model calls.
 
-A text has the same tokens however often it is decoded and read again, so that all who are compared do the same work: a
-random model writes any token, and pieces of words or bytes would become others.
+A random model samples arbitrary tokens. With a word-level tokenizer these survive decoding and encoding unchanged, so
+all libraries that are compared do the same work; subwords or bytes would be merged into other tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VOCABULARY = 512
 
 
 def build_tokenizer(folder: str | Path, size: int) -> None:
-    """Write a tokenizer of `size` whole words."""
+    """Write a word-level tokenizer with `size` words."""
     words = ["<unk>", "<end>", *WORDS.split()]
     words += [f"word{number}" for number in range(size - len(words))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
@@ -29,7 +29,7 @@ def build_tokenizer(folder: str | Path, size: int) -> None:
 
 
 def build_benchmark_model(folder: str | Path) -> None:
-    """Write a random Llama (4 layers of 128, 4 heads, 512 words, tied; 1.1 M weights) and its tokenizer."""
+    """Write a random Llama (4 layers, width 128, 4 heads, 512 tied embeddings; 1.1 M weights) and its tokenizer."""
     build_tokenizer(folder, VOCABULARY)
     config = LlamaConfig(
         vocab_size=VOCABULARY,

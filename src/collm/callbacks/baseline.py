@@ -1,4 +1,4 @@
-"""Where a run begins: an evaluation before the first update, so that every curve has its starting point."""
+"""An evaluation before the first update, so that every curve has a starting point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class EvaluateFirst(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fit_loop.restarting or pl_module.joint_samples or not trainer.enable_validation:
             return
-        # what the training loop itself does when it interrupts an epoch to validate
+        # as Lightning's training loop does when it validates during an epoch
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True

@@ -1,4 +1,4 @@
-"""Runs side by side in TensorBoard's HPARAMS tab: every setting of the model, and the return it ended with."""
+"""Settings and final return of a run for TensorBoard's HPARAMS tab, which compares runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LogHyperparameters(L.Callback):
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of nested settings, names joined by dots."""
+    """Names and values of nested settings; the keys of a name are joined by dots."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""Runs that are told to stop: preempted, out of time on a cluster, or ended by hand."""
+"""Saving and stopping a run on SIGTERM or SIGUSR1, for example when a cluster preempts it or its time is up."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ STOPPED = 143  # exit status of a process that SIGTERM ended
 
 
 class StopInOrder(L.Callback):
-    """Saves and ends a run when any of its processes is told to stop, by SIGTERM or SIGUSR1.
+    """Saves and ends a run when any of its processes receives SIGTERM or SIGUSR1.
 
-    The update under way is finished, an evaluation only up to the batch that is played. Then all processes stop
-    together, `last.ckpt` holds the state, and the exit status is 143; `--ckpt_path` goes on from there. A second signal
-    ends the process at once.
+    The run finishes the current update, or the current batch of an evaluation. Then it writes `last.ckpt`, from which
+    `--ckpt_path` resumes, and all processes stop with exit status 143. A second signal ends a process at once.
     """
 
     def __init__(self) -> None:
-        self._told = 0
+        self._received = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # In the place of Lightning's own, which talk to other processes from within a handler, whatever those are
-        # doing; it puts back what was there before at the end of the run.
-        if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+        # Replaces Lightning's handlers, which communicate with other processes from within the handler. Lightning
+        # restores the previous handlers at the end of the run.
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._told:
+        if self._received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._told = number
+        self._received = number
 
     def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if sum_over_ranks(float(bool(self._told)), pl_module.device):
-            trainer._signal_connector.received_sigterm = True  # its loops stop at the next place where they can
+        if sum_over_ranks(float(bool(self._received)), pl_module.device):
+            trainer._signal_connector.received_sigterm = True  # Lightning's loops stop at their next check
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._agree(trainer, pl_module)
@@ -60,4 +59,4 @@ class StopInOrder(L.Callback):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             exception.code = STOPPED
-            print(f"\nstopped as told after {pl_module.joint_samples} joint samples; go on with --ckpt_path {path}")
+            print(f"\nstopped by a signal at {pl_module.joint_samples} joint samples; resume with --ckpt_path {path}")

@@ -1,4 +1,4 @@
-"""A progress bar that tells playing from learning."""
+"""A progress bar that tells rollouts from updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 
 class RolloutProgress(TQDMProgressBar):
-    """Shows whether a rollout is being played (turn, episodes) or an update made, and the last return."""
+    """Shows the current phase, a rollout (turn, episodes) or an update, and the last return."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -1,4 +1,4 @@
-"""What a run takes: time by phase, speed, padding and memory."""
+"""Resources that a run uses: time by phase, throughput, padding and memory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from collm.trajectory import RolloutBatch, distinct_actions
 
 
 class LogResources(L.Callback):
-    """Logs after every update what it and its rollout took.
+    """Logs after every update the resources that it and its rollout used.
 
     `time/...` are seconds of this process: `generate`, `environment`, `values` (of critics, before the update),
-    `update/policy`, `update/critic` and `other` add up to the time since the update before, evaluations apart;
-    `rollout` and `update` are the same time in two parts. `throughput/tokens_per_second` counts sampled tokens and
-    `throughput/joint_samples_per_hour` joint actions with a reward, of all processes, in that time. `padding_share`,
-    of `rollout` and `update`, is the share of computed tokens that belong to no sequence. `memory/peak_rss_gb` is the
-    most main memory held so far, weights and libraries included, `memory/peak_cuda_gb` what PyTorch has
-    allocated on the fullest of the run's CUDA devices; both in units of 10^9 bytes.
+    `update/policy`, `update/critic` and `other` add up to the time since the previous update, without evaluations;
+    `rollout` and `update` split the same time in two. `throughput/tokens_per_second` counts sampled tokens and
+    `throughput/joint_samples_per_hour` joint actions with a reward, of all processes, in that time. `padding_share`
+    of `rollout` and `update` is the share of padding among the computed tokens. `memory/peak_rss_gb` is the peak
+    main memory of the process so far, including weights and libraries. `memory/peak_cuda_gb` is the peak memory that
+    PyTorch has allocated on the fullest of the run's CUDA devices. Both are in units of 10^9 bytes.
 
     Args:
-        synchronize: Wait for the GPU at the borders of phases, so that its time counts where it is spent; the run
-            gets slower by it.
+        synchronize: Wait for the GPU at the start and end of phases, so that its time counts in the right phase; this
+            slows down the run.
     """
 
     def __init__(self, synchronize: bool = False):
         self.synchronize = synchronize
-        self.reading = Reading({}, {}, {})  # of the last update
+        self.reading = Reading({}, {}, {})  # measurements of the last update
         self._update_began = 0.0
         self._interrupted = Reading({}, {}, {})
 
@@ -69,16 +69,16 @@ class LogResources(L.Callback):
         }
         for name, value in scalars.items():
             pl_module.log(name, value)
-        for name, gigabytes in peak_memory(pl_module.device, *pl_module.places.values()).items():
+        for name, gigabytes in peak_memory(pl_module.device, *pl_module.network_devices.values()).items():
             pl_module.log(f"memory/{name}", gigabytes)
 
 
 def peak_memory(*devices: torch.device) -> dict[str, float]:
-    """The most memory held so far, of GPUs that of the fullest one, in units of 10^9 bytes."""
-    # kilobytes everywhere but on macOS
+    """Peak memory so far, in units of 10^9 bytes; of several GPUs the largest value."""
+    # ru_maxrss is in kilobytes, except on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    held = [torch.cuda.max_memory_allocated(device) for device in devices if device.type == "cuda"]
-    if held:
-        peaks["peak_cuda_gb"] = max(held) / 1e9
+    allocated = [torch.cuda.max_memory_allocated(device) for device in devices if device.type == "cuda"]
+    if allocated:
+        peaks["peak_cuda_gb"] = max(allocated) / 1e9
     return peaks

@@ -1,4 +1,4 @@
-"""What the agents write, where people look: transcripts and pictures in TensorBoard and in the run's folder."""
+"""Transcripts and pictures of episodes, in TensorBoard and in the run's folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from collm.trajectory import RolloutBatch, Trajectory
 
 
 class LogSamples(L.Callback):
-    """Keeps what agents wrote in evaluations and predictions.
+    """Writes the episodes of evaluations and predictions to files and TensorBoard.
 
-    Every evaluation writes all its transcripts to `transcripts/`, shows a few as text and pictures in TensorBoard, and
-    at the end of `fit` the first and the last pictures stand side by side in `before_after.png`. `predict` writes
-    `predictions.jsonl`. Both files grow batch by batch, so that a run that breaks off leaves what was played.
+    Every evaluation writes all transcripts to `transcripts/` and a few of them as text and pictures to TensorBoard.
+    `before_after.png` shows the pictures of the first and of the last evaluation. `predict` writes
+    `predictions.jsonl`. Transcripts are written batch by batch, so a run that breaks off keeps them.
 
     Args:
         num_shown: Episodes of different tasks shown per evaluation.
@@ -95,7 +95,7 @@ class LogSamples(L.Callback):
 
 
 def _keep(trainer: L.Trainer, name: str, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
-    """Add a batch, of all ranks, to a file of the run's folder: one JSON object per episode and line."""
+    """Append a batch, of all ranks, to a file in the run's folder, one JSON object per line and episode."""
     trajectories = list(chain.from_iterable(gather_objects([*batch.trajectories, *batch.left_out])))
     path = _folder(trainer) / name
     if trainer.is_global_zero:
@@ -110,34 +110,34 @@ def as_markdown(trajectory: Trajectory) -> str:
     lines = [f"**{trajectory.task.task_id}**, return {trajectory.total_reward:.3f}"]
     for index, turn in enumerate(trajectory.turns):
         lines.append(f"### turn {index + 1}, reward {turn.reward:.3f}")
-        for said in turn.messages or [message for agent_id in turn.actions for message in turn.written_by(agent_id)]:
-            shown, written = _quoted(said.observation), _quoted(said.action.text)
-            lines.append(f"{said.agent_id} is shown\n{shown}\nand writes\n{written}")
+        for message in turn.messages or [item for agent_id in turn.actions for item in turn.written_by(agent_id)]:
+            shown, written = _quoted(message.observation), _quoted(message.action.text)
+            lines.append(f"{message.agent_id} is shown\n{shown}\nand writes\n{written}")
     return "\n\n".join(lines)
 
 
 def side_by_side(pictures: list[np.ndarray | None]) -> np.ndarray | None:
-    """Pictures next to each other on white; None where there are none."""
-    drawn = [picture for picture in pictures if picture is not None]
-    if not drawn:
+    """Concatenate pictures horizontally on a white background; None without pictures."""
+    present = [picture for picture in pictures if picture is not None]
+    if not present:
         return None
-    height = max(picture.shape[0] for picture in drawn)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 8), (0, 0)), constant_values=255) for p in drawn]
+    height = max(picture.shape[0] for picture in present)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 8), (0, 0)), constant_values=255) for p in present]
     return np.concatenate(padded, axis=1)
 
 
 def _quoted(text: str) -> str:
-    # indented by four, which is a code block that no text can break out of
+    # an indented code block, which the text cannot end
     return "\n" + "\n".join("    " + line for line in (text or "(nothing)").splitlines()) + "\n"
 
 
 def _folder(trainer: L.Trainer) -> Path:
-    """The run's folder; all ranks have to ask together, because the answer is broadcast."""
+    """The run's folder; a broadcast, so all ranks have to call it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: int) -> None:
-    """The first and the last evaluation, one above the other, with their captions."""
+    """Save the pictures of the first and the last evaluation, one above the other, with captions."""
     width, caption = max(before.shape[1], after.shape[1]), 24
     canvas = Image.new("RGB", (width, before.shape[0] + after.shape[0] + 2 * caption), "white")
     draw = ImageDraw.Draw(canvas)

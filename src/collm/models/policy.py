@@ -25,7 +25,7 @@ from collm.models.specs import ModelSpec
 from collm.packing import SequenceBatch
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
 from collm.runtime.profiler import meter
-from collm.runtime.seeding import forked
+from collm.runtime.seeding import child_generator
 from collm.trajectory import Action
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
@@ -266,7 +266,7 @@ class Policy:
 
     def own(self, generator: torch.Generator) -> torch.Generator:
         """`generator`, or one on the model's device that follows from it."""
-        return generator if generator.device == self.device else forked(generator, self.device)
+        return generator if generator.device == self.device else child_generator(generator, self.device)
 
     def actions(self, prompts: Sequence[Sequence[int]], drawn: Sequence[tuple[list[int], list[float]]]) -> list[Action]:
         """Sampled tokens and their log-probabilities as responses."""

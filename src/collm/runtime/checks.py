@@ -1,4 +1,4 @@
-"""Numbers that constructors take: their ranges, and one message where a value lies outside."""
+"""Allowed ranges of numeric constructor arguments, and one error message for a value outside its range."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from collm.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers an argument may be; NaN, infinities and truth values are in no range.
+    """The allowed values of a numeric argument; no range contains NaN, infinities or booleans.
 
     Args:
-        least: Smallest number.
-        most: Largest number.
-        above: `least` itself is outside.
-        below: `most` itself is outside.
-        whole: Whole numbers only.
-        optional: None is allowed too.
+        least: Smallest allowed number.
+        most: Largest allowed number.
+        above: Exclude `least` itself.
+        below: Exclude `most` itself.
+        whole: Allow integers only.
+        optional: Allow None as well.
     """
 
     least: float = -math.inf
@@ -38,7 +38,7 @@ class Range:
         try:
             if not math.isfinite(value):
                 return False
-        except OverflowError:  # a whole number that no float can hold
+        except OverflowError:  # an integer too large for a float
             return False
         low = value > self.least if self.above else value >= self.least
         return low and (value < self.most if self.below else value <= self.most)
@@ -55,7 +55,7 @@ class Range:
 
     @property
     def or_none(self) -> Range:
-        """The same numbers, or None."""
+        """The same range with None allowed."""
         return replace(self, optional=True)
 
 
@@ -63,7 +63,7 @@ LARGEST_COUNT = 10**9
 COUNT = Range(1, LARGEST_COUNT, whole=True)
 COUNT_OR_ZERO = Range(0, LARGEST_COUNT, whole=True)
 WHOLE = Range(whole=True)
-SEED = Range(0, 2**32 - 1, whole=True)  # what numpy takes
+SEED = Range(0, 2**32 - 1, whole=True)  # the seeds that numpy accepts
 FINITE = Range()
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)
@@ -76,10 +76,10 @@ def check_number(name: str, value: Any, allowed: Range, remedy: str = "") -> Any
     """Refuse a `value` that is not in the range `allowed`.
 
     Args:
-        name: What the value was given as.
-        value: What was given.
-        allowed: What it may be.
-        remedy: A sentence about what to do instead, if the range does not say it all.
+        name: Name of the argument, for the message.
+        value: The argument's value.
+        allowed: The argument's range.
+        remedy: A sentence that tells the user what to do, where the range alone does not.
 
     Returns:
         The value.
@@ -93,21 +93,21 @@ def check_number(name: str, value: Any, allowed: Range, remedy: str = "") -> Any
 
 
 def check_numbers(prefix: str, owner: object, **ranges: Range) -> None:
-    """Check attributes of `owner`, each against its range; messages name them `prefix.attribute`."""
+    """Check attributes of `owner` against their ranges; messages call an attribute `prefix.attribute`."""
     for name, allowed in ranges.items():
         check_number(f"{prefix}.{name}" if prefix else name, getattr(owner, name), allowed)
 
 
 def shown(value: Any, most: int = 100) -> str:
-    """`value` as messages quote it, cut to `most` characters."""
-    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write very long ones
+    """`repr(value)`, shortened to `most` characters, for messages."""
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to print very long integers
         return f"a whole number of about {value.bit_length() * 0.30103:.0f} digits"
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def check_utf8(where: str, text: str) -> str:
-    """Refuse a text that cannot be written as UTF-8: one with half of a surrogate pair, which JSON can spell."""
+    """Refuse text that UTF-8 cannot encode: text with half of a surrogate pair, which JSON can contain."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

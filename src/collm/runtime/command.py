@@ -1,4 +1,4 @@
-"""Functions as commands: their arguments are options, their docstring is what --help shows."""
+"""Turn a function into a command: its arguments become options, its docstring the text of --help."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class _Parser(StrictFiles, ArgumentParser):
 def run_command(function: Callable[..., None], **defaults: Any) -> int:
     """Call `function` with the arguments of the command line.
 
-    The exit status is 0, 1 if runs failed, 2 for a mistake in the settings, and 130 if it was stopped.
+    The exit status is 0, 1 if runs failed, 2 for a mistake in the settings, and 130 if the command was interrupted.
 
     Args:
-        function: What is called; `--config` reads its arguments from a file.
-        defaults: Defaults in place of those of its signature.
+        function: The function to call; `--config` reads its arguments from a file.
+        defaults: Defaults that replace those of its signature.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is stopped, no run is left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so child runs are ended
     try:
         auto_cli(function, as_positional=False, set_defaults=defaults, parser_class=_Parser)
     except (ConfigurationError, TrainingError) as error:
         print(f"\nerror: {shortened(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; give the same command again to continue", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""Configuration files that are read strictly: UTF-8, no key twice, no aliases that unfold into millions of values."""
+"""Strict reading of configuration files: UTF-8, no duplicate keys, no aliases that expand to millions of values."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
 
 from collm.errors import ConfigurationError
 
-_MOST_VALUES = 100_000  # of one file, with every alias replaced by what it stands for
+_MAX_VALUES = 100_000  # of one file with all aliases expanded
 
 
 def check_nodes(root: yaml.Node | None) -> None:
-    """Refuse a parsed document that has a key twice in one mapping, or that aliases blow up.
+    """Refuse a parsed document with a duplicate key in a mapping, or with aliases that expand to too many values.
 
     Raises:
-        yaml.MarkedYAMLError: Says what is wrong, and at which line.
+        yaml.MarkedYAMLError: Names the problem and its line.
     """
-    sizes: dict[int, int] = {}  # values of a node with its aliases unfolded, 0 while it is being counted
+    sizes: dict[int, int] = {}  # number of values of a node with its aliases expanded, 0 while it is being counted
 
     def size(node: yaml.Node) -> int:
         if id(node) in sizes:
             if not sizes[id(node)]:
-                raise _error("an alias stands inside what it is an alias of", node)
+                raise _error("an alias refers to a value that contains the alias", node)
             return sizes[id(node)]
         sizes[id(node)] = 0
         total = 1
@@ -41,8 +41,8 @@ def check_nodes(root: yaml.Node | None) -> None:
                 total += size(key) + size(value)
         elif isinstance(node, yaml.SequenceNode):
             total += sum(map(size, node.value))
-        if total > _MOST_VALUES:
-            raise _error(f"aliases (*name) unfold into more than {_MOST_VALUES:,} values; write less of them", node)
+        if total > _MAX_VALUES:
+            raise _error(f"aliases (*name) expand to more than {_MAX_VALUES:,} values; use fewer of them", node)
         sizes[id(node)] = total
         return total
 
@@ -58,16 +58,16 @@ def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 def load_strictly(text: str) -> Any:
-    """What jsonargparse makes of YAML, once `check_nodes` has nothing against it."""
+    """Parse YAML as jsonargparse does, after `check_nodes` has accepted it."""
     check_nodes(yaml.compose(text, get_yaml_default_loader()))
     return yaml_load(text)
 
 
 def check_file(path: str | os.PathLike) -> None:
-    """Refuse a configuration file that cannot be read, naming file and line; others than local files are passed over.
+    """Refuse a configuration file that cannot be read; paths that are not local files are skipped.
 
     Raises:
-        ConfigurationError: Names the file, the line and what to mend.
+        ConfigurationError: Names the file, the line and the remedy.
     """
     file = Path(path)
     if not file.is_file():
@@ -92,15 +92,15 @@ def check_file(path: str | os.PathLike) -> None:
         raise ConfigurationError(f"{file} holds {kind}; a configuration holds settings such as `trainer: ...`.")
     for key in content:
         if not isinstance(key, str):
-            raise ConfigurationError(f"{file}: {key!r:.60} is no name of a setting.")
+            raise ConfigurationError(f"{file}: {key!r:.60} is not the name of a setting.")
 
 
 class StrictFiles:
-    """For parsers of jsonargparse: configuration files are checked before they are read."""
+    """Mixin for jsonargparse parsers that checks configuration files before they are read."""
 
     def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         check_file(path)
         return super().parse_path(path, *args, **kwargs)  # type: ignore[misc]
 
 
-set_loader("yaml", load_strictly, exceptions=(yaml.YAMLError,))  # values of the command line and files within files
+set_loader("yaml", load_strictly, exceptions=(yaml.YAMLError,))  # also for command-line values and nested files

@@ -1,7 +1,7 @@
-"""Files and folders that are replaced as one: written beside the old one, forced to the disk, then renamed over it.
+"""Atomic replacement of files and folders: write beside the old one, sync to disk, then rename over it.
 
-Whatever happens while a new one is written, a full disk or `kill -9` included, the old one stays whole. What is read
-may come from anybody, so nothing in it is run.
+If writing fails, be it by a full disk or `kill -9`, the old file stays intact. Files that are read may come from
+anybody, so no code in them is executed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from collm.errors import ConfigurationError, TrainingError
 
-_UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")  # as `replacing` names what it has not finished
-_PREVIOUS = re.compile(r"\.(.+)\.previous")  # as it names an old folder for the moment in which two names change
+_UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")  # the name that `replacing` gives to an unfinished file
+_PREVIOUS = re.compile(r"\.(.+)\.previous")  # the name that it gives to the old folder while the new one is renamed
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Replace the file or folder `path` by what is written to the path that this context manager yields.
+    """Replace the file or folder `path` by the one that the body writes to the yielded path.
 
-    Folders above `path` are made. If the body fails, the old `path` is left as it was and what was written is removed.
+    Parent folders are created. If the body fails, the old `path` stays as it was and the new one is removed.
 
     Raises:
-        TrainingError: It could not be written, as on a full disk.
+        TrainingError: The new one could not be written, for example because the disk is full.
     """
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -55,7 +55,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def reported(path: str | Path) -> Iterator[None]:
-    """Turn every failure to write into one message.
+    """Turn every failure to write `path` into one message.
 
     Raises:
         TrainingError: `path` could not be written.
@@ -69,42 +69,42 @@ def reported(path: str | Path) -> Iterator[None]:
 
 
 def unwritable(path: str | Path, error: BaseException) -> str:
-    """What a user has to hear when `path` could not be written."""
+    """The message for a `path` that could not be written."""
     if isinstance(error, OSError) and error.strerror:
         cause = error.strerror
     elif type(error) is RuntimeError:
-        cause = "only a part of it was taken, as by a full disk"
+        cause = "only part of it was written, probably because the disk is full"
     else:
         cause = str(error).strip().splitlines()[-1]
     return (
-        f"{path} could not be written: {cause}. What was there before is as it was. Make room on the disk (or the "
-        "folder writable) and start again; a training run goes on from its last checkpoint with --ckpt_path."
+        f"{path} could not be written: {cause}. The previous file, if any, is unchanged. Free disk space (or make "
+        "the folder writable) and start again; --ckpt_path continues a training run from its last checkpoint."
     )
 
 
 def _is_about_writing(error: BaseException) -> bool:
-    if type(error) is RuntimeError:  # so torch reports a file that it could not write by itself
+    if type(error) is RuntimeError:  # torch raises it when its own file writer fails
         return "inline_container" in str(error) or "iostream" in str(error)
     return isinstance(error, (OSError, SafetensorError, CheckpointException))
 
 
 def is_about_a_full_disk(error: BaseException | None) -> bool:
-    """Whether `error` says that a disk, a quota or the allowed size of a file is used up."""
+    """Whether `error` reports a full disk, an exhausted quota or a file over its size limit."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def present(path: str | Path) -> Path:
-    """Where the contents of `path` are: there, or aside if a process was killed while it replaced a folder."""
+    """Where the contents of `path` are: there, or under the temporary name if a process died while replacing it."""
     path = Path(path)
     return _previous(path) if not path.exists() and _previous(path).exists() else path
 
 
 def clean(folder: str | Path, name: str | None = None) -> None:
-    """Remove what killed processes left unfinished in `folder`, and put back what they had moved aside.
+    """Remove unfinished files of killed processes from `folder`, and restore folders that they had moved aside.
 
     Args:
-        folder: Where no other process may be writing at the time.
-        name: The file or folder in it whose remains are meant; by default all.
+        folder: A folder to which no other process is writing.
+        name: Clean up only after this file or folder; by default after all.
     """
     for path in list(Path(folder).iterdir()) if Path(folder).is_dir() else ():
         match = _UNFINISHED.fullmatch(path.name) or _PREVIOUS.fullmatch(path.name)
@@ -117,7 +117,7 @@ def clean(folder: str | Path, name: str | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
+    """Remove a file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -133,13 +133,13 @@ def _put_in_place(unfinished: Path, target: Path) -> None:
         _sync(unfinished)
     previous = _previous(target)
     if target.is_dir() or (unfinished.is_dir() and target.exists()):
-        # only a file can be renamed over another, so there is a moment in which the old one has another name
+        # a folder cannot be renamed over another, so the old one is moved aside first
         remove(previous)
         target.rename(previous)
     unfinished.replace(target)
     _sync(target.parent)
     if previous.exists():
-        previous.rename(unfinished)  # never half of it under the name that `present` would trust
+        previous.rename(unfinished)  # so that `present` never finds a half-deleted folder
         remove(unfinished)
 
 
@@ -148,46 +148,46 @@ def _previous(target: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # there are network file systems without it for folders
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def read_file(path: str | Path, mmap: bool = False, map_location: Any = "cpu") -> dict[str, Any]:
-    """What a file of `torch.save` holds: tensors, numbers and text, of which nothing is run.
+    """Read a dictionary of tensors, numbers and text that `torch.save` wrote, without executing code in it.
 
     Args:
         path: The file.
-        mmap: Leave tensors on the disk until they are used.
-        map_location: Where they go to.
+        mmap: Map tensors into memory instead of reading them.
+        map_location: Device of the tensors.
 
     Raises:
-        ConfigurationError: It is no such file, is cut off or damaged, or holds anything else.
+        ConfigurationError: The file is truncated or damaged, or holds something else.
     """
-    mapped = mmap and zipfile.is_zipfile(path)
+    mmap = mmap and zipfile.is_zipfile(path)
     try:
-        found = torch.load(path, weights_only=True, map_location=map_location, mmap=mapped)
-    except Exception as error:  # whatever torch makes of a file that is no checkpoint
+        content = torch.load(path, weights_only=True, map_location=map_location, mmap=mmap)
+    except Exception as error:  # torch raises errors of many types for files that are no checkpoints
         raise unreadable(path, f"{type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise unreadable(path, f"it holds a {type(found).__name__}, no dictionary")
-    return found
+    if not isinstance(content, dict):
+        raise unreadable(path, f"it holds a {type(content).__name__}, no dictionary")
+    return content
 
 
 def unreadable(path: str | Path, cause: str) -> ConfigurationError:
-    """The error for a checkpoint that is damaged or none at all."""
+    """The error for a file that is damaged or no checkpoint."""
     return ConfigurationError(
         f"checkpoint {str(path)!r} could not be read: {cause}. Give the path of another one, such as a best-*.ckpt "
-        "beside it, or begin anew without --ckpt_path."
+        "in the same folder, or start over without --ckpt_path."
     )
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of what `error` says."""
+    """The first line of the message of `error`, at most 300 characters."""
     return (str(error).strip().splitlines() or [""])[0][:300].rstrip(" .:")

@@ -1,8 +1,8 @@
-"""Names that others choose, such as agent ids, as names of modules, adapters and folders.
+"""Convert names that users choose, such as agent ids, to names of modules, adapters and folders.
 
-An agent may be called `0`, `layers`, `lora_A`, `train` or `a/b.c`. As part of the name of a weight such a name would be
-read as part of a path; as a key of `nn.ModuleDict` it would hide a method; as a folder it would lead elsewhere. Both
-forms below are injective: different names never become the same one.
+An agent may be called `0`, `layers`, `lora_A`, `train` or `a/b.c`. In the name of a weight, such a name could be taken
+for several components; as a key of `nn.ModuleDict`, it could shadow a method; as a folder name, it could point to
+another folder. Both conversions below are injective: different names never become the same one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from collm.errors import ConfigurationError
 
-_LONGEST = 200  # bytes of a folder's name; most file systems end at 255
+_LONGEST = 200  # bytes of a folder name; most file systems allow 255
 
 
 def escaped(name: str) -> str:
@@ -27,8 +27,8 @@ def escaped(name: str) -> str:
 def module_name(name: str) -> str:
     """`name` as the name of a module or adapter.
 
-    It stands in angle brackets, which are in no attribute, module or weight of a model and in no escaped name, so it
-    neither collides with any of them nor occurs within another name.
+    The result is in angle brackets. No attribute, module or weight of a model and no escaped name contains these, so
+    the result neither equals any of them nor is part of another one.
     """
     return f"<{escaped(name)}>"
 
@@ -38,11 +38,11 @@ def folder_name(name: str) -> str:
     short = escaped(name)
     if len(short) <= _LONGEST:
         return short
-    return f"{short[:100]}%%{hashlib.sha256(name.encode()).hexdigest()}"  # `%%` is in no escaped name
+    return f"{short[:100]}%%{hashlib.sha256(name.encode()).hexdigest()}"  # no escaped name contains `%%`
 
 
 class NamedModules(nn.ModuleDict):
-    """An `nn.ModuleDict` whose keys may be any text; its submodules are called as `module_name` says."""
+    """An `nn.ModuleDict` with arbitrary text as keys; its submodules are named by `module_name`."""
 
     def __getitem__(self, key: str) -> nn.Module:
         return super().__getitem__(module_name(key))
@@ -64,10 +64,10 @@ class NamedModules(nn.ModuleDict):
 
 
 def check_agent_ids(agent_ids: Sequence[Any]) -> None:
-    """Refuse agent ids that cannot be told apart or written down.
+    """Refuse agent ids that are empty, duplicate or not valid text.
 
     Raises:
-        ConfigurationError: Names the id and how to mend it.
+        ConfigurationError: Names the id and the remedy.
     """
     if not agent_ids:
         raise ConfigurationError("there are no agents; the environment must name at least one.")

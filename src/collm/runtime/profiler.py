@@ -1,9 +1,9 @@
-"""Where the time of this process goes: seconds by phase, and how many of the computed tokens were padding.
+"""Profile of this process: seconds by phase, and the share of the computed tokens that is padding.
 
-Phases do not overlap. One that begins within another stops its clock until it ends, and what lies in none of them is
-`other`, so that they add up to the wall time. Two readings of a clock for each phase are all it costs.
+Phases do not overlap: a nested phase pauses the outer one, and time outside of all phases counts as `other`, so the
+phases add up to the wall time. The overhead is two clock readings for each phase.
 
-Threads that work while another one waits for them do so `aside`: the time is that of who waits.
+A thread for which another thread waits works inside `aside()`: the waiting thread already counts the time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Reading:
-    """What was measured since the reading before.
+    """Measurements since the previous reading.
 
     Args:
-        seconds: Wall time of each phase; `other` is always there.
-        useful: Tokens that were computed by each phase and belong to a sequence.
-        computed: Tokens that were computed by each phase, padding and finished rows included.
+        seconds: Wall time of each phase; `other` is always present.
+        useful: Tokens that each phase computed, without padding.
+        computed: Tokens that each phase computed, with padding and finished rows.
     """
 
     seconds: dict[str, float]
@@ -42,27 +42,27 @@ class Reading:
         return sum(self.seconds.values())
 
     def padding_share(self, *phases: str) -> float:
-        """Share of the tokens computed in `phases` (and in those below them, `update` names `update/policy` too) that
-        belong to no sequence; 0 where nothing was computed."""
-        under = [name for name in self.computed if any(f"{name}/".startswith(f"{phase}/") for phase in phases)]
-        computed = sum(self.computed[name] for name in under)
-        return 1 - sum(self.useful[name] for name in under) / computed if computed else 0.0
+        """Share of padding among the tokens computed in `phases` and their sub-phases (`update` includes
+        `update/policy`); 0 if nothing was computed."""
+        names = [name for name in self.computed if any(f"{name}/".startswith(f"{phase}/") for phase in phases)]
+        computed = sum(self.computed[name] for name in names)
+        return 1 - sum(self.useful[name] for name in names) / computed if computed else 0.0
 
 
 class _Aside(threading.local):
-    phase: str | None = None  # of this thread, if it works aside
+    phase: str | None = None  # phase of this thread while it is in `aside()`
 
 
 class Meter:
-    """Seconds and tokens by phase since the last reading.
+    """A profiler that counts seconds and tokens by phase.
 
     Args:
-        clock: Seconds now.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
-        self.synchronize = False  # wait for the GPU at the borders of phases: exact, and slower
+        self.synchronize = False  # wait for the GPU at the start and end of phases: exact, but slower
         self._phase = OTHER
         self._aside = _Aside()
         self._counting = threading.Lock()
@@ -73,16 +73,16 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time spent inside belongs to `name`; also a decorator."""
-        before = self._enter(name)
+        """Count the time of the body as `name`; also usable as a decorator."""
+        previous = self._enter(name)
         try:
             yield
         finally:
-            self._enter(before)
+            self._enter(previous)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """For a thread that another one waits for: what it computes counts in phases of its own, its time does not."""
+        """For a thread for which another one waits: count its tokens by its own phases, but not its time."""
         self._aside.phase = self._phase
         try:
             yield
@@ -90,7 +90,7 @@ class Meter:
             self._aside.phase = None
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`; the time it takes to make them belongs to `name`, not to the phase that asks for them."""
+        """Yield `items`; the time to compute them counts as `name`, not as the phase that iterates."""
         iterator = iter(items)
         while True:
             with self.phase(name):
@@ -101,14 +101,14 @@ class Meter:
             yield item
 
     def count(self, useful: int, computed: int) -> None:
-        """Note that the phase that runs computes this many tokens, `useful` of them of sequences."""
+        """Count `computed` tokens, `useful` of them without padding, for the current phase."""
         phase = self._aside.phase or self._phase
         with self._counting:
             self._useful[phase] += useful
             self._computed[phase] += computed
 
     def take(self) -> Reading:
-        """What was measured since the last call."""
+        """Return the measurements since the last call, and start over."""
         self._enter(self._phase)
         reading = Reading({OTHER: 0.0, **self._seconds}, dict(self._useful), dict(self._computed))
         for counter in (self._seconds, self._useful, self._computed):
@@ -116,24 +116,24 @@ class Meter:
         return reading
 
     def put(self, reading: Reading) -> None:
-        """Add what an earlier reading measured."""
+        """Add the measurements of an earlier reading."""
         self._seconds.update(reading.seconds)
         self._useful.update(reading.useful)
         self._computed.update(reading.computed)
 
     def _enter(self, name: str) -> str:
-        """Go on to the phase `name`; returns the one that ends."""
+        """Switch to the phase `name`; returns the previous one."""
         if self._aside.phase:
-            before, self._aside.phase = self._aside.phase, name
-            return before
+            previous, self._aside.phase = self._aside.phase, name
+            return previous
         if self.synchronize and torch.cuda.is_available():
             torch.cuda.synchronize()
         now = self.clock()
-        before, self._phase = self._phase, name
-        self._seconds[before] += now - self._since
+        previous, self._phase = self._phase, name
+        self._seconds[previous] += now - self._since
         self._since = now
-        return before
+        return previous
 
 
 meter = Meter()
-"""The meter of this process; whatever takes time reports to it."""
+"""The profiler of this process."""

@@ -1,4 +1,4 @@
-"""The folder of a run: one run writes to it at a time, and begins by clearing away what a killed one left."""
+"""The folder of a run: only one run at a time writes to it, and first removes unfinished files of a killed run."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _LOCK = ".lock"
 
 
 class RunFolder(SaveConfigCallback):
-    """Keeps the run's folder from other runs while this one lasts, and writes `config.yaml` to it."""
+    """Locks the run's folder while the run lasts, and writes `config.yaml` to it."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._lock: IO[str] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir)  # the name is broadcast, so all ranks have to ask
-        refusal = self._occupy(folder) if trainer.is_global_zero else None
+        folder = Path(trainer.log_dir)  # a broadcast, so all ranks have to take part
+        refusal = self._acquire_lock(folder) if trainer.is_global_zero else None
         if refusal := trainer.strategy.broadcast(refusal):
             raise ConfigurationError(refusal)
         if trainer.is_global_zero:
-            for one in (folder, folder / "checkpoints"):
-                clean(one)
+            for written in (folder, folder / "checkpoints"):
+                clean(written)
             with replacing(folder / self.config_filename) as unfinished:
                 self.parser.save(self.config, unfinished, skip_none=False, overwrite=True, multifile=False)
 
-    def _occupy(self, folder: Path) -> str | None:
-        """Lock the folder; the reason why not, if another process has it. The system ends the lock with its process."""
+    def _acquire_lock(self, folder: Path) -> str | None:
+        """Lock the folder; returns a message if another process holds the lock. A lock ends with its process."""
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # either, as POSIX has it
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             lock.seek(0)
             holder = lock.read(200).strip() or "another process"
             lock.close()
@@ -51,20 +51,20 @@ class RunFolder(SaveConfigCallback):
                 "folder with trainer.logger.init_args.name or version."
             )
         except OSError as error:
-            rank_zero_warn(f"{folder} cannot be locked ({error.strerror}); see to it that no other run writes there.")
+            rank_zero_warn(f"{folder} cannot be locked ({error.strerror}); make sure that no other run writes there.")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         self._lock = lock
         return None
 
-    def _leave(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._leave()
+        self._release_lock()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._leave()
+        self._release_lock()

@@ -1,4 +1,4 @@
-"""Settings of Lightning's trainer that would train nothing, cannot work here, or fail only once weights are loaded."""
+"""Checks of trainer settings that would train nothing, are not supported, or would fail after weights are loaded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BATCHES = {
 
 
 def check_trainer(trainer: Any, command: str, rollouts_per_epoch: int) -> None:
-    """Refuse settings of the trainer.
+    """Refuse settings of the Lightning trainer that cannot work.
 
     Args:
-        trainer: What was set, as attributes.
+        trainer: The settings, as attributes.
         command: `fit`, `validate`, `test` or `predict`.
         rollouts_per_epoch: Training batches of an epoch.
 
@@ -57,7 +57,7 @@ def check_trainer(trainer: Any, command: str, rollouts_per_epoch: int) -> None:
         )
     name = _BATCHES[command]
     limit = getattr(trainer, name)
-    size = rollouts_per_epoch if command == "fit" else 1 / max(limit or 0.0, 1e-9)  # of evaluations, not known yet
+    size = rollouts_per_epoch if command == "fit" else 1 / max(limit or 0.0, 1e-9)  # unknown for evaluations
     if limit is not None and 0 <= limit <= 1 and limit * size < 1:
         raise ConfigurationError(f"trainer.{name} is {limit}, so that {command} would do nothing; raise or remove it.")
     check_number("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, COUNT.or_none)
@@ -79,11 +79,11 @@ def check_trainer(trainer: Any, command: str, rollouts_per_epoch: int) -> None:
 
 
 def check_devices(trainer: Any) -> None:
-    """Refuse numbers of processes that no processor could run; what GPUs there are, Lightning knows."""
+    """Refuse far more CPU processes than cores; Lightning itself checks numbers of GPUs."""
     text = str(trainer.devices)
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
     cores = os.cpu_count() or 1
     if on_cpu and text.isdecimal() and int(text) > 4 * cores:
         raise ConfigurationError(
-            f"trainer.devices is {text}, which is as many processes, but the processor has {cores} cores; lower it."
+            f"trainer.devices is {text}, which starts as many processes, but there are {cores} CPU cores; lower it."
         )

@@ -1,4 +1,4 @@
-"""Whether what is installed is what this package was tested with: said in one line before it is imported."""
+"""Check of the installed dependencies, with one clear message before any of them is imported."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def check_versions(requirements: list[str] | None = None) -> None:
     """Refuse versions of dependencies outside the ranges of pyproject.toml.
 
     Args:
-        requirements: What is needed, as pip writes it; by default what this package declares, without extras.
+        requirements: Requirements in pip's format; by default those of this package, without extras.
 
     Raises:
-        ConfigurationError: Says what is installed and what to install instead.
+        ConfigurationError: Names the installed versions and the pip command that corrects them.
     """
     if requirements is None:
         try:
             requirements = requires("collm") or []
-        except PackageNotFoundError:  # run from a folder that was never installed
+        except PackageNotFoundError:  # run from a source folder that is not installed
             return
-    wrong, found = [], []
+    wanted, present = [], []
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -32,7 +32,9 @@ def check_versions(requirements: list[str] | None = None) -> None:
         except PackageNotFoundError:
             installed = None
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"'{requirement.name}{requirement.specifier}'")
-            found.append(f"{requirement.name} {installed}" if installed else f"no {requirement.name}")
-    if wrong:
-        raise ConfigurationError(f"{', '.join(found)} is installed, which does not work: pip install {' '.join(wrong)}")
+            wanted.append(f"'{requirement.name}{requirement.specifier}'")
+            present.append(f"{requirement.name} {installed}" if installed else f"no {requirement.name}")
+    if wanted:
+        raise ConfigurationError(
+            f"{', '.join(present)} is installed, which does not work: pip install {' '.join(wanted)}"
+        )

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from collm.runtime.profiler import meter
-from collm.runtime.seeding import forked
+from collm.runtime.seeding import child_generator
 from collm.samplers.base import Episode, Sampler, SamplingPolicy
 from collm.trajectory import Action
 
@@ -67,7 +67,7 @@ def answered_side_by_side(
 
     Threads are enough for it: they wait for their devices most of the time.
     """
-    chances = [forked(generator, generator.device) for _ in groups]
+    chances = [child_generator(generator, generator.device) for _ in groups]
 
     def answer(policies: Mapping[str, SamplingPolicy], chance: torch.Generator) -> dict[str, list[Action]]:
         with meter.aside():

@@ -1,1 +1,1 @@
-"""Running code that a model wrote, where it can do no harm and not touch its verdict; see `pool.Sandbox`."""
+"""A sandbox that runs and tests code written by models; see `pool.Sandbox`."""

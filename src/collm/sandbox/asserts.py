@@ -1,16 +1,17 @@
-"""The assert statements of a test, each counted on its own.
+"""Counts each assert statement of a test separately.
 
-A test is Python text that defines `check(candidate)`, or asserts at its top level. Its units are its assert statements,
-wherever they stand: over several lines, in loops, in functions of the test. A unit holds if it was reached and never
-failed, so one in a loop holds if it held every time. Asserts of a constant say nothing about the candidate and are no
-units; asserts that repeat another one word for word are the same unit.
+A test is Python source that defines `check(candidate)`, or has asserts at its top level. Its units are its assert
+statements, including those in loops and in functions of the test. A unit passes if it was reached and never failed, so
+a unit in a loop has to pass every time. Asserts of a constant do not depend on the candidate and are no units; asserts
+with identical source are the same unit.
 
-What was cut off does not hold either, however well it went until then:
+A unit also fails if the code around it was interrupted:
 
-- Asserts that ran within a loop or a comprehension count once it has run to its end. An exception cuts it off, and so
-  does time; a loop is also cut off by `break` and `return`, but for `while True`, which ends in no other way.
-- Asserts of a function that an exception ends before they are reached fail, even if an earlier call reached them.
-- Asserts of a function that the test names more than once, to call it again, count once the test has run to its end.
+- Asserts in a loop or comprehension count when it has run to its end. An exception or a timeout interrupts it; `break`
+  and `return` also interrupt a loop, except for `while True`, which has no other end.
+- Asserts in a function fail if an exception ends the function before they are reached, even if an earlier call reached
+  them.
+- Asserts in a function that the test calls more than once count when the test has run to its end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from types import TracebackType
 
 Report = Callable[[int, bool, str], None]
 
-_CUT_OFF = "what it is a part of was cut off"
+_INTERRUPTED = "the code around it was interrupted"
 _MAPPING = frozenset({"filter", "map", "starmap"})
 _GENERATORS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -33,7 +34,7 @@ _SIMPLE = (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return)
 
 @dataclass(frozen=True)
 class Unit:
-    """One assert statement: where it stands in the test, and its text."""
+    """One assert statement: its line in the test and its source."""
 
     line: int
     text: str
@@ -44,12 +45,12 @@ def _is_unit(node: ast.AST) -> bool:
 
 
 def _assigned(tree: ast.Module) -> set[str]:
-    """Names that the test gives a value to in its course."""
+    """Names that the test assigns."""
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
 
 
 class _Numbering(ast.NodeVisitor):
-    """Gives every assert the number of its unit, in the order of the text."""
+    """Numbers the units in the order of the source, and maps every assert to its unit."""
 
     def __init__(self, source: str, tree: ast.Module):
         self.source = source
@@ -63,7 +64,7 @@ class _Numbering(ast.NodeVisitor):
         if not _is_unit(node):
             return
         names = {name.id for name in ast.walk(node.test) if isinstance(name, ast.Name)}
-        # The same words mean the same only where nothing in them changes between two places.
+        # Identical source is the same unit only if the test assigns none of the names in it.
         key = f"{id(node)}" if names & self.assigned else ast.dump(node.test)
         if key not in self.seen:
             self.seen[key] = len(self.units)
@@ -72,7 +73,7 @@ class _Numbering(ast.NodeVisitor):
 
 
 def _suspends(function: ast.AST) -> bool:
-    """Whether a function can stop and go on later."""
+    """Whether a function is a generator or coroutine, which can be suspended."""
     waiting = list(ast.iter_child_nodes(function))
     while waiting:
         node = waiting.pop()
@@ -84,14 +85,14 @@ def _suspends(function: ast.AST) -> bool:
 
 
 def _repeated(tree: ast.Module, numbers: dict[int, int]) -> set[int]:
-    """Units of functions that the test names more than once."""
+    """Units in functions whose name the test uses more than once."""
     names = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     functions = [node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS) and names[node.name] > 1]
     return {numbers[id(node)] for function in functions for node in ast.walk(function) if id(node) in numbers}
 
 
 class _Instrument(ast.NodeTransformer):
-    """Puts asserts into `with __unit__(number):`, and what may be cut off into `with __scope__(...):`."""
+    """Wraps asserts in `with __unit__(number):`, and code that may be interrupted in `with __scope__(...):`."""
 
     def __init__(self, numbers: dict[int, int]):
         self.numbers = numbers
@@ -100,16 +101,16 @@ class _Instrument(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         if id(node) not in self.numbers:
             return node
-        return _within(_call("__unit__", self.numbers[id(node)]), [node], node)
+        return _in_with(_call("__unit__", self.numbers[id(node)]), [node], node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         outer = self.suspends
-        # Scopes have to end in the reverse order of their beginnings, which generators need not.
+        # Scopes must end in reverse order, which generators do not guarantee.
         self.suspends = _suspends(node)
         numbers = sorted({self.numbers[id(inner)] for inner in ast.walk(node) if id(inner) in self.numbers})
         self.generic_visit(node)
         if numbers and not self.suspends:
-            node.body = [_within(_call("__body__", *numbers), node.body, node)]
+            node.body = [_in_with(_call("__body__", *numbers), node.body, node)]
         self.suspends = outer
         return node
 
@@ -127,7 +128,7 @@ class _Instrument(ast.NodeTransformer):
             return node
         if not ends_by_break:
             node.orelse = [ast.copy_location(ast.Expr(_call("__ended__")), node), *node.orelse]
-        return _within(_call("__scope__", ends_by_break), [node], node)
+        return _in_with(_call("__scope__", ends_by_break), [node], node)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -137,15 +138,15 @@ class _Instrument(ast.NodeTransformer):
             isinstance(inner, _GENERATORS) or (isinstance(inner, ast.Name) and inner.id in _MAPPING)
             for inner in ast.walk(node)
         )
-        return _within(_call("__scope__", True), [node], node) if repeats else node
+        return _in_with(_call("__scope__", True), [node], node) if repeats else node
 
 
 def _call(name: str, *arguments: int) -> ast.Call:
     return ast.Call(ast.Name(name, ast.Load()), [ast.Constant(argument) for argument in arguments], [])
 
 
-def _within(manager: ast.Call, body: list[ast.stmt], place: ast.AST) -> ast.With:
-    return ast.copy_location(ast.With([ast.withitem(manager)], body), place)
+def _in_with(manager: ast.Call, body: list[ast.stmt], location: ast.AST) -> ast.With:
+    return ast.copy_location(ast.With([ast.withitem(manager)], body), location)
 
 
 def units_of(test: str) -> list[Unit]:
@@ -154,9 +155,9 @@ def units_of(test: str) -> list[Unit]:
 
 
 def instrument(test: str) -> tuple[ast.Module, set[int]]:
-    """The test with its units marked, and the units that count only once the test has run to its end.
+    """The instrumented test, and the units that count only when the test has run to its end.
 
-    The names of `Course.names` must be defined where it runs.
+    The namespace in which it runs must contain `Recorder.names`.
     """
     tree = ast.parse(test)
     numbers = _Numbering(test, tree).numbers
@@ -164,21 +165,21 @@ def instrument(test: str) -> tuple[ast.Module, set[int]]:
     return ast.fix_missing_locations(_Instrument(numbers).visit(tree)), repeated
 
 
-class Course:
-    """The course of an instrumented test: which units hold, told to `report` once nothing can take it back.
+class Recorder:
+    """Records which units of an instrumented test pass, and reports them when the result is final.
 
     Args:
-        report: Told of a unit's number, whether it holds, and why not. Failures come at once; a unit that holds within
-            something that may be cut off is reported when that has ended.
-        describe: Words for an exception.
-        repeated: Units that count only once the test has run to its end.
+        report: Called with a unit's number, whether it passes, and why it fails. Failures are reported at once; a
+            passed unit in code that may be interrupted is reported when that code has ended.
+        describe: Formats an exception.
+        repeated: Units that count only when the test has run to its end.
     """
 
     def __init__(self, report: Report, describe: Callable[[BaseException], str], repeated: Iterable[int]):
         self.report = report
         self.describe = describe
         self.repeated = frozenset(repeated)
-        self.held: dict[int, None] = {}
+        self.pending: dict[int, None] = {}
         self.scopes: list[_Scope] = []
         self.bodies: list[_Body] = []
         self.names = {
@@ -191,76 +192,76 @@ class Course:
     def _ended(self) -> None:
         self.scopes[-1].ended = True
 
-    def hold(self, numbers: Iterable[int]) -> None:
-        """Units held; what may be cut off keeps them back."""
+    def record_passed(self, numbers: Iterable[int]) -> None:
+        """Record passed units; inside of a scope they stay pending."""
         if self.scopes:
-            self.scopes[-1].held.update(dict.fromkeys(numbers))
+            self.scopes[-1].pending.update(dict.fromkeys(numbers))
             return
         for number in numbers:
             if number in self.repeated:
-                self.held[number] = None
+                self.pending[number] = None
             else:
                 self.report(number, True, "")
 
-    def finish(self, done: bool) -> None:
-        """The test has ended: run through, or cut off."""
-        for number in self.held:
-            self.report(number, done, "" if done else _CUT_OFF)
+    def finish(self, completed: bool) -> None:
+        """Report the pending units when the test was completed or interrupted."""
+        for number in self.pending:
+            self.report(number, completed, "" if completed else _INTERRUPTED)
 
 
 class _Unit:
-    """`with _Unit(...)`: the assert inside holds or not; either way the test goes on."""
+    """`with _Unit(...)`: records whether the assert inside passes; the test continues either way."""
 
-    def __init__(self, course: Course, number: int):
-        self.course = course
+    def __init__(self, recorder: Recorder, number: int):
+        self.recorder = recorder
         self.number = number
 
     def __enter__(self) -> None:
-        for body in self.course.bodies[-1:]:
+        for body in self.recorder.bodies[-1:]:
             body.reached.add(self.number)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
-            self.course.hold([self.number])
+            self.recorder.record_passed([self.number])
         else:
-            self.course.report(self.number, False, self.course.describe(error))
+            self.recorder.report(self.number, False, self.recorder.describe(error))
         return True
 
 
 class _Scope:
-    """`with _Scope(...)`: units that hold in the course of what is inside count if that runs to its end."""
+    """`with _Scope(...)`: units that pass inside count if the code inside runs to its end."""
 
-    def __init__(self, course: Course, ended: bool):
-        self.course = course
+    def __init__(self, recorder: Recorder, ended: bool):
+        self.recorder = recorder
         self.ended = ended
-        self.held: dict[int, None] = {}
+        self.pending: dict[int, None] = {}
 
     def __enter__(self) -> None:
-        self.course.scopes.append(self)
+        self.recorder.scopes.append(self)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.course.scopes.pop()
+        self.recorder.scopes.pop()
         if self.ended and error is None:
-            self.course.hold(self.held)
+            self.recorder.record_passed(self.pending)
             return
-        for number in self.held:
-            self.course.report(number, False, _CUT_OFF)
+        for number in self.pending:
+            self.recorder.report(number, False, _INTERRUPTED)
 
 
 class _Body:
-    """`with _Body(...)`: units of a function that were not reached when an exception ended it do not hold."""
+    """`with _Body(...)`: units of a function that were not reached when an exception ended it fail."""
 
-    def __init__(self, course: Course, numbers: tuple[int, ...]):
-        self.course = course
+    def __init__(self, recorder: Recorder, numbers: tuple[int, ...]):
+        self.recorder = recorder
         self.numbers = numbers
         self.reached: set[int] = set()
 
     def __enter__(self) -> None:
-        self.course.bodies.append(self)
+        self.recorder.bodies.append(self)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.course.bodies.pop()
+        self.recorder.bodies.pop()
         if error is not None:
             for number in self.numbers:
                 if number not in self.reached:
-                    self.course.report(number, False, "not reached")
+                    self.recorder.report(number, False, "not reached")

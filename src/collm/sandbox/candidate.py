@@ -1,7 +1,7 @@
-"""The process that runs a program, and the one it is forked from.
+"""The candidate, a process that runs a program, and the zygote, the process from which candidates are forked.
 
-The zygote never sees a program or a test: it is told to fork, and the child reads the program from a channel of its
-own. So there is nothing in a candidate's memory to find but its own program and the arguments it was called with.
+The zygote never sees a program or a test: it only forks, and the child reads the program from its own channel. So the
+memory of a candidate contains only its own program and the arguments of its calls.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from collm.sandbox import confine, frames, kernel, plain
 CHANNEL = 3
 READY = b"ready"
 NONCE_BYTES = 16
-# Ends an answer to a call in which the counted function ran.
+# Suffix of an answer to a call in which the counted function ran.
 COUNTED = b"+"
 _MAX_MESSAGE = 300
 _MAX_NAME = 100
-_MAX_WORD = 200
+_MAX_REPLY = 200
 
 
 def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int | None) -> None:
-    """Fork a candidate, or end it, at each word from `control`; never returns.
+    """Fork or end a candidate for each command from `control`; never returns.
 
     Args:
-        control: Where words come from: "fork" with a descriptor for the candidate, or "reap".
+        control: Socket for the commands: "fork" with a descriptor for the candidate, or "reap".
         setup: Limits and layers; see `server`.
-        processes: Descriptor of /proc where there are namespaces.
+        processes: Descriptor of /proc if there are namespaces.
     """
     home = None
     if processes is None:
@@ -47,29 +47,29 @@ def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int
     control.send(json.dumps(setup["user"]).encode())
     child = 0
     while True:
-        word, descriptors, _, _ = socket.recv_fds(control, 16, 1)
-        if word == b"fork":
+        command, descriptors, _, _ = socket.recv_fds(control, 16, 1)
+        if command == b"fork":
             try:
                 child = _fork(descriptors[0], control, setup, home)
                 control.send(str(child).encode())
             except OSError as error:
-                control.send(f"no process: {error}".encode()[:_MAX_WORD])
+                control.send(f"no process: {error}".encode()[:_MAX_REPLY])
             os.close(descriptors[0])
-        elif word == b"reap":
+        elif command == b"reap":
             control.send(str(_reap(child, home is not None)).encode())
         else:
             os._exit(0)
 
 
 def _choose_user() -> int | None:
-    """Whom candidates and judges become if this is root: somebody without rights."""
+    """The unprivileged user for candidates and judges if this process runs as root, else None."""
     user = confine.unprivileged_user()
     return user if os.geteuid() == 0 and confine.can_drop(user) else None
 
 
 def _fork(channel: int, control: socket.socket, setup: Mapping[str, Any], home: int | None) -> int:
     if home is not None:
-        # The child is the first of a process space of its own, which ends with it, whatever it started.
+        # The child is the first process of a new PID namespace; when it ends, the kernel ends all others in it.
         kernel.unshare(kernel.CLONE_NEWPID)
     try:
         child = os.fork()
@@ -86,9 +86,9 @@ def _fork(channel: int, control: socket.socket, setup: Mapping[str, Any], home: 
 
 
 def _reap(child: int, alone: bool) -> int:
-    """End the candidate and all it started; returns the status it ended with."""
+    """End the candidate and its child processes; returns its exit status."""
     if not alone:
-        # The child may not have begun its own session yet, or have been ended by the kernel.
+        # The child may not have started its session yet, or the kernel may have ended it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
     os.kill(child, signal.SIGKILL)
@@ -99,12 +99,12 @@ def _reap(child: int, alone: bool) -> int:
 
 
 def _reap_orphans() -> None:
-    """End what a candidate left behind: orphans become children of this process, which has no others."""
+    """End orphans of a candidate, which are now the only children of this process."""
     while True:
         try:
             with open(f"/proc/self/task/{os.getpid()}/children") as file:
                 children = [int(pid) for pid in file.read().split()]
-        except FileNotFoundError:  # a kernel without this file; then processes cannot be made in the first place
+        except FileNotFoundError:  # a kernel without this file; seccomp then prevents new processes
             return
         if not children:
             return
@@ -113,8 +113,8 @@ def _reap_orphans() -> None:
             os.waitpid(pid, 0)
 
 
-def settle(channel: int, rules: int | None) -> None:
-    """Lead a session with `channel` and `rules` as the only descriptors, besides standard ones that lead nowhere."""
+def close_other_descriptors(channel: int, rules: int | None) -> None:
+    """Start a session, and close all descriptors but `channel` and `rules`; standard streams go to /dev/null."""
     os.setsid()
     nowhere = os.open("/dev/null", os.O_RDWR)
     for standard in range(CHANNEL):
@@ -127,23 +127,23 @@ def settle(channel: int, rules: int | None) -> None:
 
 
 def give_up(channel: int, setup: Mapping[str, Any], alone: bool) -> None:
-    """Give up what code from elsewhere must not have, and say at the channel that this is done.
+    """Drop all rights that untrusted code must not have, then send `READY` over the channel.
 
-    Ends the process, after saying why, where that does not work: then nothing may run.
+    If a protection cannot be switched on, it sends the reason instead and ends the process.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    settle(channel, setup["rules"])
+    close_other_descriptors(channel, setup["rules"])
     try:
-        # A scratch folder needs to be private and bounded; where it cannot be, there is none and nothing is writable.
+        # The temporary folder must be private and bounded in size; without namespaces there is none.
         if alone:
-            confine.private_scratch(setup["limits"]["scratch_bytes"])
-        os.chdir(confine.SCRATCH if alone else "/")
+            confine.private_temporary(setup["limits"]["temporary_bytes"])
+        os.chdir(confine.TEMPORARY if alone else "/")
         confine.confine(setup["limits"], setup["layers"], setup["user"], setup["rules"])
     except (confine.SetupFailure, OSError) as error:
         failed = error if isinstance(error, confine.SetupFailure) else confine.SetupFailure("process", str(error))
-        word = {"failed": failed.layer, "reason": failed.reason[:_MAX_MESSAGE]}
-        frames.send(CHANNEL, json.dumps(word).encode())
+        failure = {"failed": failed.layer, "reason": failed.reason[:_MAX_MESSAGE]}
+        frames.send(CHANNEL, json.dumps(failure).encode())
         os._exit(71)
     frames.send(CHANNEL, READY)
 
@@ -154,7 +154,7 @@ def _become_candidate(channel: int, setup: Mapping[str, Any], alone: bool) -> No
 
 
 def serve_calls(channel: int, limit: int) -> None:
-    """Load the program that comes first and answer calls of its entry point until the channel closes."""
+    """Load the program in the first message, then answer calls of its entry point until the channel closes."""
     message = frames.receive(channel, 2 * limit)
     nonce, order = message[:NONCE_BYTES], json.loads(message[NONCE_BYTES:])
     namespace: dict[str, Any] = {"__name__": "candidate"}
@@ -181,10 +181,10 @@ def serve_calls(channel: int, limit: int) -> None:
 
 
 def _counting(program: str, name: str, namespace: dict[str, Any], runs: Iterator[int]) -> ast.Module | str:
-    """The program, whose functions called `name` at its top level advance `runs` whenever they run.
+    """The program with top-level functions called `name` changed to advance `runs` whenever they run.
 
-    The step is taken within the function, so that a recursion is no deeper, a decorator sees the function it was
-    written for, and a function that took over its name is not counted.
+    The call that counts is inserted into the body of the function. So recursion gets no deeper, decorators see the
+    original function, and another function assigned to the name is not counted.
     """
     if not name:
         return program
@@ -200,7 +200,7 @@ def _counting(program: str, name: str, namespace: dict[str, Any], runs: Iterator
 
 
 def _describe(error: BaseException) -> bytes:
-    """What went wrong, as plain data: the names of the exception's classes, and what it says."""
+    """An exception as plain data: the names of its classes, and its message."""
     try:
         text = str(error)[:_MAX_MESSAGE]
     except BaseException:

@@ -1,4 +1,4 @@
-"""A program with what it is judged by, and the verdict."""
+"""A program with its test, and the verdict on it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """A program and what it is judged by.
+    """A program and its test.
 
     Args:
-        program: Source that defines `entry_point`; runs in a process of its own.
+        program: Source that defines `entry_point`; runs in its own process.
         entry_point: Name of the function that the test calls.
-        test: Source that defines `check(candidate)`, or asserts at its top level; runs in another process.
+        test: Source that defines `check(candidate)`, or has asserts at its top level; runs in another process.
         prelude: Trusted source that the test needs, such as imports; runs before it.
-        counted: Name of a function at the top level of the program whose running is noted; empty for none.
+        counted: Name of a top-level function of the program; the verdict says whether it ran. Empty for none.
     """
 
     program: str
@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """How one assert of the test went: its line and text, whether it held, and if not, why."""
+    """Result of one assert of the test: its line and source, whether it passed, and if not, why."""
 
     line: int
     text: str
@@ -45,17 +45,17 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case.
+    """The verdict on a case.
 
     Args:
-        loaded: The program ran and defined the entry point.
-        completed: The test ran to its end.
-        units: Every assert of the test.
+        loaded: Whether the program ran and defined the entry point.
+        completed: Whether the test ran to its end.
+        units: Results of all asserts of the test.
         error: Why the program did not load or the test did not end, else empty.
-        timeouts: Calls that ran out of time.
-        calls: Calls that the test made.
-        counted: Whether the counted function ran during a call that the test made.
-        broke: The program made the sandbox break down every time it was tried; every assert counts as failed.
+        timeouts: Number of calls that timed out.
+        calls: Number of calls that the test made.
+        counted: Whether the counted function ran during a call from the test.
+        broke: Whether the program crashed the sandbox every time it was tried; then every assert counts as failed.
     """
 
     loaded: bool
@@ -69,23 +69,23 @@ class Verdict:
 
     @property
     def passed(self) -> int:
-        """How many asserts held."""
+        """Number of asserts that passed."""
         return sum(unit.passed for unit in self.units)
 
     @property
     def total(self) -> int:
-        """How many asserts there are."""
+        """Number of asserts."""
         return len(self.units)
 
     @property
     def correct(self) -> bool:
-        """Whether the test ran to its end and nothing failed."""
+        """Whether the test ran to its end and all asserts passed."""
         return self.completed and self.passed == self.total
 
 
 def verdict_of(answer: Mapping[str, Any]) -> Verdict:
     """The verdict in a server's answer."""
-    # Half of a surrogate pair, which a program can put into a message, is no text that a tokenizer takes.
+    # A program can put half of a surrogate pair into a message, which tokenizers refuse.
     units = tuple(UnitResult(line, text, passed, _clean(detail)) for line, text, passed, detail in answer["units"])
     completed, error = answer["completed"], _clean(answer["error"])
     return Verdict(answer["loaded"], completed, units, error, answer["timeouts"], answer["calls"], answer["counted"])
@@ -96,6 +96,6 @@ def _clean(text: str) -> str:
 
 
 def verdict_against(units: Sequence[tuple[int, str]], error: str) -> Verdict:
-    """The verdict on a program that made the sandbox break down, which no program has to."""
+    """The verdict on a program that crashed the sandbox: all asserts failed."""
     failed = tuple(UnitResult(line, text, False, "not reached") for line, text in units)
     return Verdict(False, False, failed, error, 0, 0, broke=True)

@@ -1,8 +1,8 @@
-"""How a process gives up what it does not need: for the whole server once, and for each judgement.
+"""Confinement of processes: of a server once, and of the processes of each judgement.
 
-Two independent ways to take away files: private namespaces (the process sees a file system with the standard library
-alone, no network and no other process), and Landlock (it may not open other files). Either goes with seccomp (it may
-not make the calls that would reach further, or leave something behind). All are used where the kernel allows them.
+Two independent layers hide files: private namespaces (the process sees a file system with only the standard library, no
+network and no other processes), and Landlock (it may not open other files). Either is combined with seccomp, which
+refuses system calls that reach further or leave something behind. All are used if the kernel allows them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from collm.sandbox import kernel, landlock, library, seccomp
 
-SCRATCH = "/scratch"
-_HOST_ROOT_PLACE = ("/tmp", "/mnt", "/var")
+TEMPORARY = "/temporary"
+_MOUNT_POINTS = ("/tmp", "/mnt", "/var")
 _FIRST_USER = 60_600
 _NULL = "/dev/null"
 _DEVICES = (_NULL, "/dev/urandom")
@@ -36,7 +36,7 @@ class SetupFailure(Exception):
 
 @contextlib.contextmanager
 def _part(layer: str) -> Iterator[None]:
-    """Errors inside are failures of `layer`."""
+    """Turn errors inside into a `SetupFailure` of `layer`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -44,9 +44,9 @@ def _part(layer: str) -> Iterator[None]:
 
 
 def enter_namespaces(libraries: Mapping[str, str]) -> int:
-    """Leave the machine's files, network, processes and host name; returns a descriptor of /proc.
+    """Enter new namespaces for files, network, processes and host name; returns a descriptor of /proc.
 
-    The process itself stays where it is among the processes; its children will be alone.
+    The process itself stays in its PID namespace; its children will be in the new one.
 
     Args:
         libraries: Shared libraries to keep; see `library.shared_libraries`.
@@ -69,38 +69,38 @@ def enter_namespaces(libraries: Mapping[str, str]) -> int:
 
 
 def _private_root(machine: str, libraries: Mapping[str, str]) -> None:
-    """Make a root of nothing but the standard library, shared libraries and two devices, all read-only."""
+    """Make a root file system of the standard library, shared libraries and two devices, all read-only."""
     devices = [path for path in _DEVICES if os.path.exists(path)]
     kept = (*library.folders(), *sorted(set(libraries.values())), *devices)
     sources = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
-    # Other packages are installed below the standard library; something empty lies over whatever is not of it. A link
-    # leads out of this root, or to something that is looked at here itself.
+    # Other packages may be installed below the standard library, so each such entry is covered by something empty.
+    # Links need no cover: they point out of this root, or to an entry that is covered itself.
     others = [path for path in library.entries(standard=False) if not os.path.islink(path)]
     covered = {path: os.path.isdir(path) for path in others}
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    place = next(path for path in _HOST_ROOT_PLACE if os.path.isdir(path))
-    kernel.mount("collm", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
+    root = next(path for path in _MOUNT_POINTS if os.path.isdir(path))
+    kernel.mount("collm", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
     for path, descriptor in sources:
-        _bind(descriptor, place + path, path in devices)
+        _bind(descriptor, root + path, path in devices)
         os.close(descriptor)
     for path, folder in covered.items():
-        descriptor = os.open(_empty(place, folder), os.O_PATH | os.O_CLOEXEC)
-        _bind(descriptor, place + path, False)
+        descriptor = os.open(_empty(root, folder), os.O_PATH | os.O_CLOEXEC)
+        _bind(descriptor, root + path, False)
         os.close(descriptor)
     for name, file in libraries.items():
-        if not os.path.lexists(place + name):
-            os.makedirs(os.path.dirname(place + name), exist_ok=True)
-            os.symlink(file, place + name)
-    os.mkdir(place + SCRATCH)
-    os.chdir(place)
+        if not os.path.lexists(root + name):
+            os.makedirs(os.path.dirname(root + name), exist_ok=True)
+            os.symlink(file, root + name)
+    os.mkdir(root + TEMPORARY)
+    os.chdir(root)
     kernel.pivot_into(machine)
     read_only = kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount("none", "/", None, read_only | kernel.MS_BIND)
 
 
-def _empty(place: str, folder: bool) -> str:
-    """An empty folder or file in `place`."""
-    path = f"{place}/.empty-{'folder' if folder else 'file'}"
+def _empty(root: str, folder: bool) -> str:
+    """Path of an empty folder or file in `root`."""
+    path = f"{root}/.empty-{'folder' if folder else 'file'}"
     if folder:
         os.makedirs(path, exist_ok=True)
     else:
@@ -109,7 +109,7 @@ def _empty(place: str, folder: bool) -> str:
 
 
 def _bind(descriptor: int, target: str, device: bool) -> None:
-    """Show what `descriptor` stands for at `target`, read-only with everything that is mounted below it."""
+    """Bind-mount the file or folder of `descriptor` at `target`, read-only with all mounts below it."""
     if not os.path.exists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -121,23 +121,23 @@ def _bind(descriptor: int, target: str, device: bool) -> None:
         kernel.mount(source, target, None, kernel.MS_BIND | kernel.MS_REC)
         kernel.seal(target, device)
         return
-    # An older kernel changes one mount at a time, so what is mounted below is left out.
+    # An older kernel can make only one mount read-only at a time, so the mounts below are left out.
     kernel.mount(source, target, None, kernel.MS_BIND)
     flags = os.fstatvfs(descriptor).f_flag & (kernel.MS_NOEXEC | kernel.MS_NODEV) | kernel.MS_NOSUID
     flags |= 0 if device else kernel.MS_RDONLY | kernel.MS_NODEV
     kernel.mount("none", target, None, kernel.MS_BIND | kernel.MS_REMOUNT | flags)
 
 
-def private_scratch(size: int) -> None:
-    """Give this process a scratch folder, and shared memory, that nobody else sees and that end with it."""
+def private_temporary(size: int) -> None:
+    """Give this process a private temporary folder and private shared memory, which end with it."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     with _part("namespaces"):
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
-        kernel.mount("scratch", SCRATCH, "tmpfs", flags, f"size={size},nr_inodes=1000,mode=777")
+        kernel.mount("temporary", TEMPORARY, "tmpfs", flags, f"size={size},nr_inodes=1000,mode=777")
 
 
 def unprivileged_user() -> int:
-    """A user to become: most likely another one for each server, so that processes are counted apart."""
+    """A random unprivileged user id, so that most servers differ and the kernel counts their processes separately."""
     return _FIRST_USER + int.from_bytes(os.urandom(2), "big") % 500
 
 
@@ -161,31 +161,31 @@ def _become(user: int) -> None:
 
 
 def file_rules(version: int, libraries: Mapping[str, str], private: bool) -> int:
-    """Landlock's rules for every process to come, as a descriptor.
+    """A descriptor of the Landlock rules for candidates and judges.
 
     Args:
         version: Landlock's version in the kernel.
         libraries: Shared libraries that stay readable.
-        private: Whether processes get a private scratch folder, which stays writable.
+        private: Whether processes get a private temporary folder, which stays writable.
     """
     with _part("landlock"):
         devices = [path for path in _DEVICES if os.path.exists(path)]
         readable = [*library.entries(standard=True), *set(libraries.values()), *devices]
-        # The rule of the folder holds for what is mounted there later.
-        return landlock.ruleset(version, readable, [_NULL, SCRATCH] if private else [_NULL])
+        # The rule of the folder also covers a file system that is mounted there later.
+        return landlock.ruleset(version, readable, [_NULL, TEMPORARY] if private else [_NULL])
 
 
 def confine(limits: Mapping[str, Any], layers: Mapping[str, int], user: int | None, rules: int | None) -> None:
-    """Give up everything that code from elsewhere must not have; there is no way back.
+    """Drop all rights that untrusted code must not have; this cannot be undone.
 
     Args:
         limits: Fields of `Limits`.
         layers: Which of `LAYERS` are on.
-        user: Whom to become; None to stay who this is.
-        rules: Descriptor of `file_rules`, where Landlock is on; it is closed.
+        user: User id to switch to; None to keep the current one.
+        rules: Descriptor from `file_rules` if Landlock is on; it is closed.
 
     Raises:
-        SetupFailure: A layer that is to be on could not be switched on.
+        SetupFailure: A required layer could not be switched on.
     """
     machine = platform.machine()
     sizes = {
@@ -208,7 +208,7 @@ def confine(limits: Mapping[str, Any], layers: Mapping[str, int], user: int | No
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if sys.platform == "linux":
             kernel.drop_capabilities(machine)
-        # Changing the user clears this, so it comes last: whatever happens to the parent, nothing outlives it.
+        # Ends this process with its parent. It comes last because changing the user clears it.
         kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
     if layers["landlock"]:
         with _part("landlock"):

@@ -1,4 +1,4 @@
-"""The trainer's end of one server."""
+"""The trainer's connection to one sandbox server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from collm.sandbox.confine import SetupFailure
 from collm.sandbox.limits import LAYERS, Limits, Protections
 from collm.sandbox.probe import complaints, probe
 
-# A bare interpreter: no site-packages, so no torch to load and none for programs to import. The package is put together
-# by hand, so that its own __init__ files do not run and nothing beside it can be found.
+# A bare interpreter without site-packages, so there is no torch to load or for programs to import. The package modules
+# are created by hand, so that its __init__ files do not run and no other package can be found.
 _BOOT = """\
 import sys, types
 for name, path in (("collm", {package!r}), ("collm.sandbox", {sandbox!r})):
@@ -31,17 +31,17 @@ _MAX_VERDICT = 1 << 24
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
 _END_SECONDS = 2.0
-# A character of the program takes six bytes of a message at most.
+# A character of the program takes at most six bytes in a message.
 _BYTES_PER_CHARACTER = 6
 _MALFORMED = (ValueError, TypeError, LookupError, RecursionError)
 
 
 class Broken(Exception):
-    """The server ended, said nothing in time, or said something that is no answer."""
+    """The server ended, did not answer in time, or sent an invalid answer."""
 
 
 class Unreadable(Exception):
-    """The test is no Python."""
+    """The test is not valid Python."""
 
 
 class Connection:
@@ -49,8 +49,8 @@ class Connection:
 
     Args:
         limits: What each judgement may use.
-        layers: Kernel features to use where they exist.
-        promised: What every start has to come up with; None to take what the first one comes up with.
+        layers: Kernel features to use if they exist.
+        promised: Protections that every start must have; None to promise those of the first start.
     """
 
     def __init__(self, limits: Limits, layers: tuple[str, ...], promised: Protections | None = None):
@@ -62,18 +62,18 @@ class Connection:
         self.channel: socket.socket | None = None
 
     def start(self) -> Protections:
-        """Start the process and let the probe try to get out.
+        """Start the process and run the probe, which tries to escape.
 
-        The first start goes on without the layers that turn out not to be allowed; a later one must not.
+        The first start drops layers that the kernel does not allow; later starts must have the promised ones.
 
         Raises:
-            SetupFailure: It did not come up, or with less than was promised, or the probe got out.
+            SetupFailure: The server did not start, lacks promised protections, or the probe escaped.
         """
         try:
             protections = self._start()
             lost = [] if self.promised is None else protections.lacks(self.promised)
             if lost:
-                raise SetupFailure("promise", f"a server came up without {', '.join(lost)} ({protections})")
+                raise SetupFailure("promise", f"a server started without {', '.join(lost)} ({protections})")
             faults = complaints(self._ask(probe(self.libraries)), protections)
             if faults:
                 raise SetupFailure("promise", f"The sandbox does not keep what it promises: {'; '.join(faults)}")
@@ -82,7 +82,7 @@ class Connection:
             raise
         except (frames.Closed, frames.Late, frames.TooLarge, OSError, *_MALFORMED) as error:
             self.close()
-            raise SetupFailure("server", f"it did not come up ({error!r})") from error
+            raise SetupFailure("server", f"it did not start ({error!r})") from error
         self.promised = protections
         return protections
 
@@ -108,7 +108,7 @@ class Connection:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-s", "-B", "-c", boot],
-                # Sets and dicts come out in the same order in every run.
+                # Sets iterate in the same order in every run.
                 env={"PYTHONHASHSEED": "0"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -126,9 +126,9 @@ class Connection:
         """The server's verdict on a case.
 
         Raises:
-            SetupFailure: A process could not give up what it must, or the server could not start.
+            SetupFailure: A process could not be confined, or the server could not start.
             Broken: The server did not answer; it is ended.
-            Unreadable: The test is no Python.
+            Unreadable: The test is not valid Python.
         """
         if self.process is None:
             self.start()
@@ -167,7 +167,7 @@ class Connection:
         return json.loads(frames.receive(self.channel.fileno(), _MAX_VERDICT, deadline))
 
     def close(self) -> None:
-        """End the process and all it started; it cleans up when its channel closes."""
+        """End the process and its children; the server cleans up when its channel closes."""
         if self.channel is not None:
             self.channel.close()
             self.channel = None

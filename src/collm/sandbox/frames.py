@@ -1,6 +1,7 @@
-"""Messages over a stream socket, by descriptor: four bytes with the length, then as many bytes.
+"""Messages over a stream socket: four bytes with the length, then the content.
 
-Descriptors rather than socket objects, because a confined process may read and write a socket but not ask about it.
+The functions take descriptors instead of socket objects, because seccomp allows a confined process to read and write a
+socket but refuses the other system calls of sockets.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _HEADER = struct.Struct("!I")
 
 
 class Closed(Exception):
-    """The other side has gone."""
+    """The other end is closed."""
 
 
 class Late(Exception):
@@ -26,7 +27,7 @@ class TooLarge(Exception):
 
 
 class Abandoned(Exception):
-    """Whoever asked for the work has gone."""
+    """The process that waits for the result has ended."""
 
 
 def send(channel: int, message: bytes, deadline: float | None = None) -> None:
@@ -46,10 +47,10 @@ def receive(channel: int, limit: int, deadline: float | None = None, watched: in
     """The next message of at most `limit` bytes.
 
     Args:
-        channel: Where it comes from.
-        limit: Longest message that is read.
+        channel: Descriptor to read from.
+        limit: Size of the longest message that is accepted.
         deadline: When to give up, by time.monotonic.
-        watched: Give up when the other end of this one is closed.
+        watched: Another descriptor; give up when its other end is closed.
     """
     (length,) = _HEADER.unpack(_exactly(channel, _HEADER.size, deadline, watched))
     if length > limit:

@@ -1,7 +1,7 @@
 """The process that runs a test.
 
-The candidate lives in another process; here it is a stand-in that sends calls and gets plain data back. A test is
-trusted, but what the candidate returns can still make it slow or large, so it runs under limits as well.
+The candidate runs in another process; a proxy here sends calls and receives plain data. A test is trusted, but the
+values that the candidate returns can make it slow or large, so it runs under limits as well.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _MAX_MESSAGE = 300
 
 
 class CandidateError(Exception):
-    """The candidate raised something that has no counterpart here."""
+    """The candidate raised an exception whose class does not exist here."""
 
 
 class CandidateLost(BaseException):
-    """The candidate ran out of time or ended; no test can mistake it for an expected exception."""
+    """The candidate timed out or ended; a BaseException, so that no test takes it for an expected exception."""
 
 
 def describe(error: BaseException) -> str:
-    """Type and words of an exception."""
+    """Type and message of an exception."""
     try:
         text = str(error)[:_MAX_MESSAGE]
     except (ValueError, RecursionError, MemoryError):
-        text = "holds an answer that is too large to show"
+        text = "the message is too large to show"
     name = "" if isinstance(error, CandidateLost) else type(error).__name__
     return f"{name}: {text}" if name and text else name or text
 
@@ -49,11 +49,11 @@ def run_judge(channel: int, request: Mapping[str, Any], setup: Mapping[str, Any]
 def _run(request: Mapping[str, Any], limit: int) -> None:
     counted = False
 
-    def tell(entry: dict[str, Any]) -> None:
+    def send(entry: dict[str, Any]) -> None:
         frames.send(CHANNEL, b"U" + json.dumps({**entry, "counted": counted}).encode())
 
     def report(number: int, passed: bool, detail: str) -> None:
-        tell({"unit": number, "passed": passed, "detail": detail})
+        send({"unit": number, "passed": passed, "detail": detail})
 
     def candidate(*arguments: Any, **keywords: Any) -> Any:
         nonlocal counted
@@ -62,12 +62,12 @@ def _run(request: Mapping[str, Any], limit: int) -> None:
         if reply[:1] == b"X":
             raise CandidateLost(reply[1:].decode())
         counted |= reply.endswith(COUNTED)
-        return _understand(reply[1:].removesuffix(COUNTED))
+        return _decode(reply[1:].removesuffix(COUNTED))
 
     random.seed(0)
     test, repeated = asserts.instrument(request["test"])
-    course = asserts.Course(report, describe, repeated)
-    namespace: dict[str, Any] = {"__name__": "test", **course.names}
+    recorder = asserts.Recorder(report, describe, repeated)
+    namespace: dict[str, Any] = {"__name__": "test", **recorder.names}
     outcome = {"done": True, "error": ""}
     try:
         exec(compile(request["prelude"], "<prelude>", "exec"), namespace)
@@ -77,12 +77,12 @@ def _run(request: Mapping[str, Any], limit: int) -> None:
             namespace["check"](candidate)
     except BaseException as error:
         outcome = {"done": False, "error": describe(error)}
-    course.finish(outcome["done"])
-    tell(outcome)
+    recorder.finish(outcome["done"])
+    send(outcome)
     os._exit(0)
 
 
-def _understand(data: bytes) -> Any:
+def _decode(data: bytes) -> Any:
     """The value that the candidate returned, or the exception that it raised."""
     try:
         kind, *content = plain.loads(data)
@@ -93,10 +93,10 @@ def _understand(data: bytes) -> Any:
         chain = [str(name) for name in names]
         text = str(text)[:_MAX_MESSAGE]
     except (ValueError, TypeError) as error:
-        raise CandidateError(f"an answer that is no plain data ({error})") from None
+        raise CandidateError(f"the answer is not plain data ({error})") from None
     for name in chain:
         known = getattr(builtins, name, None)
-        # One that ends an iteration would make `all(map(candidate, ...))` hold.
+        # An exception that ends an iteration would make `all(map(candidate, ...))` true.
         if known is Exception or known in (StopIteration, StopAsyncIteration):
             break
         if isinstance(known, type) and issubclass(known, Exception):
@@ -105,7 +105,7 @@ def _understand(data: bytes) -> Any:
 
 
 def _raised(kind: type[Exception], text: str) -> Exception:
-    """An exception of a builtin class; some of them want more than words."""
+    """An exception of a builtin class, some of which need more arguments than a message."""
     try:
         return kind(text)
     except TypeError:

@@ -41,7 +41,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def check(result: int, what: str) -> int:
-    """`result` of a call, or OSError if it is negative."""
+    """Return the `result` of a call; raises OSError if it is negative."""
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
@@ -49,18 +49,18 @@ def check(result: int, what: str) -> int:
 
 
 def syscall(what: str, number: int, *arguments: object) -> int:
-    """A raw system call; whole numbers are passed as 64 bits."""
+    """A raw system call; integers are passed as 64 bits."""
     values = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     return check(_libc.syscall(ctypes.c_long(number), *values), what)
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces in `flags` for new ones."""
+    """Move to new namespaces of the kinds in `flags`."""
     check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
 def setns(descriptor: int, kind: int) -> None:
-    """Enter the namespace that `descriptor` stands for."""
+    """Enter the namespace of `descriptor`."""
     check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)), "setns")
 
 
@@ -75,7 +75,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 @lru_cache(maxsize=1)
 def can_seal() -> bool:
-    """Whether the kernel changes a mount with all below it (since 5.12)."""
+    """Whether the kernel can change a mount together with all mounts below it (since 5.12)."""
     try:
         syscall("mount_setattr", _MOUNT_SETATTR, -1, b"", 0, None, 0)
     except OSError as error:
@@ -84,14 +84,14 @@ def can_seal() -> bool:
 
 
 def seal(target: str, device: bool) -> None:
-    """Make the mount at `target`, and all below it, read-only, without rights that files give, or devices."""
+    """Make the mount at `target`, and all mounts below it, read-only, without setuid files and devices."""
     attributes = struct.pack("=QQQQ", MS_RDONLY | MS_NOSUID | (0 if device else MS_NODEV), 0, 0, 0)
     values = (_CURRENT_FOLDER, target.encode(), _RECURSIVE, attributes, len(attributes))
     syscall(f"mount_setattr {target}", _MOUNT_SETATTR, *values)
 
 
 def pivot_into(machine: str) -> None:
-    """Make the current folder the root and let go of the old one."""
+    """Make the current folder the root and unmount the old one."""
     syscall("pivot_root", _PIVOT_ROOT[machine], b".", b".")
     check(_libc.umount2(b".", ctypes.c_int(MNT_DETACH)), "umount2")
     os.chdir("/")
@@ -105,7 +105,7 @@ def prctl(option: int, *arguments: object) -> int:
 
 
 def drop_capabilities(machine: str) -> None:
-    """Give up every capability. With no_new_privs there is no way to get one back."""
+    """Drop all capabilities. With no_new_privs they cannot be regained."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     data = (ctypes.c_uint32 * 6)()
     syscall("capset", _CAPSET[machine], ctypes.byref(header), ctypes.byref(data))

@@ -1,4 +1,4 @@
-"""Landlock: a process gives up access to all files but those under a few folders. Needs no privilege."""
+"""Landlock: an unprivileged process gives up access to all files except those under given paths."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FIRST_RIGHTS = (1 << 13) - 1
 _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _READ = _READ_FILE | _READ_DIR
-_OUT_OF_THE_WAY = 200
+_LOWEST_DESCRIPTOR = 200
 
 
 def version() -> int:
-    """Version of Landlock that the kernel offers; 0 for none."""
+    """Version of Landlock in the kernel; 0 for none."""
     try:
         return kernel.syscall("landlock", _CREATE, None, 0, 1)
     except OSError:
@@ -28,10 +28,9 @@ def version() -> int:
 
 
 def ruleset(abi: int, readable: Iterable[str], writable: Iterable[str]) -> int:
-    """Rules that leave files under `readable` to read, and files under `writable` to do with as one likes.
+    """Rules that allow reading under `readable` and all but execution under `writable`; returns a high descriptor.
 
-    Where the kernel's version `abi` knows of them, TCP, abstract sockets and signals to processes outside go as well.
-    Returns a descriptor, high enough to be out of the way.
+    If the kernel's version `abi` supports it, TCP, abstract sockets and signals to outside processes are refused too.
     """
     rights = _FIRST_RIGHTS | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
     rights |= _IOCTL_DEVICE if abi >= 5 else 0
@@ -43,17 +42,17 @@ def ruleset(abi: int, readable: Iterable[str], writable: Iterable[str]) -> int:
             for path in paths:
                 folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
                 try:
-                    # Rights to folders cannot be given for a single file.
+                    # Rights that apply to folders cannot be granted for a single file.
                     granted = allowed if os.path.isdir(path) else allowed & (_READ_FILE | _WRITE_FILE | _TRUNCATE)
                     rule = ctypes.create_string_buffer(struct.pack("=Qi", granted, folder))
                     kernel.syscall("landlock_add_rule", _ADD, rules, 1, ctypes.byref(rule), 0)
                 finally:
                     os.close(folder)
-        return fcntl.fcntl(rules, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
+        return fcntl.fcntl(rules, fcntl.F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
     finally:
         os.close(rules)
 
 
 def restrict(rules: int) -> None:
-    """Put this process, and all it starts, under `rules`; cannot be undone. Needs no_new_privs."""
+    """Apply `rules` to this process and its future children; cannot be undone. Needs no_new_privs."""
     kernel.syscall("landlock_restrict_self", _RESTRICT, rules, 0)

@@ -1,4 +1,4 @@
-"""What a judgement may use, and what protects the machine from it."""
+"""Resource limits of a judgement, and the protections of the machine."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ LAYERS = ("namespaces", "landlock", "seccomp")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one judgement may use.
+    """Resource limits of one judgement.
 
     Args:
-        call_seconds: Wall time of loading the program, and of each call of it.
+        call_seconds: Wall time of loading the program, and of each call.
         cpu_seconds: CPU time of a process that runs the program.
-        judgement_seconds: Wall time of the whole judgement.
-        max_timeouts: Calls that may run out of time before the others are not tried any more.
+        judgement_seconds: Wall time of the judgement.
+        max_timeouts: Number of lost calls after which no further call is tried.
         memory_bytes: Address space of each process.
         message_bytes: Size of the arguments, and of the result, of one call.
-        file_bytes: Size of one file in the scratch folder.
-        scratch_bytes: Size of the whole scratch folder, which is in memory; without namespaces there is none.
-        open_files: Descriptors.
-        threads: Threads and processes of the user that the program runs as, where that is not root.
+        file_bytes: Size of one file in the temporary folder.
+        temporary_bytes: Size of the temporary folder, which is in memory; it exists only with namespaces.
+        open_files: Open descriptors of a process.
+        threads: Threads and processes of the user that runs the program, if that is not root.
     """
 
     call_seconds: float = 3.0
@@ -34,7 +34,7 @@ class Limits:
     memory_bytes: int = 512 * MIB
     message_bytes: int = 2 * MIB
     file_bytes: int = MIB
-    scratch_bytes: int = 8 * MIB
+    temporary_bytes: int = 8 * MIB
     open_files: int = 64
     threads: int = 32
 
@@ -45,20 +45,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Protections:
-    """What is between a program and the machine.
+    """The protections of the machine from a program.
 
     Args:
-        session: The program leads a session of its own, outside the trainer's, and is killed with all it started.
+        session: The program runs in its own session, and its child processes are killed with it.
         limits: CPU time, wall time, memory, descriptors, file size and messages are limited; output is discarded.
         environment: Its environment is empty.
         network: It cannot open a connection.
-        files: It can read the standard library and the shared libraries of that, and nothing else.
-        writes: It can write in a scratch folder of its own at most, which ends with it.
+        files: It can read only the standard library and the shared libraries of that.
+        writes: It can write only to its own temporary folder, if any, which is deleted with it.
         processes: It cannot start processes, or they cannot outlive it.
-        signals: It can neither signal nor trace processes outside.
+        signals: It can neither signal nor trace outside processes.
         leftovers: It cannot leave shared memory, message queues or keys behind for a later program.
-        user: It has no rights of root.
-        layers: The kernel's means behind this, of `LAYERS`.
+        user: It does not run as root.
+        layers: The kernel features in use, of `LAYERS`.
         notes: Why a layer is missing.
     """
 
@@ -77,7 +77,7 @@ class Protections:
 
     @classmethod
     def of(cls, layers: Mapping[str, bool], user: bool, notes: tuple[str, ...]) -> Protections:
-        """What a set of layers gives; each of them was switched on without an error."""
+        """The protections of a set of layers that were switched on without an error."""
         private, seccomp = layers["namespaces"], layers["seccomp"]
         files = private or layers["landlock"]
         return cls(
@@ -98,11 +98,11 @@ class Protections:
     @property
     def missing(self) -> list[str]:
         """Essential protections that are off."""
-        wishes = ("user", "layers", "notes")
-        return [field.name for field in fields(self) if field.name not in wishes and not getattr(self, field.name)]
+        optional = ("user", "layers", "notes")
+        return [field.name for field in fields(self) if field.name not in optional and not getattr(self, field.name)]
 
     def lacks(self, promised: Protections) -> list[str]:
-        """What was promised and is not here, layers among it."""
+        """Protections and layers that were promised and are missing."""
         names = [field.name for field in fields(self) if getattr(promised, field.name) is True]
         return [name for name in names if not getattr(self, name)] + [
             name for name in promised.layers if name not in self.layers

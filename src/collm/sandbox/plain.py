@@ -1,8 +1,8 @@
-"""Plain data as bytes, and nothing else: what may cross between a candidate's process and the judge's.
+"""Safe serialization of plain data between the processes of a candidate and its judge.
 
-None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set and frozenset go through exactly, nested
-to a bounded depth and with bounded digits. An instance of a subclass arrives as the plain value it holds, so whatever
-its methods would have done stays behind. Everything else is refused. Reading never runs code that the other side chose.
+None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set and frozenset are preserved exactly, with
+bounded nesting and digits. An instance of a subclass becomes a value of the base class, without the methods of the
+subclass. All other types are refused. Decoding never executes code that the other side chose.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from typing import Any
 
 MAX_DEPTH = 50
-# Larger whole numbers travel in hexadecimal: Python refuses to read or write very long decimals.
+# Larger integers are sent in hexadecimal, because Python refuses to convert very long decimals.
 _SMALL = 2**63
 _SMALL_DIGITS = len(str(-_SMALL))
-_REAL_DIGITS = 32
+_FLOAT_DIGITS = 32
 _MAX_HEXADECIMAL = 1 << 18
-# Hashes of numbers, tuples and sets can be chosen; without a bound, a set of a few equal ones takes minutes to build.
+# A program can choose values with equal hashes, and a set of many such values takes minutes to build.
 _MAX_EQUAL_HASHES = 64
 
 
@@ -27,23 +27,23 @@ _HEXADECIMAL = re.compile(r"-?0x[0-9a-f]+")
 
 
 class NotPlain(ValueError):
-    """A value that is not plain data, or bytes that do not stand for any."""
+    """A value that is not plain data, or bytes that do not encode plain data."""
 
 
 def dumps(value: Any) -> bytes:
-    """`value` as bytes; raises NotPlain."""
+    """Encode `value`; raises NotPlain."""
     return json.dumps(_encode(value, 0), separators=(",", ":")).encode("ascii")
 
 
 def loads(data: bytes) -> Any:
-    """The value that `data` stands for; raises NotPlain, and nothing else, whatever the other side wrote.
+    """Decode `data`; for any invalid input it raises NotPlain and nothing else.
 
-    Work grows with the length of `data` alone: numbers have bounded digits, values bounded depth, and few keys of a
-    dict or members of a set may have the same hash.
+    The time is linear in the length of `data`: digits and nesting are bounded, and so is the number of dict keys or
+    set members with the same hash.
     """
     try:
         return _decode(
-            json.loads(data, object_pairs_hook=_single, parse_int=_whole, parse_float=_real, parse_constant=float), 0
+            json.loads(data, object_pairs_hook=_single, parse_int=_int, parse_float=_float, parse_constant=float), 0
         )
     except NotPlain:
         raise
@@ -57,14 +57,14 @@ def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _whole(text: str) -> int:
+def _int(text: str) -> int:
     if len(text) > _SMALL_DIGITS:
         raise NotPlain(f"not plain data: a decimal of {len(text)} digits")
     return int(text)
 
 
-def _real(text: str) -> float:
-    if len(text) > _REAL_DIGITS:
+def _float(text: str) -> float:
+    if len(text) > _FLOAT_DIGITS:
         raise NotPlain(f"not plain data: a number of {len(text)} digits")
     return float(text)
 
@@ -75,12 +75,12 @@ def _encode(value: Any, depth: int) -> Any:
     kind = type(value)
     if value is None or kind is bool:
         return value
-    # Methods of the base classes, because those of a subclass could say anything.
+    # Methods of the base classes, because a subclass could override them.
     if issubclass(kind, str):
         return str.__str__(value)
     if issubclass(kind, int):
-        whole = int.__pos__(value)
-        return whole if -_SMALL < whole < _SMALL else {"int": hex(whole)}
+        integer = int.__pos__(value)
+        return integer if -_SMALL < integer < _SMALL else {"int": hex(integer)}
     if issubclass(kind, float):
         return float.__pos__(value)
     if issubclass(kind, list):
@@ -92,8 +92,8 @@ def _encode(value: Any, depth: int) -> Any:
         if issubclass(kind, base):
             return {name: [_encode(item, depth + 1) for item in base.__iter__(value)]}
     if issubclass(kind, complex):
-        whole_number = complex.__pos__(value)
-        return {"complex": [whole_number.real, whole_number.imag]}
+        number = complex.__pos__(value)
+        return {"complex": [number.real, number.imag]}
     if issubclass(kind, bytes):
         return {"bytes": bytes.hex(value)}
     if issubclass(kind, bytearray):
@@ -112,22 +112,22 @@ def _decode(data: Any, depth: int) -> Any:
     if name == "complex":
         real, imaginary = content
         if type(real) is not float or type(imaginary) is not float:
-            raise NotPlain("not plain data: a complex number of something else than floats")
+            raise NotPlain("not plain data: a complex number whose parts are not floats")
         return complex(real, imaginary)
     if name == "int":
         if len(content) > _MAX_HEXADECIMAL or not _HEXADECIMAL.fullmatch(content):
-            raise NotPlain("not plain data: a whole number that is too long, or none")
+            raise NotPlain("not plain data: an invalid or too long integer")
         return int(content, 16)
     if name in ("bytes", "bytearray"):
         return {"bytes": bytes, "bytearray": bytearray}[name].fromhex(content)
     if not isinstance(content, list):
-        raise NotPlain(f"not plain data: {name!r} of something else than a list")
+        raise NotPlain(f"not plain data: the content of {name!r} is not a list")
     if name == "dict":
         items = [(_decode(key, depth + 1), _decode(item, depth + 1)) for key, item in content]
         _check_hashes(key for key, _ in items)
         mapping = dict(items)
         if len(mapping) != len(items):
-            raise NotPlain("not plain data: a key that comes twice")
+            raise NotPlain("not plain data: a duplicate key")
         return mapping
     members = [_decode(item, depth + 1) for item in content]
     if name == "tuple":
@@ -139,7 +139,7 @@ def _decode(data: Any, depth: int) -> Any:
 
 
 def _check_hashes(values: Iterable[Any]) -> None:
-    """Refuse hashes that are equal too often; raises TypeError for what has none."""
+    """Refuse too many values with the same hash; raises TypeError for values without one."""
     most = max(Counter(map(hash, values)).values(), default=0)
     if most > _MAX_EQUAL_HASHES:
-        raise NotPlain(f"not plain data: {most} keys or members of one hash")
+        raise NotPlain(f"not plain data: {most} keys or members with the same hash")

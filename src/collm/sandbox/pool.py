@@ -1,4 +1,4 @@
-"""A pool of servers, a cache of verdicts, and the word on what protects the machine."""
+"""The sandbox: a pool of servers with a cache of verdicts."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from collm.sandbox.limits import LAYERS, MIB, Limits, Protections
 
 
 class SandboxFailure(RuntimeError):
-    """The sandbox itself could not work, so that there is no verdict. What a program does is never a reason."""
+    """The sandbox itself failed, so there is no verdict; never raised because of what a program does."""
 
 
 class Sandbox:
-    """Judges programs that a model wrote, many side by side, each outside this process and under limits.
+    """Runs programs that a model wrote against their tests, in parallel, in other processes and under limits.
 
-    Nothing starts before `protections` are asked for or something is judged. Then a probe tries to get out, what
-    protects the machine is said on standard error, and it is an error if something essential is missing, unless
-    `allow_unsafe` says otherwise.
+    The servers start when `protections` is read or the first program is judged. Then a probe tries to escape, and the
+    protections are printed to standard error. A missing essential protection is an error unless `allow_unsafe` is set.
 
     Args:
-        workers: Programs judged at the same time; null for one for each CPU core, at most 8.
+        workers: Programs judged at the same time; null for the number of CPU cores, at most 8.
         call_seconds: Time for one call of the program, and for loading it.
-        judgement_seconds: Time for the whole test of one program.
+        judgement_seconds: Time for the complete test of one program.
         max_timeouts: Lost calls after which the other asserts of the test count as failed.
         memory_mb: Memory of a process that runs a program.
-        cache_size: Verdicts that are remembered by content; 0 for none.
-        allow_unsafe: Run even where an essential protection cannot be had. Then run nothing but programs you trust.
-        layers: Kernel features to use where they exist: namespaces, landlock, seccomp.
+        cache_size: Number of cached verdicts, by content of program and test; 0 for no cache.
+        allow_unsafe: Run even without an essential protection. Only for programs that you trust.
+        layers: Kernel features to use if they exist: namespaces, landlock, seccomp.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Sandbox:
         self._forget()
 
     def _forget(self) -> None:
-        """Begin without servers, as a fresh object or in another process."""
+        """Reset to a state without servers, for a new object or in a forked process."""
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, Future[Verdict]] = OrderedDict()
         self._pool: _Pool | None = None
@@ -100,7 +99,7 @@ class Sandbox:
 
     @property
     def protections(self) -> Protections:
-        """What is between programs and the machine; starts the servers if need be."""
+        """The protections of the machine from programs; starts the servers if necessary."""
         return self._started().protections
 
     def judge(self, case: Case) -> Verdict:
@@ -108,11 +107,11 @@ class Sandbox:
         return self.submit(case).result()
 
     def judge_all(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The verdicts on `cases`, which are judged side by side."""
+        """The verdicts on `cases`, which are judged in parallel."""
         return [future.result() for future in [self.submit(case) for case in cases]]
 
     def submit(self, case: Case) -> Future[Verdict]:
-        """Begin to judge a case; the same content is judged once."""
+        """Start to judge a case; identical cases are judged once."""
         pool = self._started()
         key = case.key
         with self._lock:
@@ -127,7 +126,7 @@ class Sandbox:
 
     def _started(self) -> _Pool:
         if self._owner != os.getpid():
-            # A forked process must not talk to its parent's servers.
+            # A forked process must not use its parent's servers.
             self._forget()
         with self._lock:
             if self._pool is None:
@@ -144,12 +143,12 @@ class Sandbox:
 
 
 def _failed(future: Future[Verdict]) -> bool:
-    """Whether there is no verdict of a working sandbox, which is tried again rather than remembered."""
+    """Whether the sandbox failed or crashed, so that the case is tried again instead of cached."""
     return future.done() and (future.exception() is not None or future.result().broke)
 
 
 class _Pool:
-    """Servers and the threads that talk to them."""
+    """Servers and the threads that communicate with them."""
 
     def __init__(self, workers: int, limits: Limits, layers: tuple[str, ...], allow_unsafe: bool):
         if sys.platform != "linux":
@@ -184,10 +183,10 @@ class _Pool:
         atexit.register(self.close)
 
     def judge(self, case: Case) -> Verdict:
-        """The verdict on `case` by whichever server is free; a server that breaks is replaced once.
+        """The verdict on `case` from any idle server; a server that crashes is restarted once.
 
-        A program over which two servers broke down, while a third comes up and withstands the probe, is the cause of
-        that and has failed. Where servers cannot be set up, nothing is said about the program.
+        If two servers crashed while judging the program and a third one starts and passes the probe, the program is
+        the cause and has failed. If servers cannot be set up, the sandbox has failed and there is no verdict.
         """
         server = self.idle.get()
         faults: list[Exception] = []
@@ -208,7 +207,7 @@ class _Pool:
                     faults.append(error)
                 else:
                     units = [(unit.line, unit.text) for unit in units_of(case.test)]
-                    return verdict_against(units, f"the sandbox's server broke down twice over it ({faults[-1]})")
+                    return verdict_against(units, f"it crashed the sandbox's server twice ({faults[-1]})")
             raise SandboxFailure(f"The sandbox could not be set up: {faults[-1]}.") from faults[-1]
         finally:
             self.idle.put(server)

@@ -1,4 +1,4 @@
-"""A program that tries what the sandbox promises to prevent; run once before anything else."""
+"""A program that tries everything that the sandbox promises to prevent; it runs before any other program."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def network():
 def files():
     for path in PATHS:
         try:
-            # An empty folder may lie over the one that is meant.
-            found = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(1)
+            # The sandbox may cover the folder with an empty one.
+            content = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(1)
         except OSError:
             continue
-        if found:
+        if content:
             return path
     return True
 
@@ -74,12 +74,12 @@ _NAMES = ("limits", "session", "environment", "network", "files", "writes", "sig
 
 
 def _package_folders() -> list[Path]:
-    found = {*site.getsitepackages(), site.getusersitepackages(), *library.entries(standard=False)}
-    return [Path(path) for path in sorted(found) if os.path.isdir(path)]
+    paths = {*site.getsitepackages(), site.getusersitepackages(), *library.entries(standard=False)}
+    return [Path(path) for path in sorted(paths) if os.path.isdir(path)]
 
 
 def _some(folder: Path, most: int) -> list[Path]:
-    """A few entries of a folder that hold something, none where this process may not look."""
+    """At most `most` entries of a folder that are not empty; none if this process may not read it."""
     try:
         return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() or entry.stat().st_size][:most]
     except OSError:
@@ -87,10 +87,10 @@ def _some(folder: Path, most: int) -> list[Path]:
 
 
 def probe(libraries: Sequence[str] = ()) -> Case:
-    """The program, told what there is to find on this machine.
+    """The probe with the paths of this machine that it must not reach.
 
     Args:
-        libraries: Shared libraries that stay readable, wherever they lie.
+        libraries: Shared libraries that stay readable, wherever they are.
     """
     home = Path(os.path.expanduser("~"))
     needed = [
@@ -102,20 +102,20 @@ def probe(libraries: Sequence[str] = ()) -> Case:
     ]
     here = Path.cwd()
     paths = [str(entry) for folder in {home, here} for entry in _some(folder, 50)]
-    # The interpreter itself may lie in the user's home.
+    # The interpreter itself may be in the user's home.
     private = [path for path in paths if not any(f"{kept}/".startswith(f"{path}/") for kept in needed)]
     private = [path for path in private if not any(f"{path}/".startswith(f"{kept}/") for kept in needed)]
-    # Other packages may lie below the standard library, and this one among them.
+    # Other packages, including this one, may be installed below the standard library.
     private += [path for folder in _package_folders() for path in (str(folder), *map(str, _some(folder, 5)))]
     private.append(__file__)
     folders = [str(home), str(here), "/tmp", "/var/tmp", "/dev/shm", "/"]
     facts = f"PATHS, FOLDERS, TRAINER = {private!r}, {folders!r}, {os.getpid()}\n"
-    test = "".join(f"found = candidate({name!r})\nassert found is True, found\n" for name in _NAMES)
+    test = "".join(f"result = candidate({name!r})\nassert result is True, result\n" for name in _NAMES)
     return Case(facts + _PROGRAM, "probe", test)
 
 
 def complaints(answer: Mapping[str, Any], protections: Protections) -> list[str]:
-    """Protections that are said to be on, but which the program got around."""
+    """Protections that are said to be on but that the probe broke."""
     if "failure" in answer or not answer["loaded"]:
         return [f"the probe did not run ({answer.get('failure') or answer['error']})"]
     broken = {name: detail for name, (_, _, passed, detail) in zip(_NAMES, answer["units"], strict=True) if not passed}

@@ -1,7 +1,7 @@
-"""A seccomp filter that leaves a Python program what it needs to compute, and nothing else.
+"""A seccomp filter that allows only the system calls that a computing Python program needs.
 
-It is a list of what is allowed, so that calls nobody thought of, or that a later kernel adds, are refused. Refused are
-in particular: new processes (threads are allowed), running programs, sockets, signals, tracing, mounts, namespaces,
+It is an allow list, so system calls that are unknown here or new in a later kernel are refused. Refused are in
+particular: new processes (threads are allowed), running programs, sockets, signals, tracing, mounts, namespaces,
 changes of owner or mode, shared memory, and asynchronous input that would signal another process.
 """
 
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from collm.sandbox import kernel
 
-# name: number on x86_64, number on aarch64; None where the architecture lacks the call.
+# name: number on x86_64, number on aarch64; None if the architecture lacks the call.
 _CALLS: dict[str, tuple[int | None, int | None]] = {
     **{"read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "newfstatat": (262, 79)},
     **{"stat": (4, None), "lstat": (6, None), "lseek": (8, 62), "statx": (332, 291), "access": (21, None)},
@@ -49,10 +49,10 @@ _IOCTL, _FCNTL = (16, 29), (72, 25)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 _CLONE_THREAD = 0x00010000
-# TCGETS, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX: none of those that make a descriptor send signals.
+# TCGETS, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX; not those that make a descriptor send signals.
 _IOCTLS = (0x5401, 0x541B, 0x5421, 0x5451, 0x5450)
-# F_DUPFD to F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Others would let a descriptor send signals to another process, or
-# hold up whoever opens a file of the standard library (a lease, where the program's user owns that file).
+# F_DUPFD to F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Others could make a descriptor send signals to another process, or
+# delay processes that open a file of the standard library (by a lease, if the program's user owns that file).
 _FCNTLS = (*range(8), 1030, 1032)
 
 _LOAD, _EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
@@ -63,7 +63,7 @@ _Instruction = tuple[int, int, int, int]
 
 
 def supported(machine: str) -> bool:
-    """Whether there is a filter for `machine` and the kernel takes it."""
+    """Whether there is a filter for `machine` and the kernel supports filters."""
     if machine not in _ARCHITECTURES:
         return False
     action = ctypes.c_uint32(_ERRNO)
@@ -80,12 +80,12 @@ def _return(value: int) -> _Instruction:
 
 
 def _only(number: int, body: list[_Instruction]) -> list[_Instruction]:
-    """`body`, which always returns, for the call `number`; the call's number stays loaded for what follows."""
+    """Instructions that run `body`, which always returns, for the call `number` and otherwise fall through."""
     return [(_EQUAL, 0, len(body), number), *body]
 
 
 def _allow_values(argument: int, values: tuple[int, ...], otherwise: int) -> list[_Instruction]:
-    """Allow the call if the low half of an argument is one of `values`."""
+    """Instructions that allow the call if the low 32 bits of an argument are one of `values`."""
     body: list[_Instruction] = [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
     for value in values:
         body += [(_EQUAL, 0, 1, value), _return(_ALLOW)]
@@ -94,7 +94,7 @@ def _allow_values(argument: int, values: tuple[int, ...], otherwise: int) -> lis
 
 @lru_cache(maxsize=1)
 def program(machine: str) -> bytes:
-    """The filter as instructions of the classic packet filter."""
+    """The filter as a program for the classic Berkeley packet filter."""
     column, architecture = _ARCHITECTURES[machine]
     refuse = _ERRNO | errno.EPERM
     code: list[_Instruction] = [
@@ -108,9 +108,9 @@ def program(machine: str) -> bytes:
             code += _only(numbers[column], [_return(_ALLOW)])
     thread = [(_LOAD, 0, 0, _ARGUMENTS), (_BITS, 0, 1, _CLONE_THREAD), _return(_ALLOW), _return(refuse)]
     code += _only(_CLONE[column], thread)
-    # The C library tries clone3 first, whose flags a filter cannot see, and falls back to clone.
+    # The C library tries clone3 first, whose flags a filter cannot inspect, and then falls back to clone.
     code += _only(_CLONE3[column], [_return(_ERRNO | errno.ENOSYS)])
-    # Limits may be read: the new limit, a pointer, is null.
+    # Limits may be read but not set: the pointer to the new limit must be null.
     code += _only(
         _PRLIMIT64[column],
         [
@@ -133,7 +133,7 @@ class _Program(ctypes.Structure):
 
 
 def install(machine: str) -> None:
-    """Put this process, and all it starts, under the filter; cannot be undone. Needs no_new_privs."""
+    """Apply the filter to this process and its future children; cannot be undone. Needs no_new_privs."""
     code = program(machine)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = _Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_char_p))

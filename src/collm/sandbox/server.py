@@ -1,13 +1,14 @@
-"""A server that judges programs one after the other, for a trainer it shares nothing with but one socket.
+"""A server process that judges programs one after the other and shares only a socket with the trainer.
 
-It is a bare Python that keeps a second one, the zygote, to fork candidates from, and forks a judge for each test. It
-passes calls from the judge to the candidate and answers back, without reading them, and keeps time. What a program
-answers is read by the judge alone, which is under limits and can be ended; only a short word on loading is read here:
+The server is a bare Python interpreter. It forks candidates from a second one, the zygote, and forks a judge for each
+test. It forwards calls from the judge to the candidate, and the answers back, without decoding them, and enforces the
+time limits. Only the judge, which is confined and can be ended, decodes answers of a program; the server itself decodes
+no more than a short message about loading:
 
     trainer ── socket ── server ──fork── judge      runs the test, decides
                            └───── zygote ──fork── candidate      runs the program, sees calls only
 
-The judge never shares a process with the candidate, and the candidate's memory never held a test.
+The judge never shares a process with the candidate, and the candidate's memory never contains a test.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collm.sandbox.candidate import NONCE_BYTES, READY, serve_forks
 from collm.sandbox.confine import SetupFailure
 from collm.sandbox.judge import run_judge
 
-# What programs of this kind import; loaded once, so that no candidate waits for it.
+# Modules that such programs often import; they are loaded once, before candidates are forked.
 _PRELOADED = (
     *("math", "cmath", "re", "string", "collections", "collections.abc", "itertools", "functools", "operator"),
     *("typing", "random", "heapq", "bisect", "copy", "json", "statistics", "fractions", "decimal", "datetime"),
@@ -38,25 +39,25 @@ _PRELOADED = (
 )
 _MAX_REQUEST = 1 << 24
 _MAX_LOADED = 1 << 16
-# Beyond the end of the judgement; a server that takes longer counts as broken.
+# Time beyond the end of the judgement; a server that takes longer counts as crashed.
 _SETUP_SECONDS = 5.0
 _MAX_TEXT = 300
 _LOADED = plain.dumps(["value", None])
 
 
 class CandidateLost(Exception):
-    """The candidate cannot answer: out of time, ended, or breaking the rules of the channel."""
+    """The candidate cannot answer: it timed out, ended, or sent an invalid message."""
 
 
 class Candidate:
-    """A program in a process of its own, begun again when a call was lost.
+    """A program in its own process, which is restarted after a lost call.
 
     Args:
         control: Socket to the zygote.
         request: Program and entry point.
         limits: Fields of `Limits`.
-        end: When the whole judgement ends.
-        trainer: Descriptor of the trainer's socket; work stops when the trainer has gone.
+        end: Deadline of the judgement.
+        trainer: Descriptor of the trainer's socket; work stops when the trainer closes it.
     """
 
     def __init__(
@@ -72,31 +73,31 @@ class Candidate:
         self.timeouts = 0
 
     def fork(self) -> None:
-        """Begin a process that has given up what it must; raises SetupFailure."""
+        """Start a confined process; raises SetupFailure."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         socket.send_fds(self.control, [b"fork"], [theirs.fileno()])
         theirs.close()
         self.channel = ours
-        word = self.control.recv(_MAX_LOADED)
-        if not word:
-            raise ConnectionError("the zygote has gone")
-        if not word.isdigit():
+        reply = self.control.recv(_MAX_LOADED)
+        if not reply:
+            raise ConnectionError("the zygote has ended")
+        if not reply.isdigit():
             self.channel = None
             ours.close()
-            raise SetupFailure("process", word.decode("utf-8", "replace"))
+            raise SetupFailure("process", reply.decode("utf-8", "replace"))
         _await_ready(ours.fileno(), self.end + _SETUP_SECONDS, self.trainer)
 
     def start(self) -> str:
-        """Load the program; returns why it did not load, or nothing."""
+        """Load the program; returns why it did not load, or an empty text."""
         self.fork()
         order = {name: self.request[name] for name in ("program", "entry_point", "counted")}
         return _load_error(self.exchange(json.dumps(order).encode(), _MAX_LOADED))
 
     def call(self, arguments: bytes) -> bytes:
-        """What the program answers to a call."""
+        """The program's answer to a call."""
         if self.lost >= self.limits["max_timeouts"]:
-            raise CandidateLost("not tried: too many calls before were lost")
+            raise CandidateLost("not tried: too many earlier calls were lost")
         if self.channel is None:
             self.start()
         return self.exchange(arguments, self.limits["message_bytes"])
@@ -121,11 +122,11 @@ class Candidate:
             raise CandidateLost(_cause_of_death(self.stop())) from None
         if not answer.startswith(nonce):
             self.stop()
-            raise CandidateLost("something else than the answer was written to the channel")
+            raise CandidateLost("the program wrote something other than the answer to the channel")
         return answer[NONCE_BYTES:]
 
     def stop(self) -> int:
-        """End the process, if there is one, with all it started; returns its status."""
+        """End the process, if there is one, and its children; returns its exit status."""
         if self.channel is None:
             return 0
         self.lost += 1
@@ -134,18 +135,18 @@ class Candidate:
         self.control.send(b"reap")
         status = self.control.recv(32)
         if not status:
-            raise ConnectionError("the zygote has gone")
+            raise ConnectionError("the zygote has ended")
         return int(status)
 
 
 def _await_ready(channel: int, deadline: float, trainer: int) -> None:
-    """Wait until the process at `channel` has given up what it must; it runs nothing from elsewhere before."""
+    """Wait until the process at `channel` is confined; before that it runs no untrusted code."""
     try:
-        word = frames.receive(channel, _MAX_LOADED, deadline, trainer)
+        message = frames.receive(channel, _MAX_LOADED, deadline, trainer)
     except (frames.Closed, frames.Late) as error:
-        raise SetupFailure("process", f"it did not come up ({error!r})") from None
-    if word != READY:
-        failed = json.loads(word)
+        raise SetupFailure("process", f"it did not start ({error!r})") from None
+    if message != READY:
+        failed = json.loads(message)
         raise SetupFailure(failed["failed"], failed["reason"])
 
 
@@ -159,7 +160,7 @@ def _load_error(answer: bytes) -> str:
     except (ValueError, TypeError, LookupError, RecursionError):
         kind = None
     if kind != "error" or type(name) is not str or type(text) is not str:
-        return "something else than the word on loading was written to the channel"
+        return "the program wrote to the channel while it was loaded"
     return ": ".join(filter(None, (name, text[:_MAX_TEXT]))) or "an exception without a name"
 
 
@@ -224,7 +225,7 @@ def _run_test(
                     answer = b"R" + candidate.call(message[1:])
                 except CandidateLost as error:
                     answer = b"X" + str(error).encode()
-                # To read an answer, compare it and put it into a set is work that the program can make long.
+                # The program can make it slow to decode an answer, compare it or put it into a set.
                 deadline = min(candidate.end, time.monotonic() + seconds)
                 frames.send(channel, answer, deadline)
                 continue
@@ -237,14 +238,13 @@ def _run_test(
             if passed.get(number, True):
                 passed[number], details[number] = entry["passed"], entry["detail"]
     except frames.Late:
-        whole = deadline == candidate.end
         verdict["error"] = (
             f"the judgement took more than {candidate.limits['judgement_seconds']:g} s"
-            if whole
+            if deadline == candidate.end
             else f"the test took more than {seconds:g} s over an answer"
         )
     except (frames.Closed, frames.TooLarge) as error:
-        verdict["error"] = f"the test could not go on ({error})"
+        verdict["error"] = f"the test could not continue ({error})"
     finally:
         ours.close()
         os.kill(child, signal.SIGKILL)
@@ -256,7 +256,7 @@ def _failed(error: SetupFailure) -> bytes:
 
 
 def _try_setup(control: socket.socket, setup: Mapping[str, Any], trainer: int) -> None:
-    """Begin a process that runs nothing, to see whether every layer can be switched on."""
+    """Start a process that runs no program, to check that every layer can be switched on."""
     candidate = Candidate(control, {}, setup["limits"], time.monotonic() + _SETUP_SECONDS, trainer)
     try:
         candidate.fork()
@@ -265,9 +265,9 @@ def _try_setup(control: socket.socket, setup: Mapping[str, Any], trainer: int) -
 
 
 def _prepare(setup: dict[str, Any]) -> tuple[int | None, list[str]]:
-    """Switch on what holds for the whole server, and note in `setup` which layers there are.
+    """Switch on the layers that apply to the server itself, and add the available layers to `setup`.
 
-    Returns a descriptor of /proc where there are namespaces, and why a layer is missing; raises SetupFailure.
+    Returns a descriptor of /proc if there are namespaces, and why a layer is missing; raises SetupFailure.
     """
     layers = dict.fromkeys(setup["layers"], 1)
     machine = platform.machine()
@@ -281,7 +281,7 @@ def _prepare(setup: dict[str, Any]) -> tuple[int | None, list[str]]:
         try:
             processes = confine.enter_namespaces(libraries)
         except OSError as error:
-            # Half of it may be done; a fresh server starts without.
+            # The setup may be incomplete, so a new server starts without namespaces.
             raise SetupFailure("namespaces", str(error)) from None
     if layers.get("landlock"):
         layers["landlock"] = landlock.version()
@@ -292,7 +292,7 @@ def _prepare(setup: dict[str, Any]) -> tuple[int | None, list[str]]:
         layers["seccomp"] = int(seccomp.supported(machine))
         notes += [] if layers["seccomp"] else ["no seccomp: not with this kernel or processor"]
         if layers["seccomp"]:
-            seccomp.program(machine)  # made once, for every process to come
+            seccomp.program(machine)  # cached for the forked processes
     setup["layers"] = {name: layers.get(name, 0) for name in ("namespaces", "landlock", "seccomp")}
     setup["rules"] = rules
     setup["libraries"] = sorted(set(libraries.values()))
@@ -300,7 +300,7 @@ def _prepare(setup: dict[str, Any]) -> tuple[int | None, list[str]]:
 
 
 def main(channel: int) -> None:
-    """Serve the trainer at `channel` until it goes."""
+    """Serve the trainer at `channel` until it closes the channel."""
     os.environ.clear()
     os.umask(0o022)
     setup = json.loads(frames.receive(channel, _MAX_REQUEST))
@@ -342,7 +342,7 @@ def main(channel: int) -> None:
                 verdict = {"failure": str(error), "setup": True}
             except ConnectionError:
                 raise
-            except OSError as error:  # no descriptors or processes to be had
+            except OSError as error:  # out of descriptors or processes
                 verdict = {"failure": f"process: {error}", "setup": True}
             except (SyntaxError, ValueError, RecursionError) as error:
                 verdict = {"failure": f"the test cannot be read ({error})"}

@@ -1,4 +1,4 @@
-"""Recorded turns of the building games: what a case must hold, and its score."""
+"""Recorded turns of the building games: validation and reward."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def score_house_build(task: Mapping[str, Any], completions: Sequence[str], form:
         house = Blueprint.of(blueprint_data(record, "task"))
     except ConfigurationError as error:
         raise CaseError(str(error)) from None
-    # No block at all stands for every kind of the house.
+    # An empty palette stands for all block kinds of the house.
     palettes = [palette or list(house.kinds) for palette in palettes_of(task, completions)]
     named = {str(index): palette for index, palette in enumerate(palettes)}
     limits = list(stock(house, named).values()) if task.get("limited_resource", True) else None
@@ -52,7 +52,7 @@ def score_house_build(task: Mapping[str, Any], completions: Sequence[str], form:
     killed = any(command.verb == "kill" for reading in readings for command in reading.accepted)
     attacks = task.get("spider_attacks", [])
     if not isinstance(attacks, list) or not all(isinstance(damage, int) for damage in attacks):
-        raise CaseError("spider_attacks must be a list of whole numbers")
+        raise CaseError("spider_attacks must be a list of integers")
     health = get(task, "player_hp", int, DEFAULT_HEALTH)
     if health < 1:
         raise CaseError("player_hp must be at least 1")
@@ -81,7 +81,7 @@ def play(
 
 
 def game_result(score: Score, readings: Sequence[Reading], overlap: float) -> Result:
-    """Reward and terms of a turn, and what came of each agent's lines."""
+    """Reward and terms of a turn, with the accepted and rejected commands of each agent."""
     agents = [
         {
             "accepted": len(reading.accepted),
@@ -93,7 +93,7 @@ def game_result(score: Score, readings: Sequence[Reading], overlap: float) -> Re
 
 
 def get(data: Any, name: str, kind: type, default: Any = None) -> Any:
-    """A field of the right type; with a default, it may be missing."""
+    """The field `name` of `data`, checked for its type; it may be missing if there is a default."""
     if not isinstance(data, Mapping):
         raise CaseError(f"expected an object with {name!r}, got {type(data).__name__}")
     value = data.get(name, default)
@@ -103,7 +103,7 @@ def get(data: Any, name: str, kind: type, default: Any = None) -> Any:
 
 
 def texts(data: Mapping[str, Any], name: str) -> list[str]:
-    """A list of texts, at least one."""
+    """The field `name` of `data`, checked to be a list of at least one text."""
     values = get(data, name, list)
     if not values or not all(isinstance(value, str) for value in values):
         raise CaseError(f"{name!r} must be a list of texts, at least one")
@@ -111,15 +111,15 @@ def texts(data: Mapping[str, Any], name: str) -> list[str]:
 
 
 def cell(data: Mapping[str, Any], name: str) -> tuple[int, int, int]:
-    """Three whole numbers."""
+    """The field `name` of `data`, checked to be the three integers of a position."""
     values = get(data, name, list)
     if len(values) != 3 or not all(isinstance(value, int) for value in values):
-        raise CaseError(f"{name!r} must be three whole numbers")
+        raise CaseError(f"{name!r} must be three integers")
     return (values[0], values[1], values[2])
 
 
 def palettes_of(task: Mapping[str, Any], completions: Sequence[str]) -> list[list[str]]:
-    """Blocks of each agent, without air."""
+    """The block kinds of each agent, without air."""
     palettes = get(task, "blocks_per_agent", list)
     if len(palettes) != len(completions):
         raise CaseError(f"there are {len(completions)} completions and {len(palettes)} palettes in blocks_per_agent")

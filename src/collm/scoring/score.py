@@ -1,9 +1,9 @@
-"""Rewards of recorded cases, without any model: what `tools/score.py` does.
+"""Rewards of recorded cases, without any model, for `tools/score.py`.
 
-A case is one JSON object per line, of one of two kinds. With `env` and `inputs` (writing, coding) or `env`, `task` and
-`completions` (the building games) it holds everything its reward depends on. A transcript, as `predict` and
-evaluations write them, names a task of an environment; its actions are played again in the environment of the run.
-`DIFFERENCES`, which `--help` shows, says where scores are not those of the authors' released code.
+A case is one JSON object per line, of one of two kinds. One kind holds everything that its reward depends on: `env` and
+`inputs` (writing, coding), or `env`, `task` and `completions` (the building games). The other kind is a transcript, as
+`predict` and evaluations write it, which names a task of an environment; its actions are replayed in the environment of
+the run. `DIFFERENCES`, which `--help` shows, says where scores differ from those of the authors' released code.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Scorer:
     """Scores cases and transcripts.
 
     Args:
-        reward: Form of the reward; None for "paper" in cases, and for what is configured in transcripts.
-        sandbox: Where programs run.
-        environment: Makes the environment that transcripts are played in, for a form of the reward; None if there is
-            none.
+        reward: Form of the reward; None for "paper" in cases, and for the configured form in transcripts.
+        sandbox: Sandbox that runs programs.
+        environment: Makes the environment in which transcripts are replayed, from a form of the reward; None if
+            transcripts cannot be replayed.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Scorer:
         self._environment: Environment | None = None
 
     def begin(self, case: Any) -> Callable[[], Result]:
-        """Check a case and start what takes time; the function that is returned waits for the result."""
+        """Check a case and start to score it; the returned function waits for the result."""
         if not isinstance(case, Mapping):
             raise CaseError(f"expected an object, got {type(case).__name__}")
         if "turns" in case:
@@ -97,7 +97,7 @@ class Scorer:
         return lambda: result
 
     def writing(self, name: str, inputs: Mapping[str, Any]) -> Result:
-        """Two texts, or one response that holds both."""
+        """Score two texts, or one response that contains both."""
         form = WRITING[name.removesuffix("_single_agent")].forms[self.form]
         if name.endswith("_single_agent"):
             pair = split_paragraphs(get(inputs, "response", str))
@@ -107,9 +107,9 @@ class Scorer:
         return {"reward": score.total, "terms": score.terms}
 
     def coding(self, inputs: Mapping[str, Any], alone: bool) -> Callable[[], Result]:
-        """A helper's and a main completion; the program is judged while the next cases are read."""
+        """Score a helper's and a main completion; the program runs while the next cases are read."""
         helper, main = (get(inputs, f"{name}_completion", str) for name in ("aux", "main"))
-        # A case may have no test at all, which a problem to train on must have.
+        # A case may lack a test, unlike a problem of a training set.
         problem = {name: get(inputs, name, str) for name in ("prompt", "test", "entry_point")}
         if problem["test"].strip():
             try:
@@ -118,10 +118,10 @@ class Scorer:
                 raise CaseError(str(error)) from None
         reading = READINGS[self.form](problem, None if alone else helper, main)
         case = reading.case()
-        waiting = None if case is None else self.sandbox.submit(case)
+        verdict = None if case is None else self.sandbox.submit(case)
 
         def finish() -> Result:
-            score = reading.score(None if waiting is None else waiting.result())
+            score = reading.score(None if verdict is None else verdict.result())
             return {
                 "reward": max(0.0, score.total_reward),
                 "terms": dict(score.terms),
@@ -133,10 +133,10 @@ class Scorer:
         return finish
 
     def transcript(self, record: Mapping[str, Any]) -> Result:
-        """Play the actions of a transcript again."""
+        """Score a transcript by replaying its actions."""
         if self._environment is None:
             if self._make_environment is None:
-                raise CaseError("a transcript needs the config.yaml of its run; keep it beside, or give --config")
+                raise CaseError("a transcript needs the config.yaml of its run; give it with --config")
             self._environment = self._make_environment(self.reward)
         environment, task_id = self._environment, get(record, "task_id", str)
         known = {task.task_id: task for split in ("train", "eval") for task in environment.tasks(split)}
@@ -148,7 +148,7 @@ class Scorer:
             actions = {name: get(get(turn, "actions", dict), name, str) for name in environment.agent_ids}
             damage = (turn.get("info") or {}).get("counts", {}).get("damage")
             if turns == [] and damage is not None and hasattr(state, "attacks"):
-                state = replace(state, attacks=(damage,))  # spiders were drawn anew; theirs is on record
+                state = replace(state, attacks=(damage,))  # the recorded damage instead of a newly sampled one
             try:
                 step = environment.step(state, actions)
             except EpisodeFailure as failure:
@@ -166,7 +166,7 @@ class Scorer:
 
 
 def from_info(info: Mapping[str, Any], environment: Environment, task: Any) -> Result:
-    """What a turn of a building game says about each agent's lines and the build; empty for other environments."""
+    """Accepted and rejected commands of each agent and the IoU in a building game; empty for other environments."""
     if "accepted" not in info:
         return {}
     cells = targets(task.data["rows"]) if "rows" in task.data else Blueprint.of(task.data).world
@@ -181,7 +181,7 @@ def from_info(info: Mapping[str, Any], environment: Environment, task: Any) -> R
 
 
 def score_lines(lines: Iterable[str], scorer: Scorer) -> Iterator[Result]:
-    """One result for each line that is not blank, in order; a bad line becomes an error that names its number."""
+    """Yield one result for each line that is not blank, in order; for a bad line, an error with its number."""
     started: list[tuple[int, Callable[[], Result] | str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -203,7 +203,7 @@ def score_lines(lines: Iterable[str], scorer: Scorer) -> Iterator[Result]:
 
 
 def configured_environment(config: Path) -> Callable[[str | None], Environment]:
-    """Makes the environment of a run's config.yaml, with another form of the reward where one is asked for."""
+    """A function that makes the environment of a run's config.yaml, optionally with another form of the reward."""
 
     def make(reward: str | None) -> Environment:
         from jsonargparse import ArgumentParser
@@ -222,14 +222,14 @@ def configured_environment(config: Path) -> Callable[[str | None], Environment]:
 
 
 def find_config(cases: Path) -> Path | None:
-    """The config.yaml of the run that a transcript lies in."""
+    """The config.yaml of the run whose folder contains the transcript."""
     return next(
         (path for path in (folder / "config.yaml" for folder in cases.resolve().parents[:3]) if path.is_file()), None
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 if every line could be scored, 1 if some could not, 2 if there was nothing to read."""
+    """The command line; returns 0 if every line was scored, 1 if some were not, 2 if the file could not be read."""
     parser = argparse.ArgumentParser(
         description="Score recorded cases again: one JSON object per line in and out.",
         epilog=DIFFERENCES,

@@ -1,7 +1,7 @@
-"""Checkpoints as files, or as folders to which every process wrote its part and which any number of them can read.
+"""Checkpoints as single files, or as folders of shards that any number of processes can read.
 
-They are replaced as one, so that the last one is whole whatever happens, and nothing in them is ever run. What is read
-has the layout of a checkpoint in one file, so that strategies need not know where it comes from.
+Checkpoints are replaced atomically, and code in them is never executed. Both kinds are read into the layout of a
+checkpoint in one file, so strategies need not know the kind.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from collm.errors import ConfigurationError, TrainingError
 from collm.runtime.files import clean, first_line, present, read_file, replacing, unreadable
 from collm.strategies.folder_metadata import read_metadata
 
-_META = "meta.pt"  # what is no tensor, as Lightning calls it
+_META = "meta.pt"  # Lightning's name for the file with everything but tensors
 Allocate = Callable[[tuple[Any, ...], torch.Size, torch.dtype], Tensor]
 
 
 def meta_file(path: str | Path) -> Path:
-    """The file that tells what a checkpoint is of: itself, or the one for it in a folder."""
+    """The file with the metadata of a checkpoint: the checkpoint itself, or `meta.pt` in its folder."""
     path = present(path)
     return path / _META if path.is_dir() else path
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What the checkpoint `path` tells of its run, with the weights too if it is one file; they stay on the disk.
+    """Read the metadata of the checkpoint `path`; a single file also yields its weights, mapped into memory.
 
     Raises:
-        ConfigurationError: It cannot be read, is damaged, or was not written by this package.
+        ConfigurationError: The checkpoint cannot be read, is damaged, or was not written by this package.
     """
     file = meta_file(path)
-    found = read_file(file, mmap=True)
+    content = read_file(file, mmap=True)
     with readable(path), zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()  # a changed bit would otherwise be a changed weight
+        damaged = archive.testzip()  # torch does not verify checksums, so a flipped bit would change a weight
     if damaged is not None:
         raise unreadable(path, f"the checksum of {damaged!r} in it is wrong")
-    check_layout(found, path)
-    return found
+    check_layout(content, path)
+    return content
 
 
 def check_layout(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Refuse what is no checkpoint of this package; `path` is where it came from."""
+    """Refuse a checkpoint that this package did not write; `path` is named in the message."""
     expected = {"collm": dict, "loops": dict, "pytorch-lightning_version": str}
     if not present(path).is_dir():
         expected["state_dict"] = dict
@@ -64,16 +64,16 @@ def check_layout(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong while the checkpoint `path` is read into one message.
+    """Turn any error while the checkpoint `path` is read into one message.
 
     Raises:
-        ConfigurationError: It could not be read.
+        ConfigurationError: The checkpoint could not be read.
     """
     try:
         yield
     except (ConfigurationError, TrainingError):
         raise
-    except CheckpointException as error:  # of all processes; it holds their own errors
+    except CheckpointException as error:  # collects the errors of all processes
         causes = [cause for cause, _ in error.failures.values()]
         raise unreadable(path, f"{type(causes[0]).__name__}: {first_line(causes[0])}") from error
     except Exception as error:
@@ -81,9 +81,9 @@ def readable(path: str | Path) -> Iterator[None]:
 
 
 class FileOrFolder(TorchCheckpointIO):
-    """Writes checkpoints as files that replace the old ones at once, and reads both kinds.
+    """Writes checkpoints as single files, atomically, and reads both files and folders.
 
-    Folders are put together in main memory.
+    Folders are loaded into main memory.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -105,16 +105,16 @@ class FileOrFolder(TorchCheckpointIO):
 
 
 def read_folder(path: str | Path, allocate: Allocate, alone: bool) -> dict[str, Any]:
-    """The weights and optimizer states in a folder.
+    """Read the weights and optimizer states in a checkpoint folder.
 
     Args:
         path: The folder.
-        allocate: Makes the tensor to read into: whole, or the part that belongs to this process. It is given the keys
-            that lead to it (`"optimizer_states"`, the number of the optimizer, ...), its whole size and its type.
+        allocate: Makes the tensor to read into: a full tensor, or a sharded one. Its arguments are the path of keys
+            in the state (`"optimizer_states"`, the number of the optimizer, ...), the full size and the dtype.
         alone: Read without the other processes.
 
     Raises:
-        ConfigurationError: Parts are missing, damaged, or hold something else than tensors, numbers and text.
+        ConfigurationError: Files are missing, damaged, or hold other things than tensors, numbers and text.
     """
     with readable(path):
         reader = _Reader(path)
@@ -128,21 +128,21 @@ def read_folder(path: str | Path, allocate: Allocate, alone: bool) -> dict[str, 
                 set_element(state, where, None)
         load(state, storage_reader=reader, planner=_Planner(), no_dist=alone)
         optimizers = [state[name] for name in sorted(state.keys() - {"state_dict"}, key=lambda name: int(name[10:]))]
-        for optimizer in optimizers:  # numbers of weights became text on the way
+        for optimizer in optimizers:  # torch.distributed.checkpoint stores the indices of weights as text
             optimizer["state"] = {int(number): values for number, values in optimizer.get("state", {}).items()}
         return {"state_dict": state["state_dict"], "optimizer_states": optimizers}
 
 
 class _Reader(FileSystemReader):
-    """torch's reader of folders, which would run whatever code their metadata names."""
+    """torch's reader of folders with safe metadata; torch would execute any code that the metadata names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return read_metadata(self.path)
 
 
 class _Planner(DefaultLoadPlanner):
-    """torch's planner, which would run whatever code stands where a number is expected."""
+    """torch's planner with safe loading of numbers; torch would execute any code pickled in their place."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        found = torch.load(value, weights_only=True)
-        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)
+        content = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], content)

@@ -1,7 +1,7 @@
-"""What a checkpoint folder says of its parts: `.metadata`, a pickle, read without running anything it names.
+"""Safe reading of `.metadata`, the pickle in a checkpoint folder that describes its tensors.
 
-Each class that `torch.distributed.checkpoint` writes into it is read as a bare record made for this one reading, so
-that neither calls nor assignments of a hostile pickle reach anything else. Any other name is refused.
+Each class that `torch.distributed.checkpoint` writes is unpickled as a fresh empty class, so neither calls nor
+assignments in a hostile pickle have any effect outside. Any other name is refused.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ _RECORDS = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
 }
-# stored beside what is needed, and left unread: a tensor's layout and memory format, the path of the folder
-_UNREAD = {
+# written by torch, but not needed: layout and memory format of a tensor, path of the folder
+_IGNORED = {
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath", "Path")),
 }
-_MAX_INDEX = 10_000  # of a list in a state; an optimizer has a few groups of parameters
+_MAX_INDEX = 10_000  # of a list in the state; an optimizer has only a few parameter groups
 
 
 def read_metadata(folder: str | Path) -> Metadata:
-    """The parts of the checkpoint in `folder`, as torch's own reader would return them.
+    """The metadata of the checkpoint in `folder`, as torch's own reader would return it.
 
     Raises:
-        ValueError: It is not what `torch.distributed.checkpoint` writes.
-        pickle.UnpicklingError: It names something that is no part of such metadata, or it is damaged.
+        ValueError: The file does not have the structure that `torch.distributed.checkpoint` writes.
+        pickle.UnpicklingError: The file names something that does not belong to such metadata, or is damaged.
     """
     with Path(folder, _FILE).open("rb") as file:
-        told = _state(_Unpickler(file).load(), "Metadata")
-    stored = {_text(key): _stored(one) for key, one in told["state_dict_metadata"].items()}
-    places = {_text(key): _keys(one) for key, one in told["planner_data"].items()}
-    if stored.keys() != places.keys():
-        raise ValueError(f"{_FILE} tells of other tensors than it says the places of")
-    return Metadata(stored, places, {_index(key): _part(one) for key, one in told["storage_data"].items()})
+        fields = _state(_Unpickler(file).load(), "Metadata")
+    entries = {_text(key): _entry(record) for key, record in fields["state_dict_metadata"].items()}
+    key_paths = {_text(key): _keys(keys) for key, keys in fields["planner_data"].items()}
+    if entries.keys() != key_paths.keys():
+        raise ValueError(f"{_FILE} describes other tensors than it has key paths for")
+    locations = {_index(key): _location(record) for key, record in fields["storage_data"].items()}
+    return Metadata(entries, key_paths, locations)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -66,52 +67,52 @@ class _Unpickler(pickle.Unpickler):
             return dtype
         if name in _RECORDS.get(module, ()):
             return self._known.setdefault((module, name), type(name, (_Record,), {}))
-        if (module, name) in _UNREAD:
+        if (module, name) in _IGNORED:
             return lambda *args: None
-        raise pickle.UnpicklingError(f"{_FILE} names {module}.{name}, which is no part of a checkpoint")
+        raise pickle.UnpicklingError(f"{_FILE} names {module}.{name}, which does not belong in a checkpoint")
 
 
 class _Record:
-    """An object of a class that is not looked at: what was stored of it, in `stored`."""
+    """A pickled object, without its class: only its state."""
 
     def __setstate__(self, state: Any) -> None:
-        self.stored = state
+        self.state = state
 
 
 def _state(record: Any, kind: str) -> Any:
     if type(record).__name__ != kind or not isinstance(record, _Record):
         raise ValueError(f"{_FILE} holds a {type(record).__name__} where a {kind} belongs")
-    return record.stored
+    return record.state
 
 
-def _stored(record: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+def _entry(record: Any) -> TensorStorageMetadata | BytesStorageMetadata:
     if type(record).__name__ == "BytesStorageMetadata":
         return BytesStorageMetadata()
-    told = _state(record, "TensorStorageMetadata")
-    dtype = _state(told["properties"], "TensorProperties")[0]
+    fields = _state(record, "TensorStorageMetadata")
+    dtype = _state(fields["properties"], "TensorProperties")[0]
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{_FILE} holds {dtype!r} where the type of a tensor belongs")
-    chunks = [_state(chunk, "ChunkStorageMetadata") for chunk in told["chunks"]]
+    chunks = [_state(chunk, "ChunkStorageMetadata") for chunk in fields["chunks"]]
     return TensorStorageMetadata(
         TensorProperties(dtype=dtype),
-        _size(told["size"]),
+        _size(fields["size"]),
         [ChunkStorageMetadata(_size(chunk["offsets"]), _size(chunk["sizes"])) for chunk in chunks],
     )
 
 
 def _index(record: Any) -> MetadataIndex:
-    told = _state(record, "MetadataIndex")
-    offset = told.get("offset")
-    return MetadataIndex(_text(told["fqn"]), None if offset is None else _size(offset), told.get("index"))
+    fields = _state(record, "MetadataIndex")
+    offset = fields.get("offset")
+    return MetadataIndex(_text(fields["fqn"]), None if offset is None else _size(offset), fields.get("index"))
 
 
-def _part(record: Any) -> _StorageInfo:
-    """Where a tensor lies; the file must be one of the folder's own."""
-    told = _state(record, "_StorageInfo")
-    name = _text(told["relative_path"])
+def _location(record: Any) -> _StorageInfo:
+    """File, offset and length of a tensor; the file must be in the folder."""
+    fields = _state(record, "_StorageInfo")
+    name = _text(fields["relative_path"])
     if Path(name).name != name:
         raise ValueError(f"{_FILE} names a file outside its folder, {name!r}")
-    return _StorageInfo(name, *_size((told["offset"], told["length"])))
+    return _StorageInfo(name, *_size((fields["offset"], fields["length"])))
 
 
 def _size(values: Any) -> torch.Size:
@@ -122,7 +123,7 @@ def _size(values: Any) -> torch.Size:
 
 def _keys(values: Any) -> tuple[str | int, ...]:
     if not values or not all(isinstance(key, str) or (type(key) is int and 0 <= key < _MAX_INDEX) for key in values):
-        raise ValueError(f"{_FILE} holds {values!r} where the keys that lead to a tensor belong")
+        raise ValueError(f"{_FILE} holds {values!r} where the key path of a tensor belongs")
     return tuple(values)
 
 

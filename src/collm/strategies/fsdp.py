@@ -1,7 +1,7 @@
 """Fully sharded data parallelism (FSDP2) for algorithms with several networks and optimizers.
 
-On top of Lightning's `ModelParallelStrategy`: which modules are sharded, how sharded policies are sampled from, and
-checkpoints that any other strategy and number of processes can go on from.
+Extends Lightning's `ModelParallelStrategy`: it selects the modules to shard, samples from sharded policies, and writes
+checkpoints that any strategy and number of processes can resume from.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from torch.optim import Optimizer
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import DTYPES
-from collm.runtime.collectives import gathered, parts_like
+from collm.runtime.collectives import full_state, sharded_like
 from collm.runtime.files import clean, present, read_file, replacing, reported
 from collm.strategies.checkpoints import check_layout, meta_file, read_folder
 from collm.strategies.lockstep import Lockstep
-from collm.strategies.sharding import gathered_bytes, make_equal, shard, sharded_modules
+from collm.strategies.sharding import broadcast_replicated, gathered_bytes, shard, sharded_modules
 
 
 class FullySharded(ModelParallelStrategy):
-    """Every process holds a part of each weight, gradient and optimizer state (FSDP2).
+    """Every process holds a shard of each weight, gradient and optimizer state (FSDP2).
 
     Args:
-        mixed_precision: Number format in which weights are gathered and used, such as `bfloat16`, while their parts
-            stay as they were loaded; gradients are reduced in float32. By default the format of the weights.
-        cpu_offload: Keep parts, gradients and optimizer states in main memory; slow, but little is left on the GPU.
-        sampling: How responses are sampled from sharded weights. `gathered`: the agents' weights are gathered once per
-            rollout, which is fast and takes the memory of the whole models. `synchronized`: layer by layer at every
-            token, all processes in step, for models that do not fit. `auto`: gathered if the whole models take at most
-            half of the memory that is free once gradients and optimizer states have theirs.
-        save_distributed_checkpoint: Write a checkpoint as a folder to which every process adds its part, instead of one
-            file. Both kinds can be resumed from with any strategy and number of processes.
+        mixed_precision: Dtype in which weights are gathered and used, such as `bfloat16`; the shards keep the dtype in
+            which they were loaded, and gradients are reduced in float32. By default the dtype of the weights.
+        cpu_offload: Keep shards, gradients and optimizer states in main memory; slow, but saves GPU memory.
+        sampling: How responses are sampled from sharded weights. `gathered`: gather the agents' weights once per
+            rollout, which is fast and needs memory for the full models. `synchronized`: gather layer by layer at every
+            token, with all processes in lockstep, for models that do not fit. `auto`: `gathered` if the full models
+            take at most half of the memory that is free after gradients and optimizer states are allocated.
+        save_distributed_checkpoint: Write a checkpoint as a folder with the shards of every process, instead of one
+            file. Any strategy and number of processes can resume from either kind.
         process_group_backend: Backend of the collectives; by default that of the device.
         timeout: How long a process waits for another one before the run ends.
     """
@@ -60,7 +60,7 @@ class FullySharded(ModelParallelStrategy):
         timeout: timedelta | None = default_pg_timeout,
     ):
         if cpu_offload and process_group_backend is None and torch.cuda.is_available():
-            process_group_backend = "cpu:gloo,cuda:nccl"  # gradient norms are then reduced in main memory
+            process_group_backend = "cpu:gloo,cuda:nccl"  # offloaded gradient norms are reduced on the CPU
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
@@ -74,7 +74,7 @@ class FullySharded(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        return True  # Lightning's own loads optimizer states in another place, and only from this strategy
+        return True  # Lightning's strategy restores optimizers elsewhere, and only from its own checkpoints
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -84,8 +84,8 @@ class FullySharded(ModelParallelStrategy):
         module = self.lightning_module
         if trainer.validate_loop.inference_mode:
             raise ConfigurationError(
-                "trainer.inference_mode is true, but weights that are gathered in it cannot be trained afterwards; set "
-                "it to false, as configs/strategies/fsdp.yaml does."
+                "trainer.inference_mode is true, but weights gathered in inference mode cannot be trained afterwards; "
+                "set it to false, as configs/strategies/fsdp.yaml does."
             )
         if not sharded_modules(module):
             shard(
@@ -99,10 +99,10 @@ class FullySharded(ModelParallelStrategy):
         module.gathering = self.acting
 
     def model_to_device(self) -> None:
-        make_equal(self.model, self.root_device)  # what is sharded is where it belongs already
-        self.model._device = self.root_device  # which Lightning notes in `to` alone
+        broadcast_replicated(self.model, self.root_device)  # sharded tensors are already on their device
+        self.model._device = self.root_device  # Lightning sets it only in `to`
         for backbone in self.model.modules():
-            if isinstance(backbone, Backbone):  # its weights may be in main memory
+            if isinstance(backbone, Backbone):  # its weights may be offloaded to main memory
                 backbone.computes_on = self.root_device
 
     # Sampling
@@ -110,10 +110,10 @@ class FullySharded(ModelParallelStrategy):
     def _choose_sampling(self, module: Any) -> None:
         lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values()))
         size = gathered_bytes(lms, self.param_dtype)
-        stepped = [weight for one in self.optimizers for group in one.param_groups for weight in group["params"]]
+        stepped = [weight for opt in self.optimizers for group in opt.param_groups for weight in group["params"]]
         learners = {weight for weights in module.learners.values() for weight in weights}
-        # a gradient and two moments for all that is stepped, and the float32 copies that are stepped for weights
-        states = 3 * sum(map(whole_bytes, stepped)) + sum(map(whole_bytes, set(stepped) - learners))
+        # a gradient and two moments of each stepped tensor, and the float32 copies that optimizers step
+        states = 3 * sum(map(full_bytes, stepped)) + sum(map(full_bytes, set(stepped) - learners))
         states = 0 if self.cpu_offload else states
         free = free_memory(self.root_device, self.num_processes) - states // self.world_size
         fits = torch.tensor(int(2 * size <= free), device=self.root_device)
@@ -128,7 +128,7 @@ class FullySharded(ModelParallelStrategy):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """While it lasts, policies can be sampled from; all ranks have to enter, whatever they sample then."""
+        """Context in which policies can be sampled from; all ranks have to enter it, whatever they sample."""
         if self.lockstep is not None:
             with self.lockstep.running():
                 yield
@@ -146,7 +146,7 @@ class FullySharded(ModelParallelStrategy):
                     one.set_reshard_after_forward(True, recurse=False)
                     one.reshard()
 
-    # Checkpoints: one file is what a single process would have written
+    # Checkpoints: a single file equals the one that a single process would write
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         kept = self.lightning_module.stored_names()
@@ -161,8 +161,8 @@ class FullySharded(ModelParallelStrategy):
         return self._stored(getattr(optimizer, "_optimizer", optimizer).state_dict())
 
     def _stored(self, state: dict[str, Any]) -> dict[str, Any]:
-        """`state` as it goes into a checkpoint: whole on the first rank, or every rank's own part."""
-        return state if self._save_distributed_checkpoint else gathered(state, self.is_global_zero) or {}
+        """`state` for a checkpoint: full tensors on the first rank, or the shards of every rank."""
+        return state if self._save_distributed_checkpoint else full_state(state, self.is_global_zero) or {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(str(filepath)))
@@ -173,60 +173,61 @@ class FullySharded(ModelParallelStrategy):
         if self.is_global_zero:
             clean(path.parent, path.name)
         with replacing(path) if self.is_global_zero else reported(path) as unfinished:
-            super().save_checkpoint(checkpoint, unfinished, storage_options)  # where the first process says
-            self.barrier()  # all parts are there
+            super().save_checkpoint(checkpoint, unfinished, storage_options)  # to the path of the first process
+            self.barrier()  # all shards are written
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = present(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
         weights = self.model.state_dict()
-        learning = [[w for group in o.param_groups for w in group["params"]] for o in self.optimizers]
+        trained = [[w for group in o.param_groups for w in group["params"]] for o in self.optimizers]
 
-        def own_part(where: tuple[Any, ...], size: torch.Size, dtype: torch.dtype) -> Tensor:
-            if where[0] == "state_dict":
-                weight = weights[where[1]]
-            elif learning:  # ("optimizer_0", "state", number of the weight, name)
-                weight = learning[int(where[0].removeprefix("optimizer_"))][int(where[2])]
+        def own_shard(keys: tuple[Any, ...], size: torch.Size, dtype: torch.dtype) -> Tensor:
+            if keys[0] == "state_dict":
+                weight = weights[keys[1]]
+            elif trained:  # ("optimizer_0", "state", index of the weight, name)
+                weight = trained[int(keys[0].removeprefix("optimizer_"))][int(keys[2])]
             else:  # no training, so no optimizers
                 weight = None
-            whole = torch.empty(size, dtype=dtype)
-            return whole if weight is None or weight.shape != size else torch.empty_like(weight, dtype=dtype)
+            full = torch.empty(size, dtype=dtype)
+            return full if weight is None or weight.shape != size else torch.empty_like(weight, dtype=dtype)
 
         meta = read_file(meta_file(path))
         check_layout(meta, path)
-        return meta | read_folder(path, own_part, alone=False)
+        return meta | read_folder(path, own_shard, alone=False)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         targets = self.model.state_dict()
         with torch.no_grad():
             for name, value in checkpoint["state_dict"].items():
-                targets[name].copy_(parts_like(value, targets[name]))
+                targets[name].copy_(sharded_like(value, targets[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            parts = {
+            shards = {
                 index: {
-                    name: parts_like(value, weights[index]) if _belongs_to(value, weights[index]) else value
+                    name: sharded_like(value, weights[index]) if _is_elementwise(value, weights[index]) else value
                     for name, value in entries.items()
                 }
                 for index, entries in state["state"].items()
             }
-            optimizer.load_state_dict({"state": parts, "param_groups": state["param_groups"]})
+            optimizer.load_state_dict({"state": shards, "param_groups": state["param_groups"]})
 
 
-def _belongs_to(value: Any, weight: nn.Parameter) -> bool:
-    """Whether `value` is a number per element of `weight`, as moments are, unlike the count of steps."""
+def _is_elementwise(value: Any, weight: nn.Parameter) -> bool:
+    """Whether `value` has an entry for each element of `weight`, as moments have, unlike the step count."""
     return isinstance(value, Tensor) and value.shape == weight.shape
 
 
-def whole_bytes(weight: Tensor) -> int:
+def full_bytes(weight: Tensor) -> int:
+    """Bytes of the full tensor."""
     return weight.numel() * weight.dtype.itemsize
 
 
 def free_memory(device: torch.device, num_processes: int) -> int:
-    """Bytes that one of `num_processes` processes of this machine can still use."""
+    """Bytes still available to each of `num_processes` processes on this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // max(1, num_processes)

@@ -1,8 +1,8 @@
-"""Sampling from sharded models without gathering them whole: all ranks make the same forward passes, in one order.
+"""Sampling from sharded models without gathering all their weights: all ranks make the same sequence of forward passes.
 
 A forward pass of a sharded model needs every rank, but ranks play different episodes: responses end at different
-tokens, episodes at different turns, and a rank may have none at all. So before each pass the ranks agree whose model
-runs next. A rank that wanted another one, or none any more, takes part with a pass of a single token.
+tokens, episodes at different turns, and a rank may have no episodes at all. So before each pass the ranks agree on the
+model that runs next. A rank that needs another model, or is done, takes part with a pass over a single token.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ class Lockstep:
 
     Args:
         lms: The models that are sampled from, in the same order on all ranks.
-        device: Where they compute.
+        device: The device of their computations.
     """
 
     def __init__(self, lms: Sequence[nn.Module], device: torch.device):
         self.lms = list(lms)
         self.device = device
-        self.passes = 0  # forward passes of this rank, those for others included
+        self.passes = 0  # forward passes of this rank, including those for other ranks
         self._helping = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """All ranks have to enter and leave; the last to finish keeps the others."""
+        """Context for sampling; all ranks have to enter it, and leave it when the last rank is done."""
 
         def before(lm: nn.Module, args: Any) -> None:
             if not self._helping:
                 self._wait_for(self.lms.index(lm))
 
-        # in front of the hook that gathers the weights
+        # before the hook that gathers the weights
         handles = [lm.register_forward_pre_hook(before, prepend=True) for lm in self.lms]
         try:
             yield
@@ -47,13 +47,13 @@ class Lockstep:
             for handle in handles:
                 handle.remove()
 
-    def _wait_for(self, wish: int) -> None:
-        """Return when it is the turn of model `wish` on all ranks, or when nobody wants any of them."""
+    def _wait_for(self, wanted: int) -> None:
+        """Return when all ranks run model number `wanted`; the number of models stands for no model at all."""
         while True:
-            agreed = torch.tensor(wish, device=self.device)
+            agreed = torch.tensor(wanted, device=self.device)
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
             self.passes += int(agreed) < len(self.lms)
-            if int(agreed) == wish:
+            if int(agreed) == wanted:
                 return
             self._helping = True
             with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Whole networks on different devices of one process, for models of which each fills a card.
+"""One device for each network, in one process, for models that each fill a GPU.
 
-Nothing is split or repeated: an agent's weights, gradients and optimizer states are where the agent is. Text and a few
-numbers per turn travel between devices. Agents on different devices answer at the same time.
+Nothing is sharded or replicated: the weights, gradients and optimizer states of an agent are on its device. Only text
+and a few numbers per turn move between devices. Agents on different devices answer at the same time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collm.errors import ConfigurationError
 
 
 class Placed(SingleDeviceStrategy):
-    """One process with every network on a device of its own.
+    """One process with every network on its own device.
 
     Args:
-        devices: Device of each network by its name, such as `{helper: cuda:0, main: cuda:1, critic: cuda:2}`: the
-            agents (`team` where parameters are shared) and the critics. By default they are dealt out, in that order,
-            to the GPUs there are.
+        devices: Device of each network by name, such as `{helper: cuda:0, main: cuda:1, critic: cuda:2}`: first the
+            agents (`team` where parameters are shared), then the critics. By default they are assigned to the
+            available GPUs in that order.
     """
 
     def __init__(self, devices: dict[str, str] | None = None):
@@ -31,41 +31,41 @@ class Placed(SingleDeviceStrategy):
         self.devices = dict(devices or {})
 
     def connect(self, model: Any) -> None:
-        """Tell an algorithm, whose weights are not loaded yet, where each network belongs."""
+        """Tell an algorithm the device of each network, before its weights are loaded."""
         super().connect(model)
         if model.parameters_mode == "lora":
             raise ConfigurationError(
-                "model.parameters is 'lora', where agents and critics stand on one model, which cannot be on several "
+                "model.parameters is 'lora', where agents and critics share one model, which cannot be on several "
                 "devices; use 'separate', or another strategy."
             )
         if any(spec.engine == "vllm" for spec in model.specs.values()):
-            raise ConfigurationError("engine 'vllm' takes the first GPU for itself; choose collm for placed agents.")
+            raise ConfigurationError("engine 'vllm' always uses the first GPU; choose engine collm for this strategy.")
         names = model.networks()
         if not self.devices:
-            cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
-            self.devices = dict(zip(names, cycle(cards), strict=False))
+            gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+            self.devices = dict(zip(names, cycle(gpus), strict=False))
         if sorted(self.devices) != sorted(names):
             raise ConfigurationError(
                 f"trainer.strategy.devices names {', '.join(self.devices)}; it must name each network of this run: "
                 f"{', '.join(names)}."
             )
-        model.places = {name: existing(name, device) for name, device in self.devices.items()}
-        self._root_device = model.places[names[0]]
-        rank_zero_info("placed: " + ", ".join(f"{name} on {model.places[name]}" for name in names))
+        model.network_devices = {name: available_device(name, device) for name, device in self.devices.items()}
+        self._root_device = model.network_devices[names[0]]
+        rank_zero_info("placed: " + ", ".join(f"{name} on {model.network_devices[name]}" for name in names))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        # Lightning's own collects them all on the root device
+        # Lightning's own method moves all states to the root device
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
 
 
-def existing(name: str, device: str) -> torch.device:
-    """The device called `device`, which is for the network `name`."""
+def available_device(name: str, device: str) -> torch.device:
+    """The device called `device`, for the network `name`; refuses a device that does not exist."""
     try:
         return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError) as error:  # the former where torch is built without its kind
-        cards = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    except (AssertionError, RuntimeError) as error:  # the former if torch is built without support for the device type
+        gpus = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
         raise ConfigurationError(
-            f"trainer.strategy.devices.{name} is {device!r}, which is not here; there is cpu"
-            f"{', ' + cards if cards else ', and no GPU that torch can use'}."
+            f"trainer.strategy.devices.{name} is {device!r}, which is not available; there is cpu"
+            f"{', ' + gpus if gpus else ', and no GPU that torch can use'}."
         ) from error

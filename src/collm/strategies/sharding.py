@@ -1,8 +1,8 @@
-"""Parameters in parts: how the networks of an algorithm are sharded over the processes of a run (FSDP2).
+"""Sharding of an algorithm's networks over the processes of a run (FSDP2).
 
-Every process holds an equal part of each weight, its gradient and its optimizer state. A layer's weights are gathered
-right before the layer runs and let go of after it. LoRA adapters, and value heads beside them, are small and stay whole
-everywhere; so one optimizer never has to step both kinds.
+Every process holds an equal shard of each weight, its gradient and its optimizer state. A layer's weights are gathered
+right before the layer runs and freed after it. LoRA adapters, and the value heads of critics with LoRA, are small and
+stay replicated, so no optimizer has to step both kinds.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ def shard(
     mixed_precision: MixedPrecision,
     offload: OffloadPolicy,
 ) -> None:
-    """Shard all backbones in `module` layer by layer, and the heads of critics that train whole backbones.
+    """Shard all backbones in `module` layer by layer, and the value heads of critics without LoRA.
 
     Args:
-        module: An algorithm whose models are loaded, the same weights on every rank.
-        mesh: The ranks that share, one dimension.
-        mixed_precision: What weights are gathered and gradients reduced in.
-        offload: Where the parts lie.
+        module: An algorithm whose models are loaded, with the same weights on every rank.
+        mesh: The ranks, a mesh of one dimension.
+        mixed_precision: Dtypes in which weights are gathered and gradients reduced.
+        offload: Whether shards are offloaded to main memory.
     """
     names = {id(weight): name for name, weight in module.named_parameters()}
-    backbones = [one for one in module.modules() if isinstance(one, Backbone)]
+    backbones = [child for child in module.modules() if isinstance(child, Backbone)]
     for backbone in backbones:
         lm = backbone.lm
         adapters = {weight for name in backbone.adapters for weight in backbone.adapter_parameters(name)}
-        given = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
+        options = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
         layers = set(lm._no_split_modules or ())
-        for layer in [one for one in lm.modules() if type(one).__name__ in layers]:
-            fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **given)
-        fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **given)
+        for layer in [child for child in lm.modules() if type(child).__name__ in layers]:
+            fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **options)
+        fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **options)
         lm.within = lambda work: work()
         register_fsdp_forward_method(lm, "within")
         backbone.within = lm.within
         backbone.saves_work = False
-    for critic in [one for one in module.modules() if isinstance(one, ValueNetwork) and one.adapter is None]:
+    for critic in [child for child in module.modules() if isinstance(child, ValueNetwork) and child.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
-    for one in sharded_modules(module):
-        # losses are parts of a mean over all ranks, so gradients are summed, not averaged
-        one.set_gradient_divide_factor(1.0)
-        one.set_force_sum_reduction_for_comms(True)
-    now = dict(module.named_parameters())
+    for sharded in sharded_modules(module):
+        # each rank's loss is already divided by the number of trajectories of all ranks, so gradients are summed
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    parameters = dict(module.named_parameters())
     module.learners = {
-        name: [now[names[id(weight)]] for weight in weights] for name, weights in module.learners.items()
+        name: [parameters[names[id(weight)]] for weight in weights] for name, weights in module.learners.items()
     }
 
 
 def sharded_modules(module: nn.Module) -> list[FSDPModule]:
-    """Everything in `module` that gathers its own weights."""
-    return [one for one in module.modules() if isinstance(one, FSDPModule)]
+    """All submodules that FSDP has wrapped."""
+    return [child for child in module.modules() if isinstance(child, FSDPModule)]
 
 
-def whole_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers of which every rank has a copy of its own."""
+def replicated_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers of which every rank has a full copy."""
     yield from (weight for weight in module.parameters() if not isinstance(weight, DTensor))
     yield from module.buffers()
 
 
-def make_equal(module: nn.Module, device: torch.device) -> None:
-    """Give all ranks the first one's adapters, heads and buffers, on `device`."""
-    for tensor in whole_tensors(module):
+def broadcast_replicated(module: nn.Module, device: torch.device) -> None:
+    """Copy the adapters, value heads and buffers of the first rank to all ranks, on `device`."""
+    for tensor in replicated_tensors(module):
         tensor.data = tensor.data.to(device)
         if dist.get_world_size() > 1:
             dist.broadcast(tensor.data, 0)
 
 
 def gathered_bytes(lms: Sequence[nn.Module], dtype: torch.dtype | None) -> int:
-    """What all weights of `lms` take when they are gathered in `dtype`, by default their own."""
+    """Bytes of all sharded weights of `lms` when they are gathered in `dtype`, by default their own."""
     size = None if dtype is None else dtype.itemsize
     return sum(
         weight.numel() * (size or weight.dtype.itemsize)

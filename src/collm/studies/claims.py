@@ -1,15 +1,15 @@
-"""Claims about methods, and the rule by which a study supports or refutes them.
+"""Claims about methods, and the pre-registered rule that supports or refutes them.
 
-A rule is written into the file of a study before its evaluation begins, is kept with its runs, and alone decides:
+The rule is written into the study's configuration before the evaluation begins and is stored with the runs:
 
-    better   supported if the whole interval of the advantage lies above the margin, refuted if it lies below
-    equal    supported if the whole interval lies between minus and plus the margin, refuted if it lies outside
+    better   supported if the complete interval of the advantage is above the margin, refuted if it is below
+    equal    supported if the complete interval is between minus and plus the margin, refuted if it is outside
 
-and undecided in all other cases, also where there are fewer runs than the rule asks for. The advantage of one method
-over another is the difference of interquartile means (`auc`, `final`), or the share that it saves of what the other
-needs to reach the threshold (`samples`, `seconds`; a run that never does counts with all it had, so a saving over it is
-understated). Intervals are bootstrapped over seeds at the level 1 - (1 - confidence) / number of claims, so that all of
-them hold together (Bonferroni).
+All other cases are undecided, including those with fewer runs than the rule requires. The advantage of one method over
+another is the difference of interquartile means (`auc`, `final`), or the share that it saves of what the other method
+needs to reach the threshold (`samples`, `seconds`). A run that never reaches the threshold counts with its total, which
+understates savings over it. Intervals are bootstrapped over seeds at the level 1 - (1 - confidence) / number of claims,
+so that all of them hold jointly (Bonferroni).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LESS_IS_BETTER = ("samples", "seconds")
 
 @dataclass
 class Claim:
-    """What is said of two methods in one cell of a study.
+    """A claim about two methods in one cell of a study.
 
     Args:
         text: The claim in words.
         cell: Label of the cell.
-        method: Label of the method it is about.
-        versus: Label of the method it is compared with.
+        method: Label of the method that the claim is about.
+        versus: Label of the method that it is compared with.
         measure: `auc`: mean height of the curve over joint samples; `final`: its last value; `samples` and `seconds`:
-            what it takes to reach the threshold.
+            joint samples and seconds to reach the threshold.
         expect: `better` by more than the margin, or `equal` up to the margin.
         margin: In units of the metric, or as a share for `samples` and `seconds`.
     """
@@ -52,15 +52,15 @@ class Claim:
 
 @dataclass
 class Rule:
-    """How the runs of a study are read.
+    """The rule that evaluates the runs of a study.
 
     Args:
-        metric: Logged number that curves are made of.
-        window: Rollouts of the moving average of a curve.
-        threshold: Height whose first reaching counts.
-        confidence: Level at which all claims hold together.
-        min_runs: Runs of each method without which nothing is decided: intervals of fewer say too little.
-        claims: What is decided.
+        metric: Logged metric that the curves show.
+        window: Number of rollouts in the moving average of a curve.
+        threshold: Value of the metric that a run has to reach.
+        confidence: Level at which all claims hold jointly.
+        min_runs: Smallest number of runs of each method for a decision; intervals of fewer runs are too unreliable.
+        claims: The claims to decide.
     """
 
     metric: str = "rollout/return"
@@ -71,7 +71,7 @@ class Rule:
     claims: list[Claim] = field(default_factory=list)
 
     def check(self, cells: Mapping[str, Sequence[str]]) -> None:
-        """Refuse claims about what the study does not have: methods by cell."""
+        """Refuse claims about cells or methods that the study does not have; `cells` lists the methods of each cell."""
         if self.window < 1 or self.min_runs < 2 or not 0 < self.confidence < 1:
             raise ConfigurationError(
                 f"rule.window is {self.window}, rule.min_runs {self.min_runs} and rule.confidence {self.confidence}; "
@@ -82,7 +82,7 @@ class Rule:
             for name, known in ((claim.cell, cells), (claim.method, trained), (claim.versus, trained)):
                 if name not in known:
                     raise ConfigurationError(
-                        f"the claim {claim.text!r} speaks of {name!r}, but there are {', '.join(known)}."
+                        f"the claim {claim.text!r} names {name!r}, but there are {', '.join(known)}."
                     )
             if claim.margin < 0 or (claim.expect == "equal" and claim.margin == 0):
                 raise ConfigurationError(
@@ -93,14 +93,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule makes of a claim.
+    """The decision about a claim.
 
     Args:
         claim: The claim.
         decision: `supported`, `refuted` or `undecided`.
         advantage: Advantage of the method and its interval: estimate, low, high.
-        improvement: Probability that one of its runs is better than one of the other's, with its interval.
-        runs: Runs of the method, and of the one it is compared with.
+        improvement: Probability that a run of the method is better than a run of the other, with its interval.
+        runs: Number of runs of the method, and of the method it is compared with.
     """
 
     claim: Claim
@@ -111,32 +111,32 @@ class Verdict:
 
 
 def judge(rule: Rule, numbers: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> list[Verdict]:
-    """Decide every claim whose runs are there.
+    """Decide all claims; those without runs are undecided.
 
     Args:
         rule: The rule.
-        numbers: Every measure of every run, by cell, method and measure.
+        numbers: The measures of all runs, by cell, method and measure.
     """
     level = 1 - (1 - rule.confidence) / max(1, len(rule.claims))
     verdicts = []
     for claim in rule.claims:
         cell = numbers.get(claim.cell, {})
         pair = [cell.get(name, {}).get(claim.measure, ()) for name in (claim.method, claim.versus)]
-        nothing = (float("nan"),) * 3
+        unknown = (float("nan"),) * 3
         sizes = (len(pair[0]), len(pair[1]))
         if min(sizes) == 0:
-            verdicts.append(Verdict(claim, "undecided", nothing, nothing, sizes))
+            verdicts.append(Verdict(claim, "undecided", unknown, unknown, sizes))
             continue
         advantage = interval(pair, saving if claim.measure in LESS_IS_BETTER else difference, level)
         sign = -1.0 if claim.measure in LESS_IS_BETTER else 1.0
-        chances = interval([sign * np.asarray(values) for values in pair], improvement, level)
+        probability = interval([sign * np.asarray(values) for values in pair], improvement, level)
         decision = decide(claim, *advantage[1:]) if min(sizes) >= rule.min_runs else "undecided"
-        verdicts.append(Verdict(claim, decision, advantage, chances, sizes))
+        verdicts.append(Verdict(claim, decision, advantage, probability, sizes))
     return verdicts
 
 
 def decide(claim: Claim, low: float, high: float) -> str:
-    """The decision from the ends of the interval; NaN decides nothing."""
+    """The decision from the ends of the interval; `undecided` if they are NaN."""
     if claim.expect == "better":
         supported, refuted = low > claim.margin, high < claim.margin
     else:

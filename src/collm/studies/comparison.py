@@ -1,7 +1,7 @@
-"""Several methods on the same held-out tasks: the tables and figures of a paper.
+"""Comparison of several methods on the same held-out tasks, with tables and figures.
 
-Every entry is evaluated by the ordinary command line (`validate`), so that what is compared is what anybody can run.
-The entries of one label are its seeds. Numbers are means with a 95 % bootstrap interval over seeds and episodes.
+Every entry is evaluated by the ordinary command line (`validate`). Entries with the same label are its seeds. Numbers
+are means with a 95 % bootstrap interval over seeds and episodes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ CURVE = "eval/return"
 
 @dataclass
 class Entry:
-    """What is evaluated: one row of the table, or one seed of a row.
+    """One row of the table, or one seed of a row.
 
     Args:
         label: Name of the row; entries that share it are its seeds.
         config: Configuration of a run (`logs/collm/version_0/config.yaml`) or of an experiment, or a list of files to
-            stack. A single one may be a pattern with `*`: every match is a seed.
-        checkpoint: `last` or `best` of the run that the configuration lies in, or the path of a checkpoint; null for
-            the weights as they are before training. `best` was chosen by the held-out tasks, which flatters it.
+            combine. A single one may be a pattern with `*`: every match is a seed.
+        checkpoint: `last` or `best` of the run in the folder of the configuration, or the path of a checkpoint; null
+            for the weights before training. `best` was selected on the held-out tasks, so its result is biased upward.
         overrides: Settings that differ from the configuration, nested as in a configuration file.
     """
 
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation: an entry with everything found."""
+    """One evaluation: an entry with all paths resolved."""
 
     label: str
     configs: tuple[str, ...]
@@ -74,18 +74,18 @@ def compare(
 ) -> None:
     """Evaluate entries on the same held-out tasks with the same seeds, and write tables and figures.
 
-    In `out`: table.csv, table.json and table.png; overhead.csv and curves.png where entries are training runs with
-    logs; transcripts of all episodes under evaluations/.
+    The folder `out` will contain table.csv, table.json and table.png; overhead.csv and curves.png if entries are
+    training runs with logs; and transcripts of all episodes under evaluations/.
 
     Args:
-        entries: What is compared.
+        entries: The methods to compare.
         out: Folder to write to.
         episodes_per_task: Episodes of each held-out task.
-        timed_episodes: Episodes that are played one at a time for the response time; 0 to leave it out. Times are
-            those of this machine and of what else it is doing.
-        batch_size: Episodes played side by side; it takes part in the seeds, so compare like with like.
-        greedy: Take the most likely responses instead of sampled ones.
-        seed: Seed of tasks and sampling of every evaluation, whatever seeds the runs were trained with.
+        timed_episodes: Episodes that are played one at a time to measure the response time; 0 for none. Times depend
+            on this machine and its load.
+        batch_size: Episodes played in parallel; it affects the random seeds, so use the same value in comparisons.
+        greedy: Use greedy decoding instead of sampling.
+        seed: Seed of tasks and sampling of every evaluation, independent of the seeds of the training runs.
         figures: Draw table.png and curves.png, which needs matplotlib.
         default_config: Configuration that is read before those of every entry.
     """
@@ -142,8 +142,8 @@ def compare(
     }
     write_text(folder / "table.json", json.dumps(document, indent=2))
     if figures:
-        nothing = (float("nan"),) * 3
-        columns = {RENAMED.get(name, name): [row.cells.get(name, nothing) for row in rows] for name in names_of(rows)}
+        unknown = (float("nan"),) * 3
+        columns = {RENAMED.get(name, name): [row.cells.get(name, unknown) for row in rows] for name in names_of(rows)}
         draw_table(folder / "table.png", [row.label for row in rows], columns)
         if curves:
             draw_curves(folder / "curves.png", curves, CURVE)
@@ -151,18 +151,18 @@ def compare(
 
 
 def find(entry: Entry) -> list[Job]:
-    """The evaluations that `entry` stands for, with all their files checked."""
+    """The evaluations of `entry`, whose files are checked to exist."""
     configs = [entry.config] if isinstance(entry.config, str) else entry.config
-    found = [sorted(glob(config)) for config in configs]
-    for config, paths in zip(configs, found, strict=True):
+    matched = [sorted(glob(config)) for config in configs]
+    for config, paths in zip(configs, matched, strict=True):
         if not paths:
             raise ConfigurationError(f"entry {entry.label!r}: there is no configuration {config!r}.")
         if len(paths) > 1 and len(configs) > 1:
             raise ConfigurationError(
-                f"entry {entry.label!r}: {config!r} matches {len(paths)} files; a pattern cannot be stacked with "
-                "others."
+                f"entry {entry.label!r}: {config!r} matches {len(paths)} files; a pattern cannot be combined "
+                "with other files."
             )
-    stacks = [(path,) for path in found[0]] if len(configs) == 1 else [tuple(paths[0] for paths in found)]
+    stacks = [(path,) for path in matched[0]] if len(configs) == 1 else [tuple(paths[0] for paths in matched)]
     jobs = []
     for stack in stacks:
         checkpoint = entry.checkpoint
@@ -171,7 +171,7 @@ def find(entry: Entry) -> list[Job]:
             if not matches:
                 raise ConfigurationError(
                     f"entry {entry.label!r}: there is no {checkpoint} checkpoint beside {stack[-1]}; give its path, or "
-                    "null to evaluate the weights as they are before training."
+                    "null to evaluate the weights before training."
                 )
             checkpoint = str(matches[-1])
         elif checkpoint is not None and not Path(checkpoint).is_file():
@@ -183,7 +183,7 @@ def find(entry: Entry) -> list[Job]:
 def evaluate(
     job: Job, settings: Mapping[str, Any], folder: Path, timed_episodes: int, default_config: str | None
 ) -> dict[str, Any]:
-    """Validate one entry through the command line; returns what `MeasureEpisodes` wrote."""
+    """Validate one entry through the command line; returns the record that `MeasureEpisodes` wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "episodes.json"
     path.unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def evaluate(
     args += ["--trainer.default_root_dir", str(folder), "--trainer.callbacks+", json.dumps(measure)]
     if job.checkpoint is not None:
         args += ["--ckpt_path", job.checkpoint]
-    with warnings.catch_warnings():  # Lightning warns of arguments that are not those of the process
+    with warnings.catch_warnings():  # Lightning warns if arguments are not taken from sys.argv
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         failed = cli.main(default_config, args)
     if failed or not path.is_file():
@@ -210,7 +210,7 @@ def evaluate(
 
 
 def tabulate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
-    """A row for each label: response time, costs, return and all metrics of the environment."""
+    """One row per label: response time, costs, return and all metrics of the environment."""
     rows = []
     for label, runs in records.items():
         values = {"seconds": [torch.tensor(run["seconds"]) for run in runs]} if runs[0]["seconds"] else {}
@@ -222,7 +222,7 @@ def tabulate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
 
 
 def training(jobs: Sequence[Job]) -> tuple[list[Row], dict[str, list[Any]]]:
-    """What the training of each label took, and its curves, from the logs beside its configurations."""
+    """Training resources and curves of each label, from the logs in the folders of its configurations."""
     folders: dict[str, dict[Path, None]] = {}
     for job in jobs:
         folder = Path(job.configs[-1]).parent
@@ -235,9 +235,9 @@ def training(jobs: Sequence[Job]) -> tuple[list[Row], dict[str, list[Any]]]:
         names = [name for name in overheads[0] if all(name in overhead for overhead in overheads)]
         columns = {name: [torch.tensor([overhead[name]]) for overhead in overheads] for name in names}
         rows.append(Row(label, len(runs), {name: stratified_interval(column) for name, column in columns.items()}))
-        courses = [course for course in (run.curve(CURVE) for run in runs) if course is not None]
-        if courses:
-            curves[label] = courses
+        logged = [curve for curve in (run.curve(CURVE) for run in runs) if curve is not None]
+        if logged:
+            curves[label] = logged
     return rows, curves
 
 

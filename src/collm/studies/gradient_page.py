@@ -1,6 +1,6 @@
-"""The page of a gradient test: a table for each cell, and how the noise of every method goes from cell to cell.
+"""The report of a gradient test: a table for each cell, and the noise of every method across cells.
 
-Everything on it follows from `table.json`, which lies beside it.
+The report can be regenerated from the `table.json` in the same folder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from collm.studies.plots import draw_lines, draw_table
 from collm.studies.tables import Row, as_cell, write_csv
 
 MEANING = """\
-At policies that are held still. `noise_to_signal`: episodes an update needs until its noise is as large as its signal.
-`cosine`, `kept`, `norm_ratio`: direction, share and length of the method's expected gradient against the reference.
-`update_cosine`: that of an update of one rollout. Means over the seeds of the policies, with 95 % bootstrap intervals
-over the tasks that were measured at each. The seeds themselves and the error of the reference are no part of them."""
+All gradients are measured at fixed policies. `noise_to_signal`: number of episodes at which the noise of an update
+equals its signal. `cosine`, `kept`, `norm_ratio`: cosine, projection and norm of the method's expected gradient with
+respect to the reference. `update_cosine`: cosine of an update from one rollout. Values are means over the seeds of the
+policies, with 95 % bootstrap intervals over the measured tasks. The intervals do not include the variance over seeds or
+the error of the reference."""
 
 
 def write_page(folder: Path, tables: Mapping[str, Sequence[Row]], figures: bool, note: str = "") -> str:
-    """Write README.md, table.json, a CSV for each cell and, where asked for, figures; returns the page."""
+    """Write README.md, table.json, a CSV for each cell and optionally figures; returns the text of README.md."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name in NAMES if any(name in row.cells for rows in tables.values() for row in rows)]
     lines = ["# Noise and bias of policy gradients", "", *([note, ""] if note else []), MEANING]
@@ -43,7 +44,7 @@ def write_page(folder: Path, tables: Mapping[str, Sequence[Row]], figures: bool,
                 noise.setdefault(row.label, {})[title] = row.cells[NAMES[0]]
         draw_lines(folder / "noise_to_signal.png", list(tables), noise, NAMES[0])
         lines += ["", "![Noise to signal](noise_to_signal.png)"]
-    lines += ["", "`python tools/report.py --raw table.json --out FOLDER` makes page and figures again."]
+    lines += ["", "`python tools/report.py --raw table.json --out FOLDER` regenerates report and figures."]
     text = "\n".join(lines) + "\n"
     write_text(folder / "README.md", text)
     document = {"gradients": {title: [vars(row) for row in rows] for title, rows in tables.items()}, "note": note}

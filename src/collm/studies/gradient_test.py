@@ -1,9 +1,9 @@
-"""The gradient test: at policies that are held still, the noise and the bias of every method's gradient.
+"""The gradient test: noise and bias of every method's policy gradient at fixed policies.
 
-Where learning curves mix what a method estimates with all that happens afterwards, this asks one question and answers
-it in a minute: how many episodes does an update need before its gradient points the right way? Policies are trained, a
-reference gradient is measured on many episodes, then every method is run as it would train but for the last step
-(`collm.studies.record_gradients`); all of these are ordinary training runs.
+A learning curve mixes the quality of a gradient estimate with everything that follows from its updates. This test
+isolates the estimate: how many episodes does an update need before its gradient points in the right direction? It
+trains policies, measures a reference gradient on many episodes, then runs every method at these policies and records
+its gradients without applying them (`collm.studies.record_gradients`). All of these are ordinary training runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from collm import cli  # noqa: F401 (once, for all runs that are forked from here)
+from collm import cli  # noqa: F401 (imported once, before runs are forked)
 from collm.errors import ConfigurationError
 from collm.runtime.command import run_command
 from collm.studies.gradient_page import write_page
@@ -23,7 +23,7 @@ from collm.studies.plots import pyplot
 from collm.studies.tables import Row, as_text
 
 FILE = "gradients.pt"
-FIRST_SEED = 2**33  # no run has a seed as large
+FIRST_SEED = 2**33  # larger than the seed of any run
 
 
 def gradient_test(
@@ -44,28 +44,28 @@ def gradient_test(
     script: str = "tools/fit.py",
     default_config: str | None = None,
 ) -> None:
-    """Measure noise and bias of policy gradients at policies that are held still.
+    """Measure noise and bias of policy gradients at fixed policies.
 
-    What is finished is skipped, so that the same command can be given again at any time. In `out`: a page
-    (README.md), figures, and the numbers behind them.
+    Finished runs are skipped, so the command can be repeated at any time. The folder `out` will contain a report
+    (README.md), figures, and the underlying numbers.
 
     Args:
         configs: Configurations that all runs share.
-        methods: Whose gradients are measured, by label. They learn their critics, if they have any, on `fit_rollouts`
-            rollouts and are measured on the next `measured_rollouts`.
+        methods: Methods to measure, by label. They train their critics, if any, on `fit_rollouts` rollouts; then
+            gradients are measured on the next `measured_rollouts` rollouts.
         out: Folder to write to.
-        reference: A method whose gradient is unbiased, for cosine and length of all others: known values with
-            gae_lambda 1, or MARLOO; without it only the noise is measured.
-        policies: Runs whose last policies are held still, by label; by default the weights that runs begin with.
-        cells: Settings of the game in which all of this is done, by label; by default those of `configs`.
-        seeds: Every policy is trained, and every method measured, with each of these.
+        reference: A method with an unbiased gradient, with which all others are compared: an oracle critic with
+            gae_lambda 1, or MARLOO. Without it only the noise is measured.
+        policies: Training runs whose final policies are used, by label; by default the initial weights.
+        cells: Settings of the environment in which the methods are measured, by label; by default those of `configs`.
+        seeds: Seeds with which every policy is trained and every method measured.
         seeded: Settings that take the seed as their value, such as `data.environment.init_args.mapping`.
-        fit_rollouts: Rollouts on which critics learn at each policy.
-        measured_rollouts: Rollouts that are measured then.
-        reference_rollouts: Rollouts of the reference; its error is not part of the intervals, so take many.
-        jobs: Runs side by side; they share the processor's cores.
+        fit_rollouts: Rollouts on which critics are trained at each policy.
+        measured_rollouts: Rollouts on which gradients are measured after that.
+        reference_rollouts: Rollouts of the reference; intervals do not include its error, so use many.
+        jobs: Number of parallel runs; they share the CPU cores.
         figures: Draw figures, which needs matplotlib.
-        note: A remark for the top of the page.
+        note: A remark for the top of the report.
         script: The training command.
         default_config: Configuration that is read before all others.
     """
@@ -85,8 +85,8 @@ def gradient_test(
     cell_homes, policy_homes = homes_of(cells), homes_of(policies)
     method_homes = homes_of([*methods, *(["reference"] if reference else [])])
 
-    def run(cell: str, place: str, label: str, method: Method, seed: int, settings: Mapping[str, Any]) -> Run:
-        home = folder / cell_homes[cell] / place
+    def run(cell: str, subfolder: str, label: str, method: Method, seed: int, settings: Mapping[str, Any]) -> Run:
+        home = folder / cell_homes[cell] / subfolder
         stack = stacked(cell, list(configs), cells[cell], folder / cell_homes[cell] / "overrides.yaml")
         stack = stacked(label, stack, method, home / "overrides.yaml")
         own = [write(home / f"seeded_{seed}_{n}.yaml", nested(name, seed)) for n, name in enumerate(seeded or [])]
@@ -96,7 +96,7 @@ def gradient_test(
     quick: dict[str, Any] = {"limit_val_batches": 0, "enable_checkpointing": True}
     checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "last"}}
     trained, references, measured = {}, {}, {}
-    for seed, cell, policy in product(seeds, cells, policies):  # a test stopped early has whole seeds
+    for seed, cell, policy in product(seeds, cells, policies):  # an interrupted test has complete seeds
         key, at, source = (cell, policy, seed), policy_homes[policy], None
         if policies[policy] != Method():
             callbacks = [*policies[policy].overrides.get("trainer", {}).get("callbacks", []), checkpoint]
@@ -141,7 +141,7 @@ def measuring(
         "fit_rollouts": fit_rollouts,
         "measured_rollouts": measured_rollouts,
         "reference": reference,
-        # other rollouts than the policy was trained on, and others for the reference than for those compared with it
+        # rollouts independent of those the policy was trained on, and of those of the reference
         "data_seed": FIRST_SEED + 2 * seed + (home.name == "reference"),
     }
     callback = {"class_path": "collm.studies.record_gradients.MeasureGradients", "init_args": arguments}

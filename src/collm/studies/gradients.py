@@ -1,15 +1,16 @@
-"""How good an estimate of the policy gradient a method has: its noise, and its bias, at a fixed policy.
+"""Quality of a method's policy gradient estimate at a fixed policy: its noise and its bias.
 
-With g_1 ... g_n the gradients of n tasks of K episodes each, mu their expectation and r the reference, all unbiased:
+For the gradients g_1 ... g_n of n tasks with K episodes each, their expectation mu and the reference r, the following
+are estimated without bias:
 
     signal    |mu|^2           mean of g_i g_j over pairs i != j
-    noise     K tr Cov(g)      K (mean of |g_i|^2, less the signal): the variance that an update divides by its episodes
+    noise     K tr Cov(g)      K (mean of |g_i|^2 minus the signal); an update divides it by its number of episodes
     bias      cosine           mu r / |mu| |r|
-              kept             mu r / |r|^2, the share of the reference that is left along it
+              kept             mu r / |r|^2, projection of mu on the reference, as a share of the reference
               norm ratio       |mu| / |r|
 
-`noise_to_signal` is how many episodes an update needs until its noise is as large as its signal; `update_cosine` is
-that of an update of one rollout with the reference, (mu r) / |r| sqrt(|mu|^2 + noise / episodes).
+`noise_to_signal` is the number of episodes at which the noise of an update equals its signal; `update_cosine` is the
+cosine between an update from one rollout and the reference, (mu r) / |r| sqrt(|mu|^2 + noise / episodes).
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ NAMES = ("noise_to_signal", "cosine", "kept", "norm_ratio", "update_cosine")
 
 @dataclass(frozen=True)
 class Measured:
-    """What `collm.studies.record_gradients.MeasureGradients` wrote.
+    """The record that `collm.studies.record_gradients.MeasureGradients` wrote.
 
     Args:
-        gram: Products of the gradients of n tasks, [n, n].
-        episodes_per_task: Episodes behind each of them, K.
+        gram: Inner products of the gradients of n tasks, [n, n].
+        episodes_per_task: Episodes of each task, K.
         rollout_tasks: Tasks of one rollout.
-        dots: Products with the reference, [n]; None where there was none.
+        dots: Inner products with the reference, [n]; None without a reference.
     """
 
     gram: Tensor
@@ -54,18 +55,18 @@ def statistics(
 ) -> dict[str, tuple[float, float, float]]:
     """Mean over runs of every number in `NAMES` and its percentile bootstrap interval over the tasks of each run.
 
-    Noise to signal is averaged in logarithms. It is infinite where no signal was found beside the noise.
+    `noise_to_signal` is a geometric mean. It is infinite if the estimate of the signal is not positive.
 
     Args:
-        runs: What was measured, one for each seed.
-        references: The reference of each run, taken as it is: its own error is to be made small by measuring more of
-            it. Without references only `noise_to_signal` is found.
+        runs: Measured gradients, one record for each seed.
+        references: The reference of each run; its own error is ignored, so it should be measured on many rollouts.
+            Without references only `noise_to_signal` is returned.
         confidence: Level of the interval.
 
     Returns:
         Estimate, low end and high end by name.
     """
-    found: dict[str, list[Tensor]] = {}  # first the estimate, then the resamples, [1 + NUM_RESAMPLES] for each run
+    columns: dict[str, list[Tensor]] = {}  # for each run the estimate, then the resamples, [1 + NUM_RESAMPLES]
     generator = torch.Generator().manual_seed(0)
     for index, run in enumerate(runs):
         count = len(run.gram)
@@ -77,10 +78,10 @@ def statistics(
             gram = references[index].gram
             length = float(_signal(gram, torch.ones(1, len(gram), dtype=torch.float64)))
         for name, numbers in _numbers(run, weights, length).items():
-            found.setdefault(name, []).append(numbers)
+            columns.setdefault(name, []).append(numbers)
     result = {}
-    for name, columns in found.items():
-        values = torch.stack(columns)
+    for name, column in columns.items():
+        values = torch.stack(column)
         mean = values.log().mean(0).exp() if name == "noise_to_signal" else values.mean(0)
         tail = (1 - confidence) / 2
         low, high = (float(torch.nanquantile(mean[1:], q, interpolation="nearest")) for q in (tail, 1 - tail))
@@ -89,13 +90,13 @@ def statistics(
 
 
 def _signal(gram: Tensor, weights: Tensor) -> Tensor:
-    """|mu|^2 from pairs of different tasks, each counted as often as `weights` [M, n] says, [M]."""
+    """Estimates of |mu|^2 from pairs of different tasks, which are weighted by each row of `weights` [M, n], [M]."""
     pairs = ((weights @ gram) * weights).sum(1) - weights.square() @ gram.diagonal()
     return pairs / (weights.sum(1).square() - weights.square().sum(1))
 
 
 def _numbers(measured: Measured, weights: Tensor, reference: float | None) -> dict[str, Tensor]:
-    """The statistics under each row of `weights` [M, n], [M] each; `reference` is |r|^2, None where there is none."""
+    """The statistics for each row of `weights` [M, n], [M] each; `reference` is |r|^2, None without a reference."""
     signal = _signal(measured.gram, weights)
     total = weights.sum(1)
     trace = (weights @ measured.gram.diagonal()) / total - signal
@@ -106,7 +107,7 @@ def _numbers(measured: Measured, weights: Tensor, reference: float | None) -> di
         along = (weights @ measured.dots) / total
         length = max(reference, 0.0) ** 0.5
         update = (positive + trace.clamp(min=0) / measured.rollout_tasks).sqrt()
-        # beyond 1 by chance alone, and not there where no signal was found
+        # may exceed 1 because of noise; NaN if the signal is not positive
         numbers["cosine"] = torch.where(signal > 0, along / (positive.sqrt() * length), torch.nan)
         numbers["kept"] = along / length**2
         numbers["norm_ratio"] = positive.sqrt() / length

@@ -1,7 +1,7 @@
-"""Training runs side by side, each an ordinary one of the training command, resumed where it stopped.
+"""Parallel training runs, each started as by the training command and resumed from its last checkpoint.
 
-Every run is a process forked from one that has imported the package already, in which the training command's file is
-run as it would be from a shell: the imports take longer than many a run of a tiny model.
+Every run is a forked process that executes the script of the training command. Forking saves the imports, which take
+longer than some runs of a tiny model.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Method:
     """One method of a study.
 
     Args:
-        configs: Configurations that are stacked on those of the study.
-        overrides: Settings on top of them, nested as in a configuration file.
-        candidates: Settings on top of those, from which tuning chooses one.
+        configs: Configurations that are applied after those of the study.
+        overrides: Settings that are applied after them, nested as in a configuration file.
+        candidates: Alternative settings, applied last, from which tuning chooses one.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -51,9 +51,9 @@ class Cell:
     """A setting in which methods are trained.
 
     Args:
-        configs: Configurations that are stacked on those of the study.
-        overrides: Settings on top of them, nested as in a configuration file.
-        methods: Labels of the methods that are trained in it; by default all.
+        configs: Configurations that are applied after those of the study.
+        overrides: Settings that are applied after them, nested as in a configuration file.
+        methods: Labels of the methods that are trained in this cell; by default all.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -66,10 +66,10 @@ class Run:
     """One training run of a study.
 
     Args:
-        label: Its method.
-        seed: Its seed.
-        folder: Where it leaves everything; it is finished when `finished.json` is there.
-        configs: Configurations in the order in which they are stacked.
+        label: Label of the method.
+        seed: Random seed.
+        folder: Output folder; it contains `finished.json` when the run is finished.
+        configs: Configurations in the order in which they are applied.
     """
 
     label: str
@@ -87,7 +87,7 @@ class Run:
         return (self.folder / "finished.json").is_file()
 
     def has_other_settings(self) -> bool:
-        """Whether the folder holds a run that was begun with other settings."""
+        """Whether the folder contains a run that was started with other settings."""
         path = self.folder / "settings.sha256"
         return path.is_file() and path.read_text() != self.fingerprint()
 
@@ -97,7 +97,7 @@ class Run:
         return hashlib.sha256(json.dumps([self.seed, *contents]).encode()).hexdigest()
 
     def start(self, script: str, num_threads: int) -> BaseProcess:
-        """Begin the run, or go on where its last checkpoint is."""
+        """Start the run, or resume it from its last checkpoint."""
         logger = {
             "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
             "init_args": {
@@ -116,7 +116,7 @@ class Run:
         if present(checkpoint).exists():
             args += ["--ckpt_path", str(checkpoint)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        gc.freeze()  # what is imported stays, so no run need look through it again and again
+        gc.freeze()  # so that garbage collection in the runs skips imported objects
         write_text(self.folder / "settings.sha256", self.fingerprint())
         process = multiprocessing.get_context("fork").Process(
             target=execute, args=(script, args, self.folder / "log.txt", num_threads)
@@ -125,11 +125,11 @@ class Run:
         return process
 
     def last_line(self) -> str:
-        """Where the run stands, in its own words."""
+        """The last line of the run's log."""
         path = self.folder / "log.txt"
         lines = re.split(r"[\r\n]+", path.read_text(errors="replace")[-2000:]) if path.is_file() else []
-        told = [line for line in lines if line.strip()]
-        return told[-1].strip() if told else ""
+        lines = [line for line in lines if line.strip()]
+        return lines[-1].strip() if lines else ""
 
 
 def stacked(label: str, shared: Sequence[str], method: Method | Cell, path: Path | None) -> list[str]:
@@ -144,28 +144,28 @@ def stacked(label: str, shared: Sequence[str], method: Method | Cell, path: Path
 
 
 def write(path: Path, settings: dict) -> str:
-    """Write `settings` as a configuration file; its name."""
+    """Write `settings` to a configuration file; returns its path."""
     write_text(path, yaml.safe_dump(settings))
     return str(path)
 
 
 def refuse_other_settings(runs: Sequence[Run]) -> None:
-    """Refuse to go on with runs that were begun with other settings."""
+    """Refuse to resume runs that were started with other settings."""
     for run in runs:
         if run.has_other_settings():
             raise ConfigurationError(
-                f"{run.folder} holds a run with other settings than those of {run.label!r} now; remove it, or give the "
-                "study another `out`."
+                f"{run.folder} contains a run with other settings than those of {run.label!r} now; remove it, or give "
+                "the study another `out`."
             )
 
 
 def home_of(label: str) -> str:
-    """The name of a folder for what is called `label`."""
+    """The folder name for `label`."""
     return re.sub(r"\W+", "_", label).strip("_")
 
 
 def homes_of(labels: Iterable[str]) -> dict[str, str]:
-    """Names of folders by label, all different."""
+    """Folder names by label; refuses labels with the same folder name."""
     homes = {label: home_of(label) for label in labels}
     if len(set(homes.values())) < len(homes) or not all(homes.values()):
         raise ConfigurationError(f"the labels {', '.join(homes)} must differ in their letters and digits.")
@@ -173,17 +173,17 @@ def homes_of(labels: Iterable[str]) -> dict[str, str]:
 
 
 def nested(setting: str, value: Any) -> dict:
-    """`a.b.c` and a value as nested settings."""
+    """The setting `a.b.c` with its value as nested dictionaries."""
     for name in reversed(setting.split(".")):
         value = {name: value}
     return value
 
 
 def train(runs: Sequence[Run], jobs: int, script: str) -> None:
-    """Do all runs that are not finished, `jobs` at a time; one that fails stops none of the others.
+    """Run all unfinished runs, `jobs` at a time; a failed run does not stop the others.
 
     Raises:
-        TrainingError: Some failed; names their logs.
+        TrainingError: Some runs failed; the message names their logs.
     """
     waiting = [run for run in runs if not run.finished]
     total, failed = len(runs), []
@@ -202,13 +202,13 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
                 if process.is_alive():
                     continue
                 del running[key]
-                if not run.finished:  # whatever the status: a run that is asked to stop exits without an error
+                if not run.finished:  # whatever the status: a run that receives a signal exits without an error
                     failed.append(run)
-                told = "finished" if run.finished else f"stopped with status {process.exitcode}"
+                state = "finished" if run.finished else f"stopped with status {process.exitcode}"
                 left = len(waiting) + len(running)
                 spent = (time.monotonic() - began) / 60
-                rest = spent / (to_do - left) * left
-                print(f"{run.name}: {told}, {left} left, about {rest:.0f} minutes", flush=True)
+                remaining = spent / (to_do - left) * left
+                print(f"{run.name}: {state}, {left} left, about {remaining:.0f} minutes", flush=True)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 for run, _ in running.values():
@@ -220,27 +220,27 @@ def train(runs: Sequence[Run], jobs: int, script: str) -> None:
     if failed:
         logs = ", ".join(str(run.folder / "log.txt") for run in failed)
         raise TrainingError(
-            f"{len(failed)} of {total} runs did not finish; see {logs}. The same command tries only them again."
+            f"{len(failed)} of {total} runs did not finish; see {logs}. The same command repeats only these."
         )
 
 
 def threads_of_each(jobs: int) -> int:
-    """Threads of each of `jobs` runs: what OMP_NUM_THREADS says, or an equal share of the cores."""
-    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        return max(1, int(given))
+    """Threads of each of `jobs` runs: OMP_NUM_THREADS if it is set, else an equal share of the cores."""
+    if (number := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(number))
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def execute(script: str, args: Sequence[str], log: Path, num_threads: int) -> None:
-    """Run the file `script` with `args` in this process, which is to end with it; all it prints goes to `log`."""
+    """Run the file `script` with `args` in this forked process; its output goes to `log`."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr = log.open("a", buffering=1)
-    for descriptor in (1, 2):  # what is printed below Python
+    for descriptor in (1, 2):  # output of C libraries
         os.dup2(sys.stdout.fileno(), descriptor)
     import torch
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # the one from before the fork is shared: a run killed while drawing would keep it
+    tqdm.set_lock(threading.RLock())  # the inherited lock is shared, and a killed run may still hold it
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     sys.argv = [script, *args]

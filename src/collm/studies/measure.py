@@ -1,7 +1,7 @@
-"""What an evaluation costs, episode by episode: tokens, and the time an answer takes.
+"""Costs of each episode of an evaluation: tokens and response time.
 
-Episodes are played side by side, so their own time says nothing about how long a user would wait for one. It is
-measured in a pass of its own, one episode at a time, each agent asked alone.
+An evaluation plays episodes in parallel, which says nothing about how long a user would wait for one response. So
+response times are measured separately, one episode and one agent at a time.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from collm.runtime.checks import COUNT_OR_ZERO, check_number
 from collm.runtime.files import write_text
 from collm.trajectory import Action, RolloutBatch, Trajectory
 
-_TIMING_SEED = 2**41  # far from training and evaluation
+_TIMING_SEED = 2**41  # far from the seeds of training and evaluation
 
 
 class MeasureEpisodes(L.Callback):
     """Writes return, metrics, tokens and response time of every episode of a validation to a JSON file.
 
-    Response time is that of one episode played alone: each agent's answers are generated with batch size 1 and timed
-    one after another; of agents that answer at once the slowest counts, and rounds of messages and turns add up. Only
-    the model's work is timed (prefill, decoding, detokenization), not the environment. The first episode is played
-    twice and timed the second time, so that nothing is counted that happens only once.
+    The response time is that of one episode played alone with batch size 1: each agent's responses are timed
+    separately. Of agents that respond at the same time the slowest counts; message rounds and turns add up. The time
+    includes the model (prefill, decoding, detokenization), not the environment. The first episode is played twice and
+    timed the second time, as a warm-up.
 
     Args:
         path: File to write.
-        timed_episodes: Episodes that are played for the response time, of the held-out tasks in turn; 0 for none.
+        timed_episodes: Number of episodes played for the response time, cycling through the held-out tasks; 0 for
+            none.
     """
 
     def __init__(self, path: str, timed_episodes: int = 0):
@@ -60,7 +61,7 @@ class MeasureEpisodes(L.Callback):
         data = trainer.datamodule
         policies = {agent_id: _Stopwatch(policy) for agent_id, policy in pl_module.policies.items()}
         seconds = []
-        for index in range(-1, self.timed_episodes):  # the first one warms up
+        for index in range(-1, self.timed_episodes):  # the first episode is a warm-up
             number = max(0, index)
             task = data.eval_tasks[number % len(data.eval_tasks)]
             with pl_module.acting():
@@ -73,7 +74,7 @@ class MeasureEpisodes(L.Callback):
 
 
 def episode_record(trajectory: Trajectory) -> dict[str, Any]:
-    """Return, metrics and tokens of one episode; without turns only the return."""
+    """Return, metrics and token counts of one episode; no token counts without turns."""
     written = [
         message.action
         for turn in trajectory.turns
@@ -87,7 +88,7 @@ def episode_record(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def response_time(trajectory: Trajectory) -> float:
-    """Seconds from the first observation to the last action: the slowest agent of each round, rounds in sequence."""
+    """Seconds from the first observation to the last action: the slowest agent of each round, summed over rounds."""
     total = 0.0
     for turn in trajectory.turns:
         rounds: dict[int, dict[str, float]] = {}
@@ -100,7 +101,7 @@ def response_time(trajectory: Trajectory) -> float:
 
 
 class _Stopwatch:
-    """A policy that notes on every action how long it took."""
+    """A policy wrapper that stores the generation time in every action."""
 
     def __init__(self, policy: Any):
         self.policy = policy
@@ -110,12 +111,12 @@ class _Stopwatch:
 
     @property
     def decoder(self) -> int:
-        """Its own: agents are timed one by one."""
+        """A unique decoder, so that the sampler calls each agent separately."""
         return id(self)
 
     @property
     def device(self) -> None:
-        """Not said, so that none are asked at the same time."""
+        """None, so that the sampler does not call agents concurrently."""
         return None
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:

@@ -1,7 +1,7 @@
-"""Decentralized execution, with the value of every history noted beside it: what an oracle critic reads.
+"""Decentralized execution that also stores the exact value of every history, for the oracle critic.
 
-The environment says which responses are right and what histories are worth given how likely they are; how likely they
-are is asked of the policies as they are now. Nothing of it is shown to any agent.
+The environment knows the correct responses and computes the values of histories from the probabilities of these
+responses under the current policies. No agent observes any of this.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collm.trajectory import Task, Trajectory
 
 
 class Oracle(Parallel):
-    """All agents act at once, and every turn keeps what its history is worth under the current policies.
+    """All agents act simultaneously, and every turn stores the value of its history under the current policies.
 
-    It needs an environment that knows, such as `Relay`, and policies whose log-probabilities can be asked for. It is
-    for `OracleCritic`, a reference line that no learned critic should be expected to pass.
+    It needs an environment that can compute values, such as `Relay`, and policies that return log-probabilities. It
+    serves `OracleCritic`, an upper bound for learned critics.
 
     Args:
         tokens_per_micro_batch: Largest number of tokens in one forward pass.
@@ -43,22 +43,23 @@ class Oracle(Parallel):
         on_turn: Callable[[int, int], None] | None = None,
         retries: int = 0,
     ) -> list[Trajectory]:
-        """Play, then value every history; arguments as in `Sampler.rollout`."""
+        """Play episodes, then compute the value of every history; arguments as in `Sampler.rollout`."""
         trajectories = super().rollout(
             environment, tasks, policies, seed, device, num_generations, greedy, on_turn, retries
         )
         answers = [environment.right_answers(trajectory) for trajectory in trajectories]
-        chances = [[dict.fromkeys(policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
+        probabilities = [[dict.fromkeys(policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
         for agent_id, policy in policies.items():
-            for (row, turn), chance in self.chances(trajectories, answers, agent_id, policy, device).items():
-                chances[row][turn][agent_id] = chance
-        for trajectory, values in zip(trajectories, environment.values(trajectories, chances), strict=True):
-            for turn, worth in zip(trajectory.turns, values, strict=True):
-                turn.values = {name: float(value) for name, value in worth.items()}
+            of_agent = self.answer_probabilities(trajectories, answers, agent_id, policy, device)
+            for (row, turn), probability in of_agent.items():
+                probabilities[row][turn][agent_id] = probability
+        for trajectory, values in zip(trajectories, environment.values(trajectories, probabilities), strict=True):
+            for turn, turn_values in zip(trajectory.turns, values, strict=True):
+                turn.values = {name: float(value) for name, value in turn_values.items()}
         return trajectories
 
     @torch.no_grad()
-    def chances(
+    def answer_probabilities(
         self,
         trajectories: Sequence[Trajectory],
         answers: Sequence[Sequence[Mapping[str, str]]],
@@ -66,16 +67,16 @@ class Oracle(Parallel):
         policy: SamplingPolicy,
         device: torch.device | str,
     ) -> dict[tuple[int, int], float]:
-        """Probability of the answer of one agent at each trajectory and turn, given its own history."""
-        places, sequences = [], []
+        """Probability of one agent's correct answer in each trajectory and turn, given its own history."""
+        keys, sequences = [], []
         for row, trajectory in enumerate(trajectories):
             for turn, played in enumerate(trajectory.turns):
                 prompt = list(played.actions[agent_id].prompt_ids)
                 ids = list(policy.encode_action(answers[row][turn][agent_id], prompt).token_ids)
-                sequences.append(TokenSequence(len(places), [*prompt, *ids], [-1] * len(prompt) + [0] * len(ids)))
-                places.append((row, turn))
-        found = torch.zeros(len(places), device=device)
+                sequences.append(TokenSequence(len(keys), [*prompt, *ids], [-1] * len(prompt) + [0] * len(ids)))
+                keys.append((row, turn))
+        probabilities = torch.zeros(len(keys), device=device)
         for batch in micro_batches(sequences, self.tokens_per_micro_batch, 0, device):
             log_probs, _ = policy.log_probs(batch)
-            found[batch.rows] = log_probs.sum(1).exp()
-        return dict(zip(places, found.tolist(), strict=True))
+            probabilities[batch.rows] = log_probs.sum(1).exp()
+        return dict(zip(keys, probabilities.tolist(), strict=True))

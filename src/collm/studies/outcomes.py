@@ -1,4 +1,4 @@
-"""What the runs of a study came to: their curves, kept as plain data, and the measures that a rule reads from them."""
+"""Outcomes of the runs of a study: their curves as plain data, and the measures that a rule uses."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Outcome:
     """One finished run.
 
     Args:
-        cell: In which setting.
-        method: Of which method.
-        seed: With which seed.
+        cell: Label of the cell.
+        method: Label of the method.
+        seed: Random seed.
         samples: Joint samples at every point of the curve.
-        seconds: Seconds of playing and updating at every point.
-        values: The metric at every point, as it was logged.
-        explained_variance: Median over the run of every critic's, by name.
+        seconds: Seconds of rollouts and updates at every point.
+        values: The logged metric at every point.
+        explained_variance: Median over the run of every critic's explained variance, by critic name.
     """
 
     cell: str
@@ -40,20 +40,20 @@ class Outcome:
     explained_variance: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The outcome as plain data, its numbers rounded to what they are good for."""
+        """The outcome as plain data with rounded numbers."""
         rounded = {"seconds": [round(s, 2) for s in self.seconds], "values": [round(v, 5) for v in self.values]}
         return asdict(self) | rounded
 
     def curve(self, window: int) -> Curve:
-        """The course of the metric, as a moving average."""
+        """The curve of the metric, smoothed by a moving average."""
         values = smoothed(np.array(self.values), window)
         return Curve(np.array(self.samples), np.array(self.seconds), values)
 
     def measures(self, rule: Rule, horizon: float) -> dict[str, float]:
-        """What the rule reads: every measure up to `horizon` joint samples, and whether the threshold was reached."""
+        """All measures up to `horizon` joint samples, and whether the run reached the threshold."""
         curve = self.curve(rule.window)
-        within = curve.samples <= horizon
-        samples, seconds, values = curve.samples[within], curve.seconds[within], curve.values[within]
+        kept = curve.samples <= horizon
+        samples, seconds, values = curve.samples[kept], curve.seconds[kept], curve.values[kept]
         needed, reached = first_reaching(samples, values, rule.threshold)
         return {
             "auc": area_under(samples, values, horizon),
@@ -72,19 +72,19 @@ def read_outcome(folder: Path, cell: str, method: str, seed: int, metric: str) -
         raise ConfigurationError(f"{folder} has no {metric!r} in its logs; it has {', '.join(sorted(run.scalars))}.")
     if "time/update" not in run.scalars:
         raise ConfigurationError(
-            f"{folder} does not say how long its updates took; add collm.callbacks.resources.LogResources to the "
+            f"{folder} has no update times in its logs; add collm.callbacks.resources.LogResources to the "
             "trainer.callbacks of the study."
         )
     explained = {}
     for name, points in run.scalars.items():
-        known = [value for value in points.values() if np.isfinite(value)]  # not there where returns do not vary
+        known = [value for value in points.values() if np.isfinite(value)]  # NaN where returns do not vary
         if name.endswith("/explained_variance") and known:
             explained[name.removesuffix("/explained_variance")] = float(np.median(known))
     return Outcome(cell, method, seed, *(x.tolist() for x in (curve.samples, curve.seconds, curve.values)), explained)
 
 
 def horizons(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Joint samples that all runs of a cell have, by cell."""
+    """Joint samples that all runs of a cell have reached, by cell."""
     ends: dict[str, float] = {}
     for outcome in outcomes:
         ends[outcome.cell] = min(ends.get(outcome.cell, float("inf")), outcome.samples[-1])
@@ -92,11 +92,11 @@ def horizons(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def measured(outcomes: Sequence[Outcome], rule: Rule) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Every measure of every run, by cell, method and measure."""
+    """The measures of all runs, by cell, method and measure."""
     ends = horizons(outcomes)
     numbers: dict[str, dict[str, dict[str, list[float]]]] = {}
     for outcome in outcomes:
-        place = numbers.setdefault(outcome.cell, {}).setdefault(outcome.method, {})
+        measures = numbers.setdefault(outcome.cell, {}).setdefault(outcome.method, {})
         for name, value in outcome.measures(rule, ends[outcome.cell]).items():
-            place.setdefault(name, []).append(value)
+            measures.setdefault(name, []).append(value)
     return numbers

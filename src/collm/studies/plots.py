@@ -1,4 +1,4 @@
-"""Figures of comparisons. Matplotlib is imported when it is needed; it comes with the extra `plots`."""
+"""Figures of comparisons. Matplotlib, an optional dependency (extra `plots`), is imported only when needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collm.runtime.files import replacing
 from collm.studies.runs import Curve, band
 
 LABEL_WIDTH = 60
-AXES = {"samples": "joint samples", "seconds": "seconds of training (playing and updating)"}
+AXES = {"samples": "joint samples", "seconds": "seconds of training (rollouts and updates)"}
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot, for files only."""
+    """Matplotlib's pyplot, with a backend that only writes files."""
     try:
         import matplotlib
     except ImportError as error:
@@ -41,7 +41,7 @@ def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence
     Args:
         path: Image to write.
         labels: Rows.
-        columns: For each column its (mean, low, high) in the order of `labels`; NaN where there is none.
+        columns: For each column (mean, low, high) of every row, in the order of `labels`; NaN for a missing value.
     """
     plt = pyplot()
     width = min(4, len(columns))
@@ -67,20 +67,20 @@ def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence
 
 def draw_lines(
     path: Path,
-    places: Sequence[str],
+    ticks: Sequence[str],
     lines: Mapping[str, Mapping[str, tuple[float, float, float]]],
     name: str,
 ) -> None:
-    """`name` on a logarithmic axis at each of `places`, a line with intervals for every label."""
+    """`name` on a logarithmic axis against the categories `ticks`, with a line and intervals for every label."""
     plt = pyplot()
     figure, panel = plt.subplots(figsize=(8, 4), layout="constrained")
     for index, (label, cells) in enumerate(lines.items()):
-        where = [place for place, title in enumerate(places) if title in cells]
-        means, lows, highs = zip(*(cells[places[place]] for place in where), strict=True)
-        panel.plot(where, means, "o-", color=f"C{index % 10}", label=label)
-        panel.vlines(where, lows, highs, color=f"C{index % 10}", alpha=0.5, linewidth=3)
+        positions = [position for position, tick in enumerate(ticks) if tick in cells]
+        means, lows, highs = zip(*(cells[ticks[position]] for position in positions), strict=True)
+        panel.plot(positions, means, "o-", color=f"C{index % 10}", label=label)
+        panel.vlines(positions, lows, highs, color=f"C{index % 10}", alpha=0.5, linewidth=3)
     panel.set_yscale("log")
-    panel.set_xticks(range(len(places)), [textwrap.fill(place, 12) for place in places])
+    panel.set_xticks(range(len(ticks)), [textwrap.fill(tick, 12) for tick in ticks])
     panel.set_ylabel(name)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -94,15 +94,17 @@ def draw_curves(
     """`name` against joint samples and against time, mean and interval over the runs of every label."""
     plt = pyplot()
     figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4), sharey=True, layout="constrained")
-    for panel, (axis, place) in zip(panels, AXES.items(), strict=True):
+    for panel, (axis, axis_label) in zip(panels, AXES.items(), strict=True):
         for index, (label, runs) in enumerate(curves.items()):
-            course = band(runs, axis)
+            mean_curve = band(runs, axis)
             color = f"C{index % 10}"
             text = f"{label} ({len(runs)} run{'s' if len(runs) > 1 else ''})"
-            panel.plot(course.axis, course.mean, color=color, label=text)
+            panel.plot(mean_curve.axis, mean_curve.mean, color=color, label=text)
             if len(runs) > 1:
-                panel.fill_between(course.axis, course.low, course.high, color=color, alpha=0.2, linewidth=0)
-        panel.set_xlabel(place)
+                panel.fill_between(
+                    mean_curve.axis, mean_curve.low, mean_curve.high, color=color, alpha=0.2, linewidth=0
+                )
+        panel.set_xlabel(axis_label)
         panel.grid(alpha=0.3)
         if threshold is not None:
             panel.axhline(threshold, color="0.4", linestyle=":", linewidth=1)

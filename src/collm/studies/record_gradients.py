@@ -1,4 +1,4 @@
-"""Policy gradients at a fixed policy, task by task: what a method would have updated with, measured, not applied."""
+"""Measures the policy gradient of each task at fixed policies, without applying it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from collm.trajectory import RolloutBatch
 
 
 class MeasureGradients(L.Callback):
-    """Holds the policies still, lets critics learn for some rollouts, then measures gradients on those that follow.
+    """Freezes the policies, trains the critics for some rollouts, then measures gradients on the next rollouts.
 
-    Everything else is as in training: rollouts of the same size, advantages as the algorithm shapes them. The gradient
-    of a task is that of the mean of the policy loss over its episodes, for all agents together; tasks are what is
-    drawn independently. At the end of `fit` a file holds, for n tasks and P weights: `gram` [n, n], the products of
-    their gradients; `dots` [n], those with the reference; `mean` [P]; and `episodes_per_task`. The n times P gradients
-    have to fit in main memory.
+    Everything else is as in training: the size of rollouts and the computation of advantages. The gradient of a task is
+    that of the mean policy loss over its episodes, for all agents together; tasks are sampled independently. At the end
+    of `fit` the callback writes a file with, for n tasks and P weights: `gram` [n, n], inner products of the gradients;
+    `dots` [n], inner products with the reference; `mean` [P]; and `episodes_per_task`. The n x P gradients have to fit
+    in main memory.
 
     Args:
         path: File to write.
-        policies: Checkpoint of a run with the same agents whose policies are taken, whatever it was trained with; null
-            for the weights the run begins with.
-        fit_rollouts: Rollouts in which critics learn, if there are any.
+        policies: Checkpoint of a run with the same agents, trained by any method, whose policies are used; null for
+            the initial weights.
+        fit_rollouts: Rollouts on which critics are trained, if the method has critics.
         measured_rollouts: Rollouts that are measured after them; then the run ends.
-        reference: File that another run of this callback at the same policy has written.
-        data_seed: Seed of the rollouts in place of that of the run, so that they are independent of others'.
+        reference: File that another run of this callback wrote at the same policy.
+        data_seed: Seed of the rollouts instead of that of the run, so that they are independent of other rollouts.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class MeasureGradients(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if getattr(pl_module, "critics_share_weights", False):
             raise ConfigurationError(
-                f"{type(pl_module).__name__} has its values on the policies' weights, so they cannot be learned while "
-                "the policies are held still; use CoLLMDC."
+                f"{type(pl_module).__name__} computes values with the policies' weights, so they cannot be trained "
+                "while the policies are frozen; use CoLLMDC."
             )
         if trainer.world_size > 1:
             raise ConfigurationError("gradients are measured by one process; set trainer.devices to 1.")
@@ -102,7 +102,7 @@ class MeasureGradients(L.Callback):
             trainer.should_stop = True
 
     def gradient(self, pl_module: L.LightningModule, rows: set[int]) -> Tensor:
-        """Ascent direction of the mean over `rows`, all agents' weights in one row, [P]."""
+        """Negative gradient of the mean loss over `rows`, with the weights of all agents in one vector, [P]."""
         pieces = []
         for name, members in pl_module.team.items():
             weights = [weight for weight in pl_module.learners[name] if weight.requires_grad]
@@ -136,7 +136,7 @@ class MeasureGradients(L.Callback):
 
 
 def take_policies(pl_module: L.LightningModule, path: str) -> None:
-    """Load the agents' weights of a checkpoint, and nothing else of it."""
+    """Load only the agents' weights of a checkpoint."""
     if not Path(path).is_file():
         raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
     wanted = {id(weight) for name in pl_module.team for weight in pl_module.learners[name]}
@@ -147,7 +147,7 @@ def take_policies(pl_module: L.LightningModule, path: str) -> None:
     missing = sorted(names - set(state))
     if missing:
         raise ConfigurationError(
-            f"checkpoint {path!r} lacks {len(missing)} weights of the policies, {missing[0]!r} among them; use one of "
-            "the same agents and models."
+            f"checkpoint {path!r} lacks {len(missing)} weights of the policies, such as {missing[0]!r}; use a "
+            "checkpoint of the same agents and models."
         )
     pl_module.load_state_dict({name: state[name] for name in names}, strict=False)

@@ -1,7 +1,6 @@
-"""The page of a study: what its rule makes of its claims, tables, figures, and the raw numbers they are made of.
+"""The report of a study: verdicts on its claims, tables, figures, and the underlying numbers.
 
-Everything on the page follows from `outcomes.json`, which lies beside it: with `raw`, the page and any figure are made
-again from that file alone.
+The report is generated from `outcomes.json` in the same folder; with `raw`, it can be regenerated from that file alone.
 """
 
 from __future__ import annotations
@@ -26,16 +25,17 @@ from collm.studies.tables import as_cell
 
 
 def report(study: str | None = None, out: str = "results/claims", raw: str | None = None, note: str = "") -> None:
-    """Write the page of a study of claims.
+    """Write the report of a study of claims.
 
-    In `out`: README.md with a verdict for each claim, a table for each cell, figures, and outcomes.json.
+    The folder `out` will contain README.md with a verdict for each claim and a table for each cell, figures, and
+    outcomes.json.
 
     Args:
-        study: Folder of a study with cells, the `out` of tools/study.py. Runs that are not finished are left out, and
-            the page says how many there are.
+        study: Folder of a study with cells, the `out` of tools/study.py. Unfinished runs are left out, and the report
+            says how many runs there are.
         out: Folder to write to.
-        raw: In place of a study, an outcomes.json, or the table.json of a gradient test.
-        note: A remark for the top of the page, such as what is missing.
+        raw: Instead of a study, an outcomes.json, or the table.json of a gradient test.
+        note: A remark for the top of the report, for example about missing runs.
     """
     scipy_stats(), pyplot()
     if (study is None) == (raw is None):
@@ -72,7 +72,7 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """The outcomes of all finished runs of a study, with the rule that was written down for it."""
+    """The outcomes of all finished runs of a study, with its registered rule."""
     path = folder / "study.json"
     if not path.is_file():
         raise ConfigurationError(
@@ -98,19 +98,19 @@ def page(
     homes: Mapping[str, str],
     note: str,
 ) -> str:
-    """The page in Markdown."""
+    """The report in Markdown."""
     spent = sum(outcome.seconds[-1] for outcome in outcomes)
     level = 1 - (1 - rule.confidence) / max(1, len(rule.claims))
     lines = ["# Claims and verdicts", ""]
     lines += [note, ""] if note else []
     lines += [
-        f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of playing and updating in all. The "
-        f"rule was written down on {document['began'][:10]}, before the first of them: curves are moving averages of "
+        f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of rollouts and updates. The "
+        f"rule was fixed on {document['began'][:10]}, before the first run: curves are moving averages of "
         f"`{rule.metric}` over {rule.window} rollouts, the threshold is {rule.threshold}, and each claim is decided by "
-        f"a {100 * level:.2f} % bootstrap interval over seeds, so that all hold together at "
-        f"{100 * rule.confidence:.0f} %; with fewer than {rule.min_runs} runs of a method nothing is decided. "
-        "Advantages are differences of interquartile means; for samples and seconds, the share saved on the way to "
-        "the threshold, where runs that never reach it count with all they had.",
+        f"a {100 * level:.2f} % bootstrap interval over seeds, so that all hold jointly at "
+        f"{100 * rule.confidence:.0f} %; a claim with fewer than {rule.min_runs} runs of a method is undecided. "
+        "Advantages are differences of interquartile means; for samples and seconds, the share saved to reach the "
+        "threshold, where runs that never reach it count with their total.",
         "",
         "| claim | where | verdict | advantage | margin | probability of improvement | seeds |",
         "|---|---|---|---|---|---|---|",
@@ -149,13 +149,13 @@ def page(
         lines += ["", f"![{cell}]({homes[cell]}.png)"]
     lines += [
         "",
-        "Made again from `outcomes.json`, figures and all, by `python tools/report.py --raw <it> --out <folder>`.",
+        "`python tools/report.py --raw outcomes.json --out FOLDER` regenerates report and figures.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def level_at(verdict: Verdict, numbers: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
-    """What a joint sample would have to cost for both methods of a claim about time to need the same time."""
+    """The extra cost of a joint sample at which both methods of a claim about time would need the same time."""
     claim = verdict.claim
     pair = [numbers.get(claim.cell, {}).get(name) for name in (claim.method, claim.versus)]
     text = f"Time in {claim.cell}: "
@@ -165,12 +165,13 @@ def level_at(verdict: Verdict, numbers: Mapping[str, Mapping[str, Mapping[str, S
         [float(interquartile_mean(np.asarray(measures[name]))) for name in LESS_IS_BETTER] for measures in pair
     )
     if samples >= other_samples:
-        return text + f"{claim.method} needs as many joint samples as {claim.versus} or more, so no price helps it."
-    price = 1000 * (seconds - other_seconds) / (other_samples - samples)
+        needs = f"{claim.method} needs as many joint samples as {claim.versus} or more"
+        return f"{text}{needs}, so a higher cost of a joint sample would not help it."
+    cost = 1000 * (seconds - other_seconds) / (other_samples - samples)
     return (
         text + f"{claim.method} reaches the threshold in {seconds:.0f} s and {samples:,.0f} joint samples, "
-        f"{claim.versus} in {other_seconds:.0f} s and {other_samples:,.0f}; they would be level if playing a joint "
-        f"sample took {abs(price):.2f} ms {'more' if price > 0 else 'less'}."
+        f"{claim.versus} in {other_seconds:.0f} s and {other_samples:,.0f}; they would need the same time if playing a "
+        f"joint sample took {abs(cost):.2f} ms {'more' if cost > 0 else 'less'}."
     )
 
 

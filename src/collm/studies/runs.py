@@ -1,4 +1,4 @@
-"""What finished runs left in their folders: curves over joint samples and over time, and what training took."""
+"""Logs of finished runs: curves over joint samples and over time, and the resources of training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GRID = 60
 
 @dataclass(frozen=True)
 class Curve:
-    """A number over the course of one training run.
+    """The curve of a metric over one training run.
 
     Args:
         samples: Joint samples at each point.
-        seconds: Seconds of playing and updating at each point; evaluations take no part in it.
-        values: The number.
+        seconds: Seconds of rollouts and updates at each point, without evaluations.
+        values: The metric.
     """
 
     samples: np.ndarray
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """Mean over runs and its 95 % bootstrap interval over runs, at each place of an axis."""
+    """Mean over runs and its 95 % bootstrap interval over runs, at each point of an axis."""
 
     axis: np.ndarray
     mean: np.ndarray
@@ -47,8 +47,8 @@ class Run:
     """The logs of one run.
 
     Args:
-        folder: Where they are.
-        scalars: Logged numbers by name: a value for each number of joint samples.
+        folder: Folder of the run.
+        scalars: Logged metrics by name, as values by number of joint samples.
         config: The configuration of the run.
     """
 
@@ -57,7 +57,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
 
     def curve(self, name: str) -> Curve | None:
-        """The course of `name`; None where it was not logged."""
+        """The curve of `name`; None if it was not logged."""
         points = sorted(self.scalars.get(name, {}).items())
         if not points:
             return None
@@ -69,12 +69,12 @@ class Run:
         return Curve(samples, seconds, np.array([value for _, value in points]))
 
     def seconds_by_step(self) -> dict[int, float]:
-        """Seconds of playing and updating of each rollout, by the joint samples after it."""
+        """Seconds of each rollout and its update, by the number of joint samples after it."""
         played, updated = (self.scalars.get(f"time/{name}", {}) for name in ("rollout", "update"))
         return {step: played.get(step, 0.0) + updated.get(step, 0.0) for step in {*played, *updated}}
 
     def overhead(self) -> dict[str, float]:
-        """What training took: joint samples, rollouts, policy updates of each agent, seconds, and peak memory in GB."""
+        """Resources of training: joint samples, rollouts, policy updates of each agent, seconds, peak memory in GB."""
         arguments = self.config.get("model", {}).get("init_args", {})
         steps = arguments.get("num_epochs", 1) * arguments.get("num_minibatches", 1)
         learned = [values for name, values in self.scalars.items() if name.startswith("loss/policy/")]
@@ -91,7 +91,7 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the TensorBoard logs of a run; where a resumed run repeats a step, what was logged last counts."""
+    """Read the TensorBoard logs of a run; if a resumed run repeats a step, the last logged value counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = Path(folder)
@@ -108,17 +108,17 @@ def read_run(folder: str | Path) -> Run:
 
 
 def band(curves: Sequence[Curve], axis: str) -> Band:
-    """Mean and interval over runs along `axis`, as far as all of them go; between points a run is a straight line.
+    """Mean and interval over runs along `axis`, up to the end of the shortest run, with linear interpolation.
 
     Args:
-        curves: One for each run.
+        curves: One curve for each run.
         axis: `samples` or `seconds`.
     """
     xs = [getattr(curve, axis) for curve in curves]
     start, stop = max(x[0] for x in xs), min(x[-1] for x in xs)
     points = np.unique(np.concatenate(xs)) if axis == "samples" else np.linspace(start, stop, GRID)
-    places = np.unique(np.clip(points, start, stop))
-    values = np.stack([np.interp(places, x, curve.values) for x, curve in zip(xs, curves, strict=True)])
+    points = np.unique(np.clip(points, start, stop))
+    values = np.stack([np.interp(points, x, curve.values) for x, curve in zip(xs, curves, strict=True)])
     intervals = [stratified_interval(list(torch.from_numpy(column)[:, None])) for column in values.T]
     mean, low, high = np.array(intervals).T
-    return Band(places, mean, low, high)
+    return Band(points, mean, low, high)

@@ -1,6 +1,6 @@
-"""Numbers that compare methods over a handful of seeds, as Agarwal et al. (arXiv 2108.13264) ask for them.
+"""Statistics that compare methods over a few seeds, as recommended by Agarwal et al. (arXiv 2108.13264).
 
-A run is a curve of one metric over joint samples. `scipy` does the statistics; it comes with the extra `studies`.
+A run is a curve of one metric over joint samples. They use `scipy`, an optional dependency (extra `studies`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def scipy_stats() -> Any:
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and up to `window` - 1 before it, [n] -> [n]."""
+    """Moving average of each value and up to `window` - 1 values before it, [n] -> [n]."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
@@ -35,40 +35,42 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def area_under(axis: np.ndarray, values: np.ndarray, horizon: float) -> float:
-    """Mean height of the curve from 0 to `horizon`, straight between points and level before the first."""
-    places = np.concatenate([[0.0], axis[axis < horizon], [horizon]])
-    return float(np.trapezoid(np.interp(places, axis, values), places) / horizon)
+    """Mean height of the curve from 0 to `horizon`: linear between points, constant before the first."""
+    points = np.concatenate([[0.0], axis[axis < horizon], [horizon]])
+    return float(np.trapezoid(np.interp(points, axis, values), points) / horizon)
 
 
 def first_reaching(axis: np.ndarray, values: np.ndarray, threshold: float) -> tuple[float, bool]:
-    """Where the curve first is at `threshold`, and True; the end of it, and False, where it never is (censored)."""
+    """Where the curve first reaches `threshold`, and True; its end, and False, if it never does (censored)."""
     reached = np.flatnonzero(values >= threshold)
     return (float(axis[reached[0]]), True) if len(reached) else (float(axis[-1]), False)
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean of the middle half, along `axis`; of fewer than four values it is their mean."""
+    """Mean of the middle half along `axis`; for fewer than four values their mean."""
     return scipy_stats().trim_mean(values, 0.25, axis=axis)
 
 
 def interval(
     samples: Sequence[Sequence[float]], statistic: Any, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """`statistic` of one or more samples of runs and its percentile bootstrap interval, each sample resampled alone.
+    """`statistic` of one or more samples of runs, with its percentile bootstrap interval.
+
+    Each sample is resampled independently.
 
     Args:
-        samples: Numbers of the runs of each method.
-        statistic: Takes as many arrays [..., n] and `axis`.
+        samples: Values of the runs, one sample for each method.
+        statistic: Function of as many arrays [..., n] and `axis`.
         confidence: Level of the interval.
 
     Returns:
-        Estimate, low end and high end; all the same where no sample has two runs.
+        Estimate, low end and high end; the ends are NaN if a sample has fewer than two runs.
     """
     arrays = tuple(np.asarray(sample, dtype=float) for sample in samples)
     estimate = float(statistic(*arrays, axis=-1))
     if any(len(array) < 2 for array in arrays):
         return estimate, float("nan"), float("nan")
-    found = scipy_stats().bootstrap(
+    result = scipy_stats().bootstrap(
         arrays,
         statistic,
         n_resamples=NUM_RESAMPLES,
@@ -77,27 +79,27 @@ def interval(
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return estimate, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return estimate, float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def difference(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Interquartile mean of the first sample less that of the second."""
+    """Interquartile mean of the first sample minus that of the second."""
     return interquartile_mean(first, axis) - interquartile_mean(second, axis)
 
 
 def saving(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Share that the first sample saves of the second, by interquartile means: 0.5 where it needs half as much."""
+    """Share that the first sample saves relative to the second, by interquartile means; 0.5 if it needs half."""
     return 1.0 - interquartile_mean(first, axis) / interquartile_mean(second, axis)
 
 
 def improvement(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Probability that a run of the first sample is above one of the second; ties count half."""
+    """Probability that a run of the first sample exceeds a run of the second; ties count as half."""
     first, second = np.moveaxis(first, axis, -1)[..., :, None], np.moveaxis(second, axis, -1)[..., None, :]
     return ((first > second) + 0.5 * (first == second)).mean((-2, -1))
 
 
 def censored_median(times: Sequence[float], reached: Sequence[bool]) -> float:
-    """Kaplan-Meier median of times some of which were cut off before the event; infinite if under half had it."""
+    """Kaplan-Meier median of right-censored times; infinite if fewer than half of the runs reached the event."""
     stats = scipy_stats()
     times, reached = np.asarray(times, dtype=float), np.asarray(reached, dtype=bool)
     if not reached.any():

@@ -1,8 +1,8 @@
-"""Many runs that belong together: methods by seeds, side by side, resumed where they stopped, compared at the end.
+"""A study: trains several methods with several seeds in parallel, resumes interrupted runs, and compares the results.
 
-A study of claims has more: cells, the settings of the game in which every method is trained; candidates, settings that
-each method may choose from on tuning seeds; and a rule, which is written down before the evaluation begins and alone
-decides what the evaluation says (`collm.studies.claims`, and `collm.studies.report` for the page).
+A study of claims also has cells, which are settings of the environment in which every method is trained; candidates,
+which are alternative settings that each method chooses from on tuning seeds; and a rule, which is fixed before the
+evaluation begins and decides its claims (`collm.studies.claims`; `collm.studies.report` writes the report).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _OF_COMPARE = set(inspect.signature(compare).parameters) - {"entries", "out", "d
 
 @dataclass
 class Tuning:
-    """How methods choose among their candidates: by the mean area under the curve of the rule's metric.
+    """Each method chooses its candidate with the largest mean area under the curve of the rule's metric.
 
     Args:
-        seeds: Seeds of tuning, none of which is used again.
-        cells: Cells in which candidates are tried; by default all.
+        seeds: Seeds for tuning, which the evaluation must not use.
+        cells: Cells in which candidates are trained; by default all.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -61,26 +61,26 @@ def study(
 ) -> None:
     """Train every method with every seed, then compare them with each other and with untrained protocols.
 
-    What is finished is skipped and what was interrupted goes on from its last checkpoint, so that the same command can
-    be given again at any time. The runs lie in <out>/<method>/seed_<seed>, the comparison in <out>/comparison. With
-    cells, the runs lie in <out>/<cell>/<method>/seed_<seed>, and tools/report.py makes the page of the study.
+    Finished runs are skipped and interrupted runs resume from their last checkpoint, so the command can be repeated at
+    any time. The runs are in <out>/<method>/seed_<seed>, the comparison in <out>/comparison. With cells, the runs are
+    in <out>/<cell>/<method>/seed_<seed>, and tools/report.py writes the report.
 
     Args:
         configs: Configurations that all methods share.
-        methods: What is trained, by label.
+        methods: The methods to train, by label.
         out: Folder of the study.
         seeds: Seeds of every method.
-        untrained: What is compared besides, with the weights as they are before training; by label.
-        overrides: Settings of all methods on top of `configs`, nested as in a configuration file.
+        untrained: Methods that are compared with their weights before training, by label.
+        overrides: Settings of all methods that are applied after `configs`, nested as in a configuration file.
         cells: Settings in which methods are trained, by label.
         seeded: Settings that take the seed of a run as their value, such as `data.environment.init_args.mapping`.
-        rule: How the runs are read and claims decided. It must not change once an evaluation has begun.
-        tuning: How methods choose among their candidates.
-        stage: `tune`: try the candidates of all methods and write the choice to <out>/tuned.yaml. `evaluate`: train
-            every method as it was tuned.
-        part: Only the runs of one part of several, such as 2/8, counted from 0: for the array jobs of a cluster. What
-            follows the runs is done by the command without it.
-        jobs: Runs side by side; they share the processor's cores.
+        rule: The rule that decides claims. It must not change once an evaluation has begun.
+        tuning: Settings of tuning.
+        stage: `tune`: train the candidates of all methods and write the choices to <out>/tuned.yaml. `evaluate`: train
+            every method with its chosen candidate.
+        part: Train only one part of the runs, such as 2/8 (counted from 0), for array jobs on a cluster. The steps
+            after training need a command without it.
+        jobs: Number of parallel runs; they share the CPU cores.
         comparison: Arguments of the comparison, such as `episodes_per_task`.
         script: The training command.
         default_config: Configuration that is read before all others.
@@ -111,8 +111,8 @@ def study(
         name = label if cell is None else f"{cell}, {label}"
         runs = []
         for seed in its_seeds:
-            places = enumerate(seeded or [])
-            own = [write(home / f"seeded_{seed}_{n}.yaml", nested(setting, seed)) for n, setting in places]
+            settings = enumerate(seeded or [])
+            own = [write(home / f"seeded_{seed}_{n}.yaml", nested(setting, seed)) for n, setting in settings]
             runs.append(Run(name, seed, home / f"seed_{seed}", [*stack, *own]))
         return runs
 
@@ -145,7 +145,7 @@ def study(
         stack = stacked(label, shared, Method(method.configs), None)
         entries.append(Entry(label, stack, None, method.overrides))
     refuse_other_settings(runs)
-    runs.sort(key=lambda run: seeds.index(run.seed))  # a study that is stopped early has as many runs of every method
+    runs.sort(key=lambda run: seeds.index(run.seed))  # an interrupted study has equally many runs of every method
     if cells:
         freeze(folder / "study.json", rule, cell_homes, homes, methods, len(runs))
     if train_part(runs, jobs, script, part) and not cells:
@@ -153,7 +153,7 @@ def study(
 
 
 def train_part(runs: Sequence[Run], jobs: int, script: str, part: str | None) -> bool:
-    """Do the runs, or one part of several; whether all of them are done now, as far as is this command's business."""
+    """Train the runs, or one part of them; returns whether this command trains all runs."""
     if part is None:
         train(runs, jobs, script)
         return True
@@ -175,7 +175,7 @@ def labels_by_cell(cells: Mapping[str, Cell], methods: Mapping[str, Method]) -> 
 
 
 def tuning_of(methods: Mapping[str, Method], cells: Mapping[str, Sequence[str]], tuning: Tuning | None) -> Tuning:
-    """How the methods are tuned, checked to be fair: all of them have equally many candidates."""
+    """The settings of tuning; refuses methods with different numbers of candidates, which would be unfair."""
     if tuning is None or not cells:
         raise ConfigurationError("there is nothing to tune; a study that is tuned has `tuning`, cells and candidates.")
     counts = {label: len(method.candidates) for label, method in methods.items()}
@@ -195,7 +195,7 @@ def tuning_of(methods: Mapping[str, Method], cells: Mapping[str, Sequence[str]],
 def choose(
     methods: Mapping[str, Method], tried: Mapping[tuple[str, str, int], Sequence[Run]], rule: Rule, path: Path
 ) -> None:
-    """Write the best candidate of each method, and what all of them scored."""
+    """Write the best candidate of each method, and the scores of all candidates."""
     outcomes = [
         read_outcome(run.folder, cell, f"{label} {number}", run.seed, rule.metric)
         for (cell, label, number), runs in tried.items()
@@ -207,7 +207,7 @@ def choose(
         scores = []
         for number in range(len(method.candidates)):
             tried_in = [cell[name] for cell in numbers.values() if (name := f"{label} {number}") in cell]
-            areas = [area for found in tried_in for area in found["auc"]]
+            areas = [area for measures in tried_in for area in measures["auc"]]
             scores.append(sum(areas) / len(areas))
         best = scores.index(max(scores))
         choices[label] = {"chosen": best, "scores": scores, "candidates": method.candidates}
@@ -219,11 +219,11 @@ def choose(
 def as_tuned(
     methods: Mapping[str, Method], tuning: Tuning | None, seeds: Sequence[int], path: Path
 ) -> dict[str, Method]:
-    """The methods with the candidates that were chosen."""
+    """The methods with their chosen candidates."""
     if not any(method.candidates for method in methods.values()):
         return dict(methods)
     if tuning and (again := sorted(set(tuning.seeds) & set(seeds))):
-        raise ConfigurationError(f"the seeds {again} were for tuning; evaluate with others.")
+        raise ConfigurationError(f"the seeds {again} were used for tuning; evaluate with others.")
     if not path.is_file():
         raise ConfigurationError(f"there is no {path}; tune first, with --stage tune.")
     choices = yaml.safe_load(path.read_text())
@@ -237,7 +237,7 @@ def as_tuned(
 
 
 def deep_merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings of both, the second one's where they disagree."""
+    """Merge nested settings; `second` takes precedence."""
     merged = dict(first)
     for name, value in second.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
@@ -253,7 +253,7 @@ def freeze(
     methods: Mapping[str, Method],
     num_runs: int,
 ) -> None:
-    """Write down what is evaluated and how it will be read; refuse to read it otherwise once that has begun."""
+    """Write the rule and methods of the evaluation to `path`; refuse a changed rule once the evaluation has begun."""
     record = {
         "rule": asdict(rule),
         "cells": dict(cells),
@@ -262,13 +262,13 @@ def freeze(
         "planned": num_runs,
     }
     if path.is_file():
-        begun = json.loads(path.read_text())
-        if record["rule"] != begun["rule"]:
+        earlier = json.loads(path.read_text())
+        if record["rule"] != earlier["rule"]:
             raise ConfigurationError(
-                f"the rule of the study changed after its evaluation began ({begun['began']}); give it back, or "
-                "evaluate into another `out` with fresh seeds."
+                f"the rule of the study changed after its evaluation began ({earlier['began']}); restore it, or "
+                "evaluate with another `out` and new seeds."
             )
-        record["began"] = begun["began"]
+        record["began"] = earlier["began"]
     else:
         record["began"] = datetime.now().astimezone().isoformat(timespec="seconds")
     write_text(path, json.dumps(record, indent=2))

@@ -1,4 +1,4 @@
-"""Tables of methods: every cell a mean and its interval, for terminals and for files."""
+"""Tables of methods with a mean and its interval in every cell, for terminals and files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cell = tuple[float, float, float]
 
 @dataclass
 class Row:
-    """One label of a table: its runs and, by column, mean and interval."""
+    """A row of a table: its label, its number of runs, and mean and interval by column."""
 
     label: str
     num_runs: int
@@ -30,7 +30,7 @@ def names_of(rows: Sequence[Row]) -> list[str]:
 
 
 def as_text(rows: Sequence[Row], width: int | None = None) -> str:
-    """The table for a terminal of `width` columns: as many blocks of columns below each other as it takes."""
+    """The table for a terminal of `width` characters; wide tables are split into several blocks of columns."""
     width = width or shutil.get_terminal_size((120, 40)).columns
     first = ["method", *(f"{row.label} ({row.num_runs})" for row in rows)]
     columns = [
@@ -39,7 +39,7 @@ def as_text(rows: Sequence[Row], width: int | None = None) -> str:
     ]
     blocks = [[first]]
     for column in columns:
-        if len(blocks[-1]) > 1 and sum(max(map(len, one)) + 2 for one in [*blocks[-1], column]) > width:
+        if len(blocks[-1]) > 1 and sum(max(map(len, cells)) + 2 for cells in [*blocks[-1], column]) > width:
             blocks.append([first])
         blocks[-1].append(column)
     text = []
@@ -52,13 +52,13 @@ def as_text(rows: Sequence[Row], width: int | None = None) -> str:
 
 
 def as_cell(cell: Cell) -> str:
-    """`mean [low, high]` with three significant digits, whole numbers above 1000."""
+    """`mean [low, high]` with three significant digits, or as integers from 1000 on."""
     mean, low, high = (f"{number:,.0f}" if abs(number) >= 1000 else f"{number:#.3g}".rstrip(".") for number in cell)
     return mean if mean == low == high else f"{mean} [{low}, {high}]"
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line for each label; three fields, mean, low and high, for each column."""
+    """Write one line per label, with three fields (mean, low, high) per column."""
     names = names_of(rows)
     with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
