@@ -31,7 +31,7 @@ from collm.environments.contract import begun, check_environment, measured, pict
 from collm.environments.games.relay import Relay
 from collm.environments.sources import load_sources
 from collm.errors import ConfigurationError, shortened
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.runtime.checks import Range, check_number, shown
 from collm.runtime.command import run_command

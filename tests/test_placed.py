@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actors import actors_of
 from cards import cards
 from collm.runtime.profiler import meter
 from collm.samplers import parallel
@@ -126,7 +127,7 @@ def test_agents_on_different_devices_answer_at_the_same_time() -> None:
         barrier = threading.Barrier(2)
         policies = {"a1": Waiting("first", barrier), "a2": Waiting("second", barrier)}
         meter.take()
-        (trajectory,) = Parallel().rollout(Toy(horizon=1), [Toy().tasks("train")[0]], policies, 7, "cpu")
+        (trajectory,) = Parallel().rollout(Toy(horizon=1), [Toy().tasks("train")[0]], actors_of(policies), 7, "cpu")
         assert meter.take().computed == {"generate": 8}
         drawn.append({name: action.text for name, action in trajectory.turns[0].actions.items()})
     assert drawn[0] == drawn[1]  # whichever thread is the faster one

@@ -13,12 +13,14 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from actors import sampled
 from collm.kernels import shared_prefix as prefixes
 from collm.kernels.layers import needed_at
 from collm.models import policy as policies
 from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.optimizers import fused
 from collm.runtime.profiler import Meter
 from collm.runtime.seeding import forked
@@ -73,9 +75,9 @@ def dialogues(policy: Policy, greedy: bool = False) -> list[TokenSequence]:
     """Two turns of every prompt with the states of the first one kept, as rows that score what was written."""
     chance = torch.Generator(DEVICE if policy.device.type == "cuda" else "cpu").manual_seed(3)
     policy.keep_cache(True)
-    first = policy.sample(PROMPTS, chance, greedy)
+    first = sampled(policy, PROMPTS, chance, greedy)
     longer = [[*action.prompt_ids, *action.token_ids, 40, 41, 42] for action in first]
-    second = policy.sample(longer, chance, greedy)
+    second = sampled(policy, longer, chance, greedy)
     policy.keep_cache(False)
     rows = []
     for row, (one, two) in enumerate(zip(first, second, strict=True)):
@@ -136,7 +138,7 @@ def test_a_group_that_shares_its_prompt_writes_with_the_probabilities_of_the_upd
     for name in folders:
         policy = make(folders[name], "float32", DEVICE, False)
         long = list(range(20, 180))
-        actions = policy.sample([long] * 12 + [[5, 6]] * 2, torch.Generator(DEVICE).manual_seed(0), False)
+        actions = sampled(policy, [long] * 12 + [[5, 6]] * 2, torch.Generator(DEVICE).manual_seed(0), False)
         rows = [
             TokenSequence(
                 row,
@@ -198,10 +200,10 @@ def test_shared_beginnings_have_the_gradients_of_every_row_alone(
     batch = pad_sequences(sequences, 0, DEVICE)
     found = []
     for shared in (True, False):
-        policy.backbone.saves_work = shared
+        policy.backbone.fast_updates = shared
         log_probs, _ = policy.log_probs(batch)
-        with policy.backbone.using(policy.adapter):
-            log_probs.sum().backward()
+        policy.backbone.activate(policy.adapter)
+        log_probs.sum().backward()
         found.append((log_probs.detach(), [weight.grad.clone() for weight in policy.parameters()]))
         policy.backbone.zero_grad()
     assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)

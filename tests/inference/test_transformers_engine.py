@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from collm.errors import ConfigurationError
-from collm.inference import generation
 from collm.inference import transformers_engine as stock
-from collm.inference.forward import Reader, reader_for
-from collm.inference.generation import Sampling
+from collm.inference.embedded import generation
+from collm.inference.embedded.forward import CachedModel, cached_model
+from collm.inference.embedded.generation import Sampling
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
 
@@ -23,8 +24,8 @@ def lm(tiny_folder: str):
 
 
 @pytest.fixture(scope="module")
-def reader(tiny_folder: str) -> Reader:
-    return reader_for([(Backbone(tiny_folder, "float32").eval(), None)])
+def reader(tiny_folder: str) -> CachedModel:
+    return cached_model([(Backbone(tiny_folder, "float32").eval(), None)])
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -32,7 +33,7 @@ def chance(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 5}, {"temperature": 0.6}, {"allowed_ids": range(9, 200)}])
-def test_greedy_responses_are_the_same(lm, reader: Reader, options: dict) -> None:
+def test_greedy_responses_are_the_same(lm, reader: CachedModel, options: dict) -> None:
     free = generation.generate(reader, PROMPTS, Sampling(12, greedy=True), [], chance())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]
     sampling = Sampling(12, greedy=True, **options)
@@ -44,7 +45,7 @@ def test_greedy_responses_are_the_same(lm, reader: Reader, options: dict) -> Non
         assert log_probs == pytest.approx(other_log_probs, abs=1e-4)
 
 
-def test_sampled_responses_are_alike(lm, reader: Reader) -> None:
+def test_sampled_responses_are_alike(lm, reader: CachedModel) -> None:
     """Each engine's first two tokens against the exact distribution of the pairs that are likely enough to count."""
     sampling, num_draws, ends = Sampling(2, temperature=0.8, top_k=3), 4000, [5]
     first = lm(torch.tensor([[7, 8, 9]])).logits[0, -1] / 0.8

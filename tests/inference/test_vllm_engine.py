@@ -17,12 +17,14 @@ from peft.functional import delete_adapter, inject_adapter_in_model, set_adapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from actors import sampled
 from collm.errors import ConfigurationError
 from collm.inference import transformers_engine as stock
 from collm.inference import vllm_engine
-from collm.inference.generation import Sampling
+from collm.inference.embedded.generation import Sampling
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36]]
 
@@ -116,7 +118,7 @@ def test_its_weights_follow_those_that_train(vllm: None, tiny_folder: str) -> No
     [theirs], [ours] = (policies(tiny_folder, [None], engine, backbone) for engine in ("vllm", "collm"))
 
     def responses(policy: Policy) -> list[list[int]]:
-        return [action.token_ids for action in policy.sample(PROMPTS, chance(), greedy=True)]
+        return [action.token_ids for action in sampled(policy, PROMPTS, chance(), greedy=True)]
 
     before = responses(ours)
     assert responses(theirs) == responses(theirs) == before

@@ -8,7 +8,8 @@ import torch
 from collm.kernels import shared_prefix as prefixes
 from collm.kernels.shared_prefix import Segment, split
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.trajectory import TokenSequence, pad_sequences
 
 SHARED = [[7, 8, 9, *range(14, 34)], [7, 8, 9, *range(14, 32), 3], [7, 8, 9, *range(20, 30)], [5, 6]]
@@ -63,7 +64,7 @@ def test_log_probabilities_and_gradients_are_those_of_every_row_alone(
     )
     found = {}
     for shares in (True, False):
-        backbone.saves_work = shares
+        backbone.fast_updates = shares
         log_probs, entropies = policy.log_probs(batch)
         ((log_probs * torch.arange(1.0, 1 + log_probs.numel()).view_as(log_probs)).sum() + entropies.sum()).backward()
         gradients = [weight.grad.clone() for weight in policy.parameters()]
@@ -84,4 +85,4 @@ def test_rows_that_share_nothing_take_one_pass(tiny_folder: str, rows: list[list
 
 
 def test_a_model_that_drops_its_states_reads_every_row(tiny_folder: str) -> None:
-    assert not Backbone(tiny_folder, "float32", gradient_checkpointing=True).saves_work
+    assert not Backbone(tiny_folder, "float32", gradient_checkpointing=True).fast_updates

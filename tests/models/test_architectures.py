@@ -18,11 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from actors import sampled
 from collm.callbacks import resources
 from collm.errors import ConfigurationError
 from collm.kernels import shared_prefix as prefixes
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.trajectory import TokenSequence, pad_sequences
 
 SHAPE = {
@@ -286,7 +288,7 @@ def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeyp
 
     # sampled tokens have the log-probabilities of the plain model, and those of an update in training mode
     backbone.eval()
-    actions = policy.sample(PROMPTS, torch.Generator().manual_seed(1), greedy=False)
+    actions = sampled(policy, PROMPTS, torch.Generator().manual_seed(1), greedy=False)
     backbone.train()
     sequences = [
         TokenSequence(
@@ -318,7 +320,7 @@ def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeyp
     # without chance, both engines write the same
     other = make_policy(lm, tiny_folder, monkeypatch, engine="transformers")
     backbone.eval()
-    ours, theirs = (one.sample(PROMPTS, torch.Generator(), greedy=True) for one in (policy, other))
+    ours, theirs = (sampled(one, PROMPTS, torch.Generator(), greedy=True) for one in (policy, other))
     assert [action.token_ids for action in ours] == [action.token_ids for action in theirs]
 
 
@@ -360,7 +362,7 @@ def test_generation_defaults_do_not_change_what_is_drawn(
             setattr(lm.generation_config, name, value)
         policy = make_policy(lm, tiny_folder, monkeypatch, engine="transformers", top_k=20)
         policy.backbone.eval()
-        actions = policy.sample(PROMPTS * 5, torch.Generator().manual_seed(1), greedy=False)
+        actions = sampled(policy, PROMPTS * 5, torch.Generator().manual_seed(1), greedy=False)
         drawn.append([(action.token_ids, action.log_probs) for action in actions])
         assert lm.generation_config.to_dict().get("num_beams") == defaults.get("num_beams")  # exported as it was
     assert drawn[0] == drawn[1]

@@ -27,7 +27,8 @@ from collm.errors import TrainingError
 from collm.metrics import BootstrapMean, episode_numbers, groups_of_one, merged, summarized
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.policy import Policy, PolicySpec, make_dialogue
+from collm.models.policy import Policy, make_dialogue
+from collm.models.policy_spec import PolicySpec
 from collm.objectives import kl_penalty, policy_gradient_loss
 from collm.optimizers import check_optimizer, drop_gradients, float32_copies, fused, stepping_for
 from collm.returns import clip_advantages, normalize_advantages
@@ -190,8 +191,11 @@ class MultiAgentModule(Checkpointed):
         if name not in self.backbones:
             given = (spec.path, spec.dtype, spec.random_weights)
             # shared ones have no place of their own
-            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.places.get(name))
+            self.backbones[name] = Backbone(
+                *given, dropout=spec.dropout, home=self.places.get(name), fast_updates=spec.fast_updates
+            )
         backbone = self.backbones[name]
+        backbone.fast_updates = backbone.fast_updates and spec.fast_updates
         if spec.gradient_checkpointing:
             backbone.recompute_activations()
         if adapter is not None and adapter not in backbone.adapters:
@@ -215,12 +219,10 @@ class MultiAgentModule(Checkpointed):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """While it lasts, the policies are as they act: without dropout, and gathered where they are sharded."""
+        """Put all networks into evaluation mode, with the policies' weights gathered where they are sharded."""
         training = self.training
-        self.eval()
-        for policy in self.policies.values():
-            policy.version = self.num_rollouts
         try:
+            self.eval()
             with self.gathering() if self.gathering else nullcontext():
                 yield
         finally:

@@ -28,7 +28,7 @@ class ExportAgents(L.Callback):
         with replacing(folder) if trainer.is_global_zero else nullcontext() as unfinished:
             for agent_id, policy in pl_module.policies.items():
                 # adapters are whole everywhere; all ranks have to help where the weights themselves are sharded
-                whole = policy.adapter is None or policy.backbone.drawn
+                whole = policy.adapter is None or policy.backbone.random_weights
                 weights = gathered(policy.backbone.own_state(), trainer.is_global_zero) if whole else None
                 if unfinished is not None:
                     policy.save(unfinished / folder_name(agent_id), weights)

@@ -45,10 +45,10 @@ def shard(
         for layer in [one for one in lm.modules() if type(one).__name__ in layers]:
             fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **given)
         fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **given)
-        lm.within = lambda work: work()
-        register_fsdp_forward_method(lm, "within")
-        backbone.within = lm.within
-        backbone.saves_work = False
+        lm.with_weights = lambda work: work()
+        register_fsdp_forward_method(lm, "with_weights")
+        backbone.with_weights = lm.with_weights
+        backbone.fast_updates = False
     for critic in [one for one in module.modules() if isinstance(one, ValueNetwork) and one.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
     for one in sharded_modules(module):

@@ -12,7 +12,7 @@ import torch
 
 from collm.environments.base import Environment
 from collm.runtime.checks import COUNT, check_number
-from collm.samplers.base import SamplingPolicy
+from collm.samplers.base import Actors
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Task, TokenSequence, Trajectory, micro_batches
 
@@ -34,7 +34,7 @@ class Oracle(Parallel):
         self,
         environment: Environment,
         tasks: Sequence[Task],
-        policies: Mapping[str, SamplingPolicy],
+        actors: Actors,
         seed: int,
         device: torch.device | str,
         num_generations: int = 1,
@@ -44,12 +44,12 @@ class Oracle(Parallel):
     ) -> list[Trajectory]:
         """Play, then value every history; arguments as in `Sampler.rollout`."""
         trajectories = super().rollout(
-            environment, tasks, policies, seed, device, num_generations, greedy, on_turn, retries
+            environment, tasks, actors, seed, device, num_generations, greedy, on_turn, retries
         )
         answers = [environment.right_answers(trajectory) for trajectory in trajectories]
-        chances = [[dict.fromkeys(policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
-        for agent_id, policy in policies.items():
-            for (row, turn), chance in self.chances(trajectories, answers, agent_id, policy, device).items():
+        chances = [[dict.fromkeys(actors.policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
+        for agent_id in actors.policies:
+            for (row, turn), chance in self.chances(trajectories, answers, agent_id, actors, device).items():
                 chances[row][turn][agent_id] = chance
         for trajectory, values in zip(trajectories, environment.values(trajectories, chances), strict=True):
             for turn, worth in zip(trajectory.turns, values, strict=True):
@@ -62,7 +62,7 @@ class Oracle(Parallel):
         trajectories: Sequence[Trajectory],
         answers: Sequence[Sequence[Mapping[str, str]]],
         agent_id: str,
-        policy: SamplingPolicy,
+        actors: Actors,
         device: torch.device | str,
     ) -> dict[tuple[int, int], float]:
         """Probability of the answer of one agent at each trajectory and turn, given its own history."""
@@ -70,11 +70,11 @@ class Oracle(Parallel):
         for row, trajectory in enumerate(trajectories):
             for turn, played in enumerate(trajectory.turns):
                 prompt = list(played.actions[agent_id].prompt_ids)
-                ids = list(policy.encode_action(answers[row][turn][agent_id], prompt).token_ids)
+                ids = list(actors.encode_action(agent_id, answers[row][turn][agent_id], prompt).token_ids)
                 sequences.append(TokenSequence(len(places), [*prompt, *ids], [-1] * len(prompt) + [0] * len(ids)))
                 places.append((row, turn))
         found = torch.zeros(len(places), device=device)
         for batch in micro_batches(sequences, self.tokens_per_micro_batch, 0, device):
-            log_probs, _ = policy.log_probs(batch)
+            log_probs, _ = actors.policies[agent_id].log_probs(batch)
             found[batch.rows] = log_probs.sum(1).exp()
         return dict(zip(places, found.tolist(), strict=True))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from collm.inference.cache import ReservedLayer
+from collm.inference.embedded.cache import ReservedLayer
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from collm.inference import decoder as lean
-from collm.inference import forward as reader
-from collm.inference.decoder import LeanReader
-from collm.inference.forward import StockReader
+from actors import actors_of, sampled
+from collm.inference.embedded import decoder as lean
+from collm.inference.embedded import forward as reader
+from collm.inference.embedded.decoder import EmbeddedModel
+from collm.inference.embedded.forward import TransformersModel
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.samplers.parallel import Parallel
 from toy import Toy
 
@@ -42,7 +44,7 @@ def team(folder: str, lora: bool = True, **options) -> dict[str, Policy]:
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every forward pass."""
     seen: list[int] = []
-    for kind in (LeanReader, StockReader):
+    for kind in (EmbeddedModel, TransformersModel):
 
         def spy(self, ids: torch.Tensor, *args, forward=kind.forward) -> torch.Tensor:
             seen.append(len(ids))
@@ -63,12 +65,14 @@ def test_episodes_are_those_of_agents_asked_one_by_one(
         monkeypatch.setattr(reader, "decoder_of", lambda lm: None)
     game = Toy(len(AGENTS), horizon=3)
     policies = team(tiny_folder, lora, keep_cache=keep_cache)
-    together = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", num_generations=2, greedy=True)
+    together = Parallel().rollout(
+        game, game.tasks("train"), actors_of(policies), 0, "cpu", num_generations=2, greedy=True
+    )
     assert max(sizes) == len(AGENTS) * 8
     sizes.clear()
     for index, policy in enumerate(policies.values()):
         policy.spec = replace(policy.spec, temperature=1.0 + index / 100)  # which changes nothing when greedy
-    alone = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", num_generations=2, greedy=True)
+    alone = Parallel().rollout(game, game.tasks("train"), actors_of(policies), 0, "cpu", num_generations=2, greedy=True)
     assert max(sizes) == 8
     texts = set()
     for one, other in zip(together, alone, strict=True):
@@ -85,7 +89,7 @@ def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
     found = policies["a1"].sample_together(list(policies.values()), prompts, chance(), greedy=True)
     assert [len(answers) for answers in found] == [2, 1, 3]
     for policy, own, answers in zip(policies.values(), prompts, found, strict=True):
-        expected = policy.sample(own, chance(), greedy=True)
+        expected = sampled(policy, own, chance(), greedy=True)
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
         for answer, other in zip(answers, expected, strict=True):
             assert answer.log_probs == pytest.approx(other.log_probs, abs=1e-4)

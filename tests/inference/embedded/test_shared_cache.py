@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from collm.inference import prefill
-from collm.inference.cache import ReservedLayer, Rows
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, generate
-from collm.inference.prefill import Memory
-from collm.inference.shared_cache import BranchedCache, unfolded
+from collm.inference.embedded import prefill
+from collm.inference.embedded.cache import ReservedLayer, Rows
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import Sampling, generate
+from collm.inference.embedded.prefill import Memory
+from collm.inference.embedded.shared_cache import SharedPrefixCache, unfolded
 from collm.models import backbone as backbone_module
 from collm.models.backbone import Backbone
 from families import FAMILIES
@@ -37,7 +37,7 @@ def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
     shared = trunk.layers[0].update(states(3, 5), states(3, 5))
     mask = torch.rand(3, 5) < 0.7
     parents = torch.tensor(copies)
-    cache, whole = BranchedCache(trunk, parents), [part[parents] for part in shared]
+    cache, whole = SharedPrefixCache(trunk, parents), [part[parents] for part in shared]
     mask = mask[parents]
     for step in range(4):
         if step == 2:
@@ -80,9 +80,9 @@ def test_groups_are_sampled_as_from_copies(
     """With the same chance, responses of different lengths, and branches of those again."""
     backbone = made(family)
     monkeypatch.setattr(prefill, "_WORTH_BRANCHING", 0)
-    branched = reader_for([(backbone, None)])
+    branched = cached_model([(backbone, None)])
     assert branched.branches
-    whole = StockReader(backbone, [None])
+    whole = TransformersModel(backbone, [None])
     found, expected = (rollout(reader, copies) for reader in (branched, whole))
     assert len({len(tokens) for tokens, _ in expected}) > 1  # rows leave one after the other
     assert len({tuple(tokens) for tokens, _ in expected}) > len(PROMPTS)
@@ -91,7 +91,7 @@ def test_groups_are_sampled_as_from_copies(
         assert log_probs == pytest.approx(other_log_probs, abs=2e-5)
 
 
-def rollout(reader: Reader, copies: list[int]) -> list[tuple[list[int], list[float]]]:
+def rollout(reader: CachedModel, copies: list[int]) -> list[tuple[list[int], list[float]]]:
     """Two turns; two responses to each history of the second."""
     chance, memory = torch.Generator().manual_seed(0), Memory()
     sampling, ends = Sampling(12, temperature=2.0), range(0, 97, 9)
@@ -102,11 +102,11 @@ def rollout(reader: Reader, copies: list[int]) -> list[tuple[list[int], list[flo
 
 def test_what_is_shared_is_held_once(made: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, caches = made("llama"), []
-    reader = reader_for([(backbone, None)])
+    reader = cached_model([(backbone, None)])
     for worth in (0, 2**30):
         monkeypatch.setattr(prefill, "_WORTH_BRANCHING", worth)
         rows, _ = prefill.prefill(reader, [(0, tuple(PROMPTS[2]))] * 8, Memory())
         caches.append(rows.cache)
-    assert [type(cache) is BranchedCache for cache in caches] == [True, False]
+    assert [type(cache) is SharedPrefixCache for cache in caches] == [True, False]
     assert len(caches[0].trunk.layers[0].keys) == 1
     assert len(caches[1].layers[0].keys) == 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from collm.inference import prefill
-from collm.inference.cache import Rows, join_rows, make_cache
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, generate
-from collm.inference.prefill import Memory
+from collm.inference.embedded import prefill
+from collm.inference.embedded.cache import Rows, join_rows, make_cache
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import Sampling, generate
+from collm.inference.embedded.prefill import Memory
 from collm.models.backbone import Backbone
 
 GREEDY = Sampling(10, greedy=True)
@@ -17,9 +17,9 @@ PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
 
 
 @pytest.fixture(scope="module", params=["lean", "stock"])
-def reader(request: pytest.FixtureRequest, tiny_folder: str) -> Reader:
+def reader(request: pytest.FixtureRequest, tiny_folder: str) -> CachedModel:
     backbone = Backbone(tiny_folder, "float32").eval()
-    return reader_for([(backbone, None)]) if request.param == "lean" else StockReader(backbone, [None])
+    return cached_model([(backbone, None)]) if request.param == "lean" else TransformersModel(backbone, [None])
 
 
 @pytest.fixture(autouse=True, params=["branched", "copied"])
@@ -33,7 +33,7 @@ def chance() -> torch.Generator:
 
 
 @pytest.fixture
-def shapes(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def shapes(reader: CachedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and new tokens of every forward pass."""
     seen: list[tuple[int, int]] = []
     forward = reader.forward
@@ -41,13 +41,13 @@ def shapes(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, i
     return seen
 
 
-def alone(reader: Reader, prompt: list[int], ends: list[int]) -> tuple[list[int], list[float]]:
+def alone(reader: CachedModel, prompt: list[int], ends: list[int]) -> tuple[list[int], list[float]]:
     """The answer to one prompt that is read whole."""
     ((tokens, log_probs),) = generate(reader, [prompt], GREEDY, ends, chance())
     return tokens, log_probs
 
 
-def test_later_turns_go_on_from_earlier_ones(reader: Reader, shapes: list) -> None:
+def test_later_turns_go_on_from_earlier_ones(reader: CachedModel, shapes: list) -> None:
     """Responses and episodes end at different times, histories grow by different lengths, one episode forks."""
     free = generate(reader, PROMPTS, GREEDY, [], chance())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]  # so that answers have different lengths
@@ -68,7 +68,9 @@ def test_later_turns_go_on_from_earlier_ones(reader: Reader, shapes: list) -> No
     assert len({len(tokens) for tokens, _ in drawn}) > 1
 
 
-def test_states_of_equal_rows_are_gone_on_from_where_they_are(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_of_equal_rows_are_gone_on_from_where_they_are(
+    reader: CachedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless a row goes on in two ways, or the order changes."""
     copies: list[int] = []
     join = prefill.join_rows
@@ -84,7 +86,7 @@ def test_states_of_equal_rows_are_gone_on_from_where_they_are(reader: Reader, mo
         assert [tokens for tokens, _ in found] == [alone(reader, history, [])[0] for history in histories]
 
 
-def test_what_does_not_go_on_is_read_anew(reader: Reader, shapes: list) -> None:
+def test_what_does_not_go_on_is_read_anew(reader: CachedModel, shapes: list) -> None:
     memory = Memory()
     drawn = generate(reader, PROMPTS, GREEDY, [], chance(), memory)
     cut = [*PROMPTS[2][2:], *drawn[2][0], 5]  # a history that lost its beginning
@@ -95,7 +97,7 @@ def test_what_does_not_go_on_is_read_anew(reader: Reader, shapes: list) -> None:
     assert [tokens for tokens, _ in results] == [alone(reader, prompt, [])[0] for prompt in (cut, longer)]
 
 
-def test_a_prompt_that_was_read_whole_is_read_again(reader: Reader) -> None:
+def test_a_prompt_that_was_read_whole_is_read_again(reader: CachedModel) -> None:
     """Its last token has to be read for the logits after it, so the known beginning must be shorter."""
     memory = Memory()
     drawn = generate(reader, PROMPTS, GREEDY, [], chance(), memory)
@@ -104,14 +106,14 @@ def test_a_prompt_that_was_read_whole_is_read_again(reader: Reader) -> None:
     assert generate(reader, [whole], GREEDY, [], chance(), memory)[0][0] == alone(reader, whole, [])[0]
 
 
-def test_only_the_newest_is_kept(reader: Reader) -> None:
+def test_only_the_newest_is_kept(reader: CachedModel) -> None:
     memory = Memory()
     first = generate(reader, [[7, 8, 9]], GREEDY, [], chance(), memory)[0][0]
     generate(reader, [[20]], GREEDY, [], chance(), memory)
     assert memory.recall([(0, (7, 8, 9, *first, 5))]) == [None]
 
 
-def test_prompts_of_different_length_are_read_in_groups(reader: Reader, shapes: list) -> None:
+def test_prompts_of_different_length_are_read_in_groups(reader: CachedModel, shapes: list) -> None:
     prompts = [[7] * size for size in (100, 3, 40, 101, 41, 100)]
     prompts[5] = [8] * 100
     drawn = generate(reader, [*prompts, prompts[0], prompts[1]], GREEDY, [], chance())
@@ -121,7 +123,7 @@ def test_prompts_of_different_length_are_read_in_groups(reader: Reader, shapes: 
         assert tokens == alone(reader, prompt, [])[0]
 
 
-def test_rows_are_joined_without_what_does_not_count(reader: Reader) -> None:
+def test_rows_are_joined_without_what_does_not_count(reader: CachedModel) -> None:
     torch.manual_seed(0)
     parts = []
     for mask in ([[0, 1, 1, 0], [1, 1, 1, 1]], [[1, 0], [0, 1]]):

@@ -10,17 +10,19 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from actors import actors_of, sampled
 from collm.callbacks import resources
-from collm.inference import decoder as lean
-from collm.inference.cache import make_cache
-from collm.inference.decoder import LeanReader
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, generate
-from collm.inference.prefill import Memory, pad_left
+from collm.inference.embedded import decoder as lean
+from collm.inference.embedded.cache import make_cache
+from collm.inference.embedded.decoder import EmbeddedModel
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import Sampling, generate
+from collm.inference.embedded.prefill import Memory, pad_left
 from collm.models import backbone as backbone_module
 from collm.models import policy as policy_module
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.samplers.parallel import Parallel
 from families import FAMILIES, SHAPE
 from toy import Toy
@@ -53,7 +55,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Backbone]:
 
 
 def respond(
-    reader: Reader,
+    reader: CachedModel,
     ends: Sequence[int] = (),
     owners: Sequence[int] | None = None,
     memory: Memory | None = None,
@@ -87,8 +89,8 @@ def test_responses_are_those_of_transformers(
     backbone = make(FAMILIES[family], adapters)
     names = [f"a{number}" for number in range(adapters)] or [None]
     owners = [0, 0, 0, 1, 1, 2, 2] if adapters else None
-    own, stock = reader_for([(backbone, name) for name in names]), StockReader(backbone, names)
-    assert isinstance(own, LeanReader)
+    own, stock = cached_model([(backbone, name) for name in names]), TransformersModel(backbone, names)
+    assert isinstance(own, EmbeddedModel)
     memory = Memory()
     ends = ends_of(respond(stock, (), owners))
     first = respond(own, ends, owners, memory)
@@ -104,9 +106,9 @@ def test_models_side_by_side_answer_as_each_alone(
 ) -> None:
     monkeypatch.setattr(lean, "_AT_ONCE", at_once)
     backbones = [make(FAMILIES[family], seed=seed) for seed in range(3)]
-    reader, owners = reader_for([(backbone, None) for backbone in backbones]), [0, 0, 0, 0, 1, 1, 2]
+    reader, owners = cached_model([(backbone, None) for backbone in backbones]), [0, 0, 0, 0, 1, 1, 2]
     ends = ends_of(respond(reader, (), owners))
-    alone = [respond(StockReader(backbone, [None]), ends) for backbone in backbones]
+    alone = [respond(TransformersModel(backbone, [None]), ends) for backbone in backbones]
     assert_equal(respond(reader, ends, owners), [*alone[0][:4], *alone[1][4:6], alone[2][6]])
     assert alone[0][4][0] != alone[1][4][0]
 
@@ -118,16 +120,16 @@ def test_in_bfloat16_it_rounds_no_worse_than_transformers(make: Callable, family
     for seed in range(4):
         backbone = make(FAMILIES[family], adapters=1, seed=seed, dtype=torch.bfloat16)
         members = [(backbone, "a0")]
-        logits = first_logits(reader_for(members)), first_logits(StockReader(backbone, ["a0"]))
+        logits = first_logits(cached_model(members)), first_logits(TransformersModel(backbone, ["a0"]))
         assert logits[0].dtype == torch.bfloat16
         backbone.float()
-        exact = first_logits(StockReader(backbone, ["a0"]))
+        exact = first_logits(TransformersModel(backbone, ["a0"]))
         for errors, found in zip((own, stock), logits, strict=True):
             errors.append((found.float() - exact).square().mean().item())
     assert 0 < sum(own) < 1.5 * sum(stock)
 
 
-def first_logits(reader: Reader) -> torch.Tensor:
+def first_logits(reader: CachedModel) -> torch.Tensor:
     """Logits after prompts of different length, padded on the left."""
     ids, mask = pad_left(PROMPTS, torch.device("cpu"))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -149,21 +151,21 @@ def test_all_other_models_are_read_by_transformers(make: Callable) -> None:
 
     for build in (gemma, sliding, quantized):
         backbone = make(build)
-        assert isinstance(reader_for([(backbone, None)]), StockReader)
-        assert len(respond(reader_for([(backbone, None)]))) == len(PROMPTS)
+        assert isinstance(cached_model([(backbone, None)]), TransformersModel)
+        assert len(respond(cached_model([(backbone, None)]))) == len(PROMPTS)
 
 
 def test_agents_with_small_models_of_one_shape_take_one_decode_loop(
     tiny_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    forward = LeanReader.forward
+    forward = EmbeddedModel.forward
 
     def spy(self, ids: torch.Tensor, *args) -> torch.Tensor:
         rows.append(len(ids))
         return forward(self, ids, *args)
 
-    monkeypatch.setattr(LeanReader, "forward", spy)
+    monkeypatch.setattr(EmbeddedModel, "forward", spy)
     game, spec = Toy(2, horizon=3), PolicySpec(tiny_folder, max_new_tokens=8)
     policies = {name: Policy(name, spec, Backbone(tiny_folder, "float32"), None) for name in ("a1", "a2")}
     policies["a2"].backbone.lm.get_input_embeddings().weight.data.neg_()  # another model of the same shape
@@ -171,7 +173,7 @@ def test_agents_with_small_models_of_one_shape_take_one_decode_loop(
     for small in (True, False):
         monkeypatch.setattr(lean, "_SMALL", 2**23 if small else 0)
         rows.clear()
-        played[small] = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", greedy=True)
+        played[small] = Parallel().rollout(game, game.tasks("train"), actors_of(policies), 0, "cpu", greedy=True)
         assert max(rows) == len(game.tasks("train")) * (2 if small else 1)
     for one, other in zip(played[True], played[False], strict=True):
         for turn, expected in zip(one.turns, other.turns, strict=True):
@@ -184,7 +186,7 @@ def test_weights_are_read_as_they_are_in_each_rollout(tiny_folder: str) -> None:
     answers = []
     for _ in range(2):
         policy.keep_cache(True)
-        kept = [policy.sample([[7, 8, 9]], torch.Generator(), greedy=True)[0].log_probs for _ in range(2)]
+        kept = [sampled(policy, [[7, 8, 9]], torch.Generator(), greedy=True)[0].log_probs for _ in range(2)]
         assert kept[0] == kept[1]
         answers.append(kept[0])
         policy.keep_cache(False)

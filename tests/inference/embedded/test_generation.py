@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from collm.errors import TrainingError
-from collm.inference.cache import ReservedLayer, make_cache
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, draw, generate
+from collm.inference.embedded.cache import ReservedLayer, make_cache
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import Sampling, draw, generate
 from collm.models.backbone import Backbone
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
@@ -22,22 +22,22 @@ def lm(tiny_folder: str):
 
 
 @pytest.fixture(scope="module", params=["lean", "stock"])
-def reader(request: pytest.FixtureRequest, tiny_folder: str) -> Reader:
+def reader(request: pytest.FixtureRequest, tiny_folder: str) -> CachedModel:
     backbone = Backbone(tiny_folder, "float32").eval()
-    return reader_for([(backbone, None)]) if request.param == "lean" else StockReader(backbone, [None])
+    return cached_model([(backbone, None)]) if request.param == "lean" else TransformersModel(backbone, [None])
 
 
 def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def ends_of(reader: Reader) -> list[int]:
+def ends_of(reader: CachedModel) -> list[int]:
     """Tokens that end the greedy answers at different lengths."""
     free = generate(reader, PROMPTS, GREEDY, [], chance())
     return [free[0][0][3], free[1][0][6], free[4][0][1]]
 
 
-def test_greedy_tokens_are_those_of_transformers(lm, reader: Reader) -> None:
+def test_greedy_tokens_are_those_of_transformers(lm, reader: CachedModel) -> None:
     ends = ends_of(reader)
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
@@ -53,7 +53,7 @@ def test_greedy_tokens_are_those_of_transformers(lm, reader: Reader) -> None:
     assert len({len(tokens) for tokens, _ in drawn}) > 2
 
 
-def test_rows_that_leave_early_do_not_change_the_others(reader: Reader) -> None:
+def test_rows_that_leave_early_do_not_change_the_others(reader: CachedModel) -> None:
     ends = ends_of(reader)
     together = generate(reader, PROMPTS, GREEDY, ends, chance())
     for prompt, (tokens, log_probs) in zip(PROMPTS, together, strict=True):
@@ -63,7 +63,7 @@ def test_rows_that_leave_early_do_not_change_the_others(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_log_probs_are_those_of_the_whole_sequence(lm, reader: Reader, greedy: bool) -> None:
+def test_log_probs_are_those_of_the_whole_sequence(lm, reader: CachedModel, greedy: bool) -> None:
     sampling = Sampling(9, temperature=0.6, top_p=0.9, top_k=50, greedy=greedy)
     drawn = generate(reader, PROMPTS, sampling, list(range(0, 400, 9)), chance())
     for prompt, (tokens, log_probs) in zip(PROMPTS, drawn, strict=True):
@@ -73,7 +73,7 @@ def test_log_probs_are_those_of_the_whole_sequence(lm, reader: Reader, greedy: b
 
 
 def test_equal_prompts_share_their_prefill_and_are_sampled_independently(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
+    reader: CachedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, ...]] = []
     forward = reader.forward
@@ -83,26 +83,26 @@ def test_equal_prompts_share_their_prefill_and_are_sampled_independently(
     assert len({tuple(tokens) for tokens, _ in drawn}) == 7
 
 
-def test_the_generator_alone_decides(reader: Reader) -> None:
+def test_the_generator_alone_decides(reader: CachedModel) -> None:
     first, again, other = (generate(reader, PROMPTS, Sampling(6), [], chance(seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("sampling", [Sampling(12, top_k=1), Sampling(12, top_p=1e-6), Sampling(12, temperature=1e-4)])
-def test_limits_of_sampling_are_greedy(reader: Reader, sampling: Sampling) -> None:
+def test_limits_of_sampling_are_greedy(reader: CachedModel, sampling: Sampling) -> None:
     drawn, greedy = (generate(reader, PROMPTS, one, [], chance()) for one in (sampling, GREEDY))
     assert [tokens for tokens, _ in drawn] == [tokens for tokens, _ in greedy]
 
 
-def test_one_token(reader: Reader) -> None:
+def test_one_token(reader: CachedModel) -> None:
     drawn = generate(reader, PROMPTS, Sampling(1, greedy=True), [], chance())
     assert [tokens for tokens, _ in drawn] == [
         tokens[:1] for tokens, _ in generate(reader, PROMPTS, GREEDY, [], chance())
     ]
 
 
-def test_draws_follow_the_softmax(lm, reader: Reader) -> None:
+def test_draws_follow_the_softmax(lm, reader: CachedModel) -> None:
     num_draws, temperature = 20_000, 0.7
     logits = lm(torch.tensor([[7, 8, 9]])).logits[0, -1]
     probabilities = (logits / temperature).softmax(-1)
@@ -135,7 +135,7 @@ def test_cuts_keep_the_likely_tokens_and_the_log_probs_of_the_whole(options: dic
 def test_weights_that_diverged_are_named(tiny_folder: str) -> None:
     backbone = Backbone(tiny_folder, "float32")
     backbone.lm.get_input_embeddings().weight.data.fill_(float("nan"))
-    for reader in (reader_for([(backbone, None)]), StockReader(backbone, [None])):
+    for reader in (cached_model([(backbone, None)]), TransformersModel(backbone, [None])):
         with pytest.raises(TrainingError, match="not finite"):
             generate(reader, PROMPTS, GREEDY, [], chance())
 
@@ -160,7 +160,7 @@ def test_the_reserving_cache_holds_what_the_stock_cache_holds(lm) -> None:
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_nothing_ends_a_response_before_its_smallest_length(lm, reader: Reader, greedy: bool) -> None:
+def test_nothing_ends_a_response_before_its_smallest_length(lm, reader: CachedModel, greedy: bool) -> None:
     every_other = list(range(0, lm.config.vocab_size, 2))
     drawn = generate(reader, PROMPTS, Sampling(40, greedy=greedy, min_new_tokens=5), every_other, chance())
     for tokens, _ in drawn:
