@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ class Scripted:
 
     def __init__(self, policies: Mapping[str, Any]):
         self.policies = policies
+
+    @contextmanager
+    def serving(self, version: int, keep_cache: bool = False) -> Iterator[Scripted]:
+        yield self
 
     def prompt(self, agent_id: str, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         return self.policies[agent_id].prompt(observations, actions)

@@ -284,7 +284,8 @@ def constructors() -> Iterator[tuple[type, str, bool]]:
                 and cls.__module__ == module.name
                 and any(base.__name__ in BASES for base in cls.__mro__[1:])
                 and not inspect.isabstract(cls)
-                and cls.__name__ not in ("MultiAgentModule", "ActorCritic", "MonteCarlo", "Protocol", "BuildingGame")
+                and cls.__name__
+                not in ("MultiAgentModule", "ActorCritic", "MonteCarlo", "Conversation", "BuildingGame")
             }
     for cls in classes:
         for owner in [cls, *cls.__mro__[1:]]:

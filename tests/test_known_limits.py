@@ -36,6 +36,8 @@ from collm.data import RolloutDataModule
 from collm.environments.base import Step
 from collm.environments.writing.tldr import TLDR
 from collm.errors import ConfigurationError
+from collm.inference.embedded import engine
+from collm.inference.sampling import Responses
 from collm.metrics import episode_numbers
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
@@ -152,19 +154,19 @@ def team(tiny_folder: str) -> dict[str, Policy]:
 
 
 def test_l05_several_turns_of_several_generations(team: dict[str, Policy], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[int]] = []
-    sample = Policy.sample_together
+    asked: list[int] = []
+    generate = engine.generate
 
-    def spy(policy: Policy, policies: Sequence[Policy], prompts: Sequence, *args: Any) -> list[list[Action]]:
-        asked.append([len(own) for own in prompts])
-        return sample(policy, policies, prompts, *args)
+    def spy(model: Any, prompts: Sequence, *args: Any) -> Responses:
+        asked.append(len(prompts))
+        return generate(model, prompts, *args)
 
-    monkeypatch.setattr(Policy, "sample_together", spy)
+    monkeypatch.setattr(engine, "generate", spy)
     game = Toy(horizon=3)
     trajectories = Parallel().rollout(game, game.tasks("train"), actors_of(team), 0, "cpu", num_generations=2)
     assert [trajectory.group for trajectory in trajectories] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert {len(trajectory.turns) for trajectory in trajectories} == {3}
-    assert asked == [[8, 8]] * 3  # both agents and all eight episodes in one batch
+    assert asked == [16] * 3  # both agents and all eight episodes in one batch
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -6,7 +6,6 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
-from actors import 
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3Fo
 
 from actors import sampled
 from collm.errors import ConfigurationError
-from collm.models import policy as policies
+from collm.models import scores
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
@@ -107,9 +107,9 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(
 
     whole = values_and_gradients()
     calls = []
-    score = policies._score
-    monkeypatch.setattr(policies, "_score", lambda *args: calls.append(1) or score(*args))
-    monkeypatch.setattr(policies, "LOGITS_PER_CHUNK", 4 * policy.tokenizer.vocab_size)
+    score = scores._score
+    monkeypatch.setattr(scores, "_score", lambda *args: calls.append(1) or score(*args))
+    monkeypatch.setattr(scores, "LOGITS_PER_CHUNK", 4 * policy.tokenizer.vocab_size)
     chunked = values_and_gradients()
     assert len(calls) == 2 * 5  # 18 tokens in chunks of 4, each once more in the backward pass
     assert_close(chunked, whole, atol=1e-5, rtol=1e-4)

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from collm.callbacks.resources import LogResources
 from collm.inference.embedded.forward import cached_model
-from collm.inference.embedded.generation import Sampling, generate
+from collm.inference.embedded.generation import generate
+from collm.inference.sampling import Sampling
 from collm.models.backbone import Backbone
 from collm.runtime.profiler import Meter, Reading, meter
 from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions

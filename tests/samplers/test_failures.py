@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from actors import actors_of
+from actors import Scripted, actors_of
 from collm.data import RolloutDataModule
 from collm.environments.base import EpisodeFailure, Step
 from collm.errors import ConfigurationError
@@ -126,8 +127,10 @@ def test_branches_of_a_tree_are_tried_again_on_their_own() -> None:
 
 def module(game: TwoTurns, **kwargs) -> RolloutDataModule:
     data = RolloutDataModule(game, Parallel(), tasks_per_rollout=1, num_generations=3, **kwargs)
-    acting = SimpleNamespace(policies=make_policies(), device="cpu", acting=lambda: pytest.MonkeyPatch.context())
-    data.trainer = SimpleNamespace(lightning_module=acting)
+    policies = make_policies()
+    learner = SimpleNamespace(policies=policies, specs={}, device="cpu", num_rollouts=0, acting=contextlib.nullcontext)
+    data.trainer = SimpleNamespace(lightning_module=learner)
+    data._actors = Scripted(policies)
     return data
 
 
