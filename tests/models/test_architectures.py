@@ -348,9 +348,8 @@ def test_where_positions_are_counted_along_keys_prefixes_are_not_shared(
     """Padding between a prefix and what goes on from it would change the numbers of these models, not of others."""
     found = {kind: make_policy(tiny_model(kind), tiny_folder, monkeypatch) for kind in ("mpt", "gpt_neo", "phi")}
     assert [policy.backbone.support.shared_prefixes for policy in found.values()] == [False, False, True]
-    assert Actors({"a1": found["mpt"]}).slower() == {
-        "a1": "sampled by the forward pass of transformers, updates compute common beginnings of sequences once for each"
-    }
+    how = "sampled by the forward pass of transformers, updates compute common beginnings of sequences once for each"
+    assert Actors({"a1": found["mpt"]}).slower() == {"a1": how}
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
