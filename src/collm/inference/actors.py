@@ -32,12 +32,12 @@ def engine_class(name: str) -> type[Engine]:
     """
     module, _, attribute = _CLASSES.get(name, name).rpartition(".")
     try:
-        found = getattr(import_module(module), attribute)
+        engine = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"engine {name!r} cannot be imported: {error}.") from error
-    if not (isinstance(found, type) and issubclass(found, Engine)):
+    if not (isinstance(engine, type) and issubclass(engine, Engine)):
         raise ConfigurationError(f"engine {name!r} is not a subclass of collm.inference.base.Engine.")
-    return found
+    return engine
 
 
 def check_engines(specs: Mapping[str, PolicySpec]) -> None:
@@ -81,15 +81,15 @@ class Actors:
 
     def slower(self) -> dict[str, str]:
         """For each agent that does not sample and train in the fastest way: what it does instead, in words."""
-        found = {}
+        ways = {}
         for agent_id, engine in self.engines.items():
             policy = self.policies[agent_id]
             reasons = engine.slower(policy)
             if not policy.backbone.support.shared_prefixes and policy.spec.fast_updates:
                 reasons = [*reasons, "updates compute common beginnings of sequences once for each"]
             if reasons:
-                found[agent_id] = ", ".join(reasons)
-        return found
+                ways[agent_id] = ", ".join(reasons)
+        return ways
 
     @contextmanager
     def serving(self, version: int, keep_cache: bool = False) -> Iterator[Actors]:

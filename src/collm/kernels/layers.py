@@ -26,7 +26,7 @@ from collm.kernels.linear import recomputed_linear
 
 _MAX_SHARE_READ = 0.75  # of the positions; above it selecting them costs more than it saves
 _USED_ARGUMENTS = ("cache", "past_key_values", "attention_mask", "position_embeddings")
-# positions are in the embeddings or rotations already, and whether to use a cache is said by giving one
+# positions are in the embeddings or rotations already, and a cache is used where one is given
 _IGNORED_ARGUMENTS = ("position_ids", "cache_position", "use_cache")
 _DROPOUT_SETTINGS = ("attention_dropout", "attn_pdrop", "resid_pdrop")
 

@@ -1,4 +1,4 @@
-"""Scripted joint actions of the environment in place of the policies' own, for behaviour cloning."""
+"""Scripted joint actions of the environment instead of sampled ones, for behaviour cloning."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A rollout tree: at every node all agents answer K times, and play goes on from every joint action (MAGRPO).
+"""A rollout tree: at every node all agents answer K times, and the episode continues from every joint action (MAGRPO).
 
-Paths that begin alike share their turns, so that a joint action is played and rewarded once however many paths lead on
-from it. Each agent is asked K times at every node: with n agents and H turns
+Paths with a common beginning share its turns, so that every joint action is played and rewarded once. Each agent is
+asked K times at every node: with n agents and H turns
 
     N_call = n K (K^H - 1) / (K - 1)        (arXiv 2601.21972, proposition 4.3; aligned joint actions)
 
@@ -53,7 +53,7 @@ class Tree(Parallel):
             width *= branches
             size += width
             if width > 10**12:
-                break  # far too large already; the whole number would be too long to write
+                break  # far too large already; the exact number would be too long to print
         if num_tasks * size > self.max_joint_samples:
             more = "more than " if width > 10**12 else ""
             raise ConfigurationError(
