@@ -42,17 +42,22 @@ class Scripted:
 class Current(Actors):
     """Actors that take the weights over again whenever they are asked."""
 
+    version = 0
+
     def sample(
         self, prompts: Mapping[str, Sequence[Sequence[int]]], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
-        with self.serving(0):
+        with self.serving(self.version):
             return super().sample(prompts, generator, greedy)
 
 
-def actors_of(policies: Mapping[str, Any]) -> Actors | Scripted:
+def actors_of(policies: Mapping[str, Any], version: int = 0) -> Actors | Scripted:
     """Actors for policies, which are asked with the weights they have at that time."""
-    real = all(isinstance(policy, Policy) for policy in policies.values())
-    return Current(policies) if real else Scripted(policies)
+    if not all(isinstance(policy, Policy) for policy in policies.values()):
+        return Scripted(policies)
+    actors = Current(policies)
+    actors.version = version
+    return actors
 
 
 def sampled(policy: Policy, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:

@@ -114,7 +114,9 @@ def crossed(module: MultiAgentModule) -> list[Trajectory]:
     """Paths of a tree whose joint actions share responses, with rewards that tell them apart."""
     game = Toy(num_tasks=1)
     with module.acting():
-        paths = Tree("cross").rollout(game, game.tasks("train"), actors_of(module.policies), 1, "cpu", 2)
+        paths = Tree("cross").rollout(
+            game, game.tasks("train"), actors_of(module.policies, module.num_rollouts), 1, "cpu", 2
+        )
     turns = {turn.branch.node: turn for path in paths for turn in path.turns}
     for node, turn in turns.items():
         turn.reward = float(node * 7 % 5)
@@ -219,7 +221,9 @@ def test_an_update_with_actions_of_another_policy_is_refused(tiny_folder: str) -
 
     def play() -> list[Trajectory]:
         with module.acting():
-            return Parallel().rollout(game, game.tasks("train"), actors_of(module.policies), 1, "cpu")
+            return Parallel().rollout(
+                game, game.tasks("train"), actors_of(module.policies, module.num_rollouts), 1, "cpu"
+            )
 
     module.num_rollouts = 3
     old = play()
