@@ -25,7 +25,7 @@ from collm.callbacks.interruption import StopInOrder
 from collm.callbacks.samples import LogSamples
 from collm.critics.base import Critic
 from collm.data import RolloutDataModule
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.strategies.checkpoints import FileOrFolder
 from collm.strategies.fsdp import FullySharded

@@ -84,7 +84,6 @@ class TabularPolicy:
 
     def __init__(self, logits: Tensor):
         self.logits = logits
-        self.device = "cpu"
         self.num_batches = 0
         self.num_rows = 0
 
@@ -103,13 +102,6 @@ class TabularPolicy:
             Action(str(token), list(prompt), [token], [float(row[token])])
             for prompt, token, row in zip(prompts, chosen, log_probs, strict=True)
         ]
-
-    @property
-    def decoder(self) -> int:
-        return id(self)
-
-    def keep_cache(self, on: bool) -> None:
-        """There is none."""
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
         return Action(text, list(prompt), [int(text)], [0.0])

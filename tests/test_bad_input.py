@@ -31,7 +31,7 @@ from collm.environments.contract import begun, check_environment, measured, pict
 from collm.environments.games.relay import Relay
 from collm.environments.sources import load_sources
 from collm.errors import ConfigurationError, shortened
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.runtime.checks import Range, check_number, shown
 from collm.runtime.command import run_command
@@ -284,7 +284,8 @@ def constructors() -> Iterator[tuple[type, str, bool]]:
                 and cls.__module__ == module.name
                 and any(base.__name__ in BASES for base in cls.__mro__[1:])
                 and not inspect.isabstract(cls)
-                and cls.__name__ not in ("MultiAgentModule", "ActorCritic", "MonteCarlo", "Protocol", "BuildingGame")
+                and cls.__name__
+                not in ("MultiAgentModule", "ActorCritic", "MonteCarlo", "Conversation", "BuildingGame")
             }
     for cls in classes:
         for owner in [cls, *cls.__mro__[1:]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,21 @@ RULES = {
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
+    # What trains knows nothing of what generates; `models` import `kernels` inside functions only, behind a switch.
+    "collm.architectures": Rule(rooms("architectures"), never=LIGHTNING),
+    "collm.kernels": Rule(rooms("architectures", "kernels"), never=LIGHTNING),
     "collm.models": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "models", "inference", "kernels"), never=LIGHTNING
+        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models"), never=LIGHTNING
     ),
+    "collm.inference.embedded": Rule(
+        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models")
+        | rooms("inference.base", "inference.sampling", "inference.trial", "inference.embedded"),
+        never=LIGHTNING,
+    ),
+    # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "models", "inference"), never=LIGHTNING
-    ),
-    "collm.kernels": Rule(
-        rooms("models.architectures", "models.attention", "models.forward", "inference.cache", "kernels"),
+        rooms("trajectory", "packing", "errors", "runtime", "architectures", "models")
+        | rooms("inference.base", "inference.sampling", "inference.trial"),
         never=LIGHTNING,
     ),
     "collm.critics": Rule(
@@ -86,6 +94,7 @@ RULES = {
     ),
     "collm.data": Rule(
         rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "runtime")
+        | rooms("inference.actors")
     ),
     "collm.algorithms": Rule(
         rooms(
@@ -193,7 +202,49 @@ def test_files_fit_in_one_head(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Counting imports inside functions too, of modules and of packages."""
+    imported = {module_name(path): imports_of(path) for path in SOURCES}
+    assert circle(imported) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    """A room is a folder or a file at the top of the package."""
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    imported: dict[str, set[str]] = {}
+    for path in SOURCES:
+        own = room(module_name(path))
+        imported.setdefault(own, set()).update({room(name) for name in imports_of(path)} - {own})
+    assert circle(imported) == []
+
+
+MODULES = {module_name(path) for path in SOURCES}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this package that a file imports; `from a import b` is `a.b` if that is a module, else `a`."""
+    names = imported_names(module_name(path), path.read_text(encoding="utf-8"), path.name == "__init__.py")
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES
+
+
+def circle(imported: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, one after the other; empty if there are none."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 # The checker itself
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +264,10 @@ def test_files_fit_in_one_head(path: Path) -> None:
         ("collm.environments.words", "if TYPE_CHECKING:\n    from peft import PeftModel"),
         ("collm.models.policy", "import lightning.pytorch as pl"),
         ("collm.models.policy", "from collm import environments"),
+        ("collm.models.policy", "from collm.inference.base import Engine"),
+        ("collm.inference.vllm_engine", "from collm.inference.embedded.generation import generate"),
+        ("collm.kernels.layers", "from collm.models.backbone import Backbone"),
+        ("collm.algorithms.mine", "from collm.inference.actors import Actors"),
         ("collm.samplers.base", "from transformers import AutoTokenizer"),
         ("collm.samplers.base", "from collm.environments.words import Words"),
         ("collm.samplers.base", "from collm.environments import words"),

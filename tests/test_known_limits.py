@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors import actors_of, sampled
 from capture import Capture
 from collm import cli
 from collm.algorithms.base import MultiAgentModule
@@ -35,9 +36,12 @@ from collm.data import RolloutDataModule
 from collm.environments.base import Step
 from collm.environments.writing.tldr import TLDR
 from collm.errors import ConfigurationError
+from collm.inference.embedded import engine
+from collm.inference.sampling import Responses
 from collm.metrics import episode_numbers
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.packing import action_sequences, pad_sequences
@@ -75,7 +79,7 @@ def make_policy(folder: str, eos_bias: float = 0.0, **options: Any) -> Policy:
 def written(policy: Policy, num_responses: int) -> list[Action]:
     """Responses to prompts of different lengths."""
     prompts = [policy.prompt([f"task {'1 ' * (index % 3)}"], []) for index in range(num_responses)]
-    return policy.sample(prompts, torch.Generator().manual_seed(0), greedy=False)
+    return sampled(policy, prompts, torch.Generator().manual_seed(0), greedy=False)
 
 
 def scored(policy: Policy, actions: Sequence[Action], pad_id: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,19 +155,19 @@ def team(tiny_folder: str) -> dict[str, Policy]:
 
 
 def test_l05_several_turns_of_several_generations(team: dict[str, Policy], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[int]] = []
-    sample = Policy.sample_together
+    asked: list[int] = []
+    generate = engine.generate
 
-    def spy(policy: Policy, policies: Sequence[Policy], prompts: Sequence, *args: Any) -> list[list[Action]]:
-        asked.append([len(own) for own in prompts])
-        return sample(policy, policies, prompts, *args)
+    def spy(model: Any, prompts: Sequence, *args: Any) -> Responses:
+        asked.append(len(prompts))
+        return generate(model, prompts, *args)
 
-    monkeypatch.setattr(Policy, "sample_together", spy)
+    monkeypatch.setattr(engine, "generate", spy)
     game = Toy(horizon=3)
-    trajectories = Parallel().rollout(game, game.tasks("train"), team, 0, "cpu", num_generations=2)
+    trajectories = Parallel().rollout(game, game.tasks("train"), actors_of(team), 0, "cpu", num_generations=2)
     assert [trajectory.group for trajectory in trajectories] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert {len(trajectory.turns) for trajectory in trajectories} == {3}
-    assert asked == [[8, 8]] * 3  # both agents and all eight episodes in one batch
+    assert asked == [16] * 3  # both agents and all eight episodes in one batch
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -178,7 +182,7 @@ def test_l06_a_group_of_one_is_refused(fit: Fit, capsys: pytest.CaptureFixture[s
 def test_l07_nothing_but_the_environment_ends_an_episode_and_it_is_logged(team: dict[str, Policy]) -> None:
     for stop_at, num_turns in ((None, 3.0), (0.0, 1.0)):
         game = Toy(horizon=3, stop_at=stop_at)
-        trajectories = Parallel().rollout(game, game.tasks("train"), team, 0, "cpu")
+        trajectories = Parallel().rollout(game, game.tasks("train"), actors_of(team), 0, "cpu")
         assert all(0 <= turn.reward <= 1 for trajectory in trajectories for turn in trajectory.turns)
         assert episode_numbers(collate(trajectories))["turns"] == [num_turns] * 4  # under rollout/turns and eval/turns
 
@@ -370,7 +374,7 @@ def test_l20_an_empty_observation_is_a_prompt(tiny_folder: str, chat_template: b
     policy = make_policy(tiny_folder, chat_template=chat_template)
     prompt = policy.prompt([""], [])
     assert prompt
-    (action,) = policy.sample([prompt], torch.Generator(), greedy=False)
+    (action,) = sampled(policy, [prompt], torch.Generator(), greedy=False)
     assert 0 < len(action.token_ids) <= 12
 
 
@@ -423,7 +427,7 @@ class Careless(Toy):
 
 def play(team: dict[str, Policy], **options: Any) -> list[Trajectory]:
     game = Careless(**options)
-    return Parallel().rollout(game, game.tasks("train"), team, 0, "cpu")
+    return Parallel().rollout(game, game.tasks("train"), actors_of(team), 0, "cpu")
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from cards import cards
+from collm.inference import actors
+from collm.inference.actors import Actors
+from collm.inference.base import Engine
+from collm.models.policy_spec import PolicySpec
 from collm.runtime.profiler import meter
-from collm.samplers import parallel
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action
 from pair import Run
@@ -36,13 +39,13 @@ CASES = {
 
 @pytest.fixture
 def cards_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered = parallel.answered
+    generate = actors._generate
 
-    def within(*args: Any) -> dict[str, list[Action]]:
+    def on_cards(*args: Any) -> dict[str, list[Action]]:
         with cards():
-            return answered(*args)
+            return generate(*args)
 
-    monkeypatch.setattr(parallel, "answered", within)
+    monkeypatch.setattr(actors, "_generate", on_cards)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,38 +98,38 @@ def test_agents_apart_write_with_the_probabilities_they_learn_from(tmp_path: Pat
 
 
 class Waiting:
-    """A policy that answers once all others on other devices have been asked."""
+    """A policy on a device of its own."""
 
-    def __init__(self, device: str, barrier: threading.Barrier):
+    def __init__(self, device: str):
         self.device = device
-        self.barrier = barrier
-        self.chance = -1
-
-    @property
-    def decoder(self) -> int:
-        return id(self)
+        self.spec = PolicySpec()
 
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         return [1]
 
-    def keep_cache(self, on: bool) -> None:
-        """There is none."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
+class Together(Engine):
+    """Answers once all engines on other devices have been asked."""
+
+    barrier: threading.Barrier
+
+    def generate(self, prompts: Mapping[str, Any], generator: torch.Generator, greedy: bool) -> dict[str, list[Action]]:
         self.barrier.wait(timeout=20)
-        self.chance = int(torch.randint(2**62, (), generator=generator))
+        number = int(torch.randint(2**62, (), generator=generator))
         with meter.phase("generate"):
             meter.count(3, 4)
-        return [Action(str(self.chance), prompt, [0], [0.0]) for prompt in prompts]
+        return {name: [Action(str(number), prompt, [0], [0.0]) for prompt in own] for name, own in prompts.items()}
 
 
-def test_agents_on_different_devices_answer_at_the_same_time() -> None:
+def test_agents_on_different_devices_answer_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "engine_class", lambda name: Together)
+    monkeypatch.setattr(Together, "barrier", threading.Barrier(2), raising=False)
     drawn = []
     for _ in range(2):
-        barrier = threading.Barrier(2)
-        policies = {"a1": Waiting("first", barrier), "a2": Waiting("second", barrier)}
+        policies = {"a1": Waiting("first"), "a2": Waiting("second")}
         meter.take()
-        (trajectory,) = Parallel().rollout(Toy(horizon=1), [Toy().tasks("train")[0]], policies, 7, "cpu")
+        with Actors(policies).serving(0) as team:
+            (trajectory,) = Parallel().rollout(Toy(horizon=1), [Toy().tasks("train")[0]], team, 7, "cpu")
         assert meter.take().computed == {"generate": 8}
         drawn.append({name: action.text for name, action in trajectory.turns[0].actions.items()})
     assert drawn[0] == drawn[1]  # whichever thread is the faster one

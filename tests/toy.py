@@ -17,7 +17,7 @@ import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step
 from collm.packing import TokenSequence, pad_sequences
-from collm.samplers.base import Episode, Sampler, SamplingPolicy
+from collm.samplers.base import Actors, Episode, Sampler
 from collm.trajectory import Action, Task, Trajectory
 
 REPOSITORY = Path(__file__).parents[1]
@@ -113,16 +113,14 @@ class Scripted(Sampler):
         self.text = None if text is None else text * times
 
     def joint_actions(
-        self,
-        episodes: Sequence[Episode],
-        policies: Mapping[str, SamplingPolicy],
-        generator: torch.Generator,
-        greedy: bool,
+        self, episodes: Sequence[Episode], actors: Actors, generator: torch.Generator, greedy: bool
     ) -> list[dict[str, Action]]:
         return [
             {
-                agent_id: policy.encode_action(self.text or "", policy.prompt(*episode.history(agent_id)))
-                for agent_id, policy in policies.items()
+                agent_id: actors.encode_action(
+                    agent_id, self.text or "", actors.prompt(agent_id, *episode.history(agent_id))
+                )
+                for agent_id in actors.policies
             }
             for episode in episodes
         ]
@@ -155,11 +153,7 @@ class Replayed(Sampler):
     """What an agent writes follows from the task and its place in the group, whatever is drawn and wherever it runs."""
 
     def joint_actions(
-        self,
-        episodes: Sequence[Episode],
-        policies: Mapping[str, SamplingPolicy],
-        generator: torch.Generator,
-        greedy: bool,
+        self, episodes: Sequence[Episode], actors: Actors, generator: torch.Generator, greedy: bool
     ) -> list[dict[str, Action]]:
         numbers = []
         places: dict[int, int] = {}
@@ -168,14 +162,14 @@ class Replayed(Sampler):
             place = places[group] = places.get(group, -1) + 1
             numbers.append(episode.trajectory.task.data["index"] + place + len(episode.trajectory.turns))
         answers = {}
-        for index, (agent_id, policy) in enumerate(policies.items()):
-            prompts = [policy.prompt(*episode.history(agent_id)) for episode in episodes]
+        for index, agent_id in enumerate(actors.policies):
+            prompts = [actors.prompt(agent_id, *episode.history(agent_id)) for episode in episodes]
             texts = [("7", "no", "x")[(number + index) % 3] for number in numbers]
-            answers[agent_id] = self.actions(policy, prompts, texts)
-        return [{agent_id: answers[agent_id][index] for agent_id in policies} for index in range(len(episodes))]
+            answers[agent_id] = self.actions(actors.policies[agent_id], prompts, texts)
+        return [{agent_id: answers[agent_id][index] for agent_id in answers} for index in range(len(episodes))]
 
     @staticmethod
-    def actions(policy: SamplingPolicy, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[Action]:
+    def actions(policy: Any, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[Action]:
         """Responses with the log-probabilities they have under the policy now, as if they had been sampled."""
         actions = [policy.encode_action(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
         sequences = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import lightning as L
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from collm.environments.base import Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, measured, tasks_of
 from collm.errors import ConfigurationError
+from collm.inference.actors import Actors, check_engines
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
@@ -84,6 +86,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.failed_episodes = failed_episodes
         self.seed = seed
         self.on_turn: Callable[[int, int], None] | None = None  # set by who shows progress
+        self._actors: Actors | None = None
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
         check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
         check_numbers("data", self, episode_retries=COUNT_OR_ZERO)
@@ -107,7 +110,8 @@ class RolloutDataModule(L.LightningDataModule):
         return list(self.environment.agent_ids)
 
     def setup(self, stage: str) -> None:
-        """Check that every first prompt fits its agent's context; only tokenizers are read for it."""
+        """Check the engines, and that every first prompt fits its agent's context; only tokenizers are read for it."""
+        check_engines(self.trainer.lightning_module.specs)
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
             try:
@@ -147,19 +151,34 @@ class RolloutDataModule(L.LightningDataModule):
             chosen.append(self.train_tasks[order[index]])
         return chosen
 
+    @property
+    def actors(self) -> Actors:
+        """The agents with the engines that generate their responses."""
+        policies = self.trainer.lightning_module.policies
+        if self._actors is None or self._actors.policies is not policies:
+            self._actors = Actors(policies)
+        return self._actors
+
+    @contextmanager
+    def acting(self, sampler: Sampler) -> Iterator[Actors]:
+        """The agents with the policies as they are now, for rollouts of `sampler`."""
+        module = self.trainer.lightning_module
+        keep_cache = self.environment.horizon > 1 or not sampler.asks_once
+        with module.acting(), self.actors.serving(module.num_rollouts, keep_cache) as actors:
+            yield actors
+
     def play(
         self, sampler: Sampler, tasks: Sequence[Task], seed: int, num_generations: int, greedy: bool = False
     ) -> RolloutBatch:
         """Play episodes with the policies as they are now."""
-        module = self.trainer.lightning_module
         began = time.perf_counter()
-        with module.acting():
+        with self.acting(sampler) as actors:
             trajectories = sampler.rollout(
                 self.environment,
                 tasks,
-                module.policies,
+                actors,
                 seed,
-                module.device,
+                self.trainer.lightning_module.device,
                 num_generations=num_generations,
                 greedy=greedy,
                 on_turn=self.on_turn,

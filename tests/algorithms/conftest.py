@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from collm.algorithms.monte_carlo import MonteCarlo
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from tabular import AGENTS
 
 

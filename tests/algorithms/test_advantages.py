@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from actors import actors_of
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_cc_q import CoLLMCCQ
@@ -20,7 +21,7 @@ from collm.algorithms.marloo import MARLOO
 from collm.algorithms.monte_carlo import MonteCarlo
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
@@ -73,7 +74,7 @@ def test_group_standardize_divides_by_the_deviation_of_the_group(make, cls: type
 
 
 def test_the_discount_is_respected(make) -> None:
-    batch = collate(Parallel().rollout(FULL, FULL.tasks("train")[:1], make_policies(), 0, "cpu", 1))
+    batch = collate(Parallel().rollout(FULL, FULL.tasks("train")[:1], actors_of(make_policies()), 0, "cpu", 1))
     batch.rewards = torch.tensor([[1.0, 8.0]])
     seen = step(make(MAREINFORCE, 1, discount=0.25), batch)
     assert_close(seen["second"], torch.tensor([[3.0, 8.0]]))  # 1 + 0.25 * 8
@@ -81,7 +82,7 @@ def test_the_discount_is_respected(make) -> None:
 
 def test_siblings_are_the_group_in_a_tree(make) -> None:
     """K = 2: two first turns, each with two children."""
-    batch = collate(Tree().rollout(FULL, FULL.tasks("train")[:1], make_policies(), 0, "cpu", 2))
+    batch = collate(Tree().rollout(FULL, FULL.tasks("train")[:1], actors_of(make_policies()), 0, "cpu", 2))
     batch.rewards = torch.tensor([[1.0, 4.0], [1.0, 0.0], [2.0, 6.0], [2.0, 8.0]])
     seen = step(make(MAGRPO, discount=0.5), batch)
     # returns of the first turns: 1 + 0.5 * (4 + 0) / 2 = 2 and 2 + 0.5 * (6 + 8) / 2 = 5.5, mean 3.75
@@ -90,7 +91,7 @@ def test_siblings_are_the_group_in_a_tree(make) -> None:
 
 
 def test_independent_episodes_are_compared_turn_by_turn(make) -> None:
-    batch = collate(Parallel().rollout(FULL, FULL.tasks("train")[:1], make_policies(), 0, "cpu", 2))
+    batch = collate(Parallel().rollout(FULL, FULL.tasks("train")[:1], actors_of(make_policies()), 0, "cpu", 2))
     batch.rewards = torch.tensor([[1.0, 4.0], [2.0, 6.0]])
     # returns 5, 4 and 8, 6
     assert_close(step(make(MAGRPO), batch)["first"], torch.tensor([[-1.5, -1.0], [1.5, 1.0]]))

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from actors import actors_of
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.critics.language_model import LanguageModelCritic
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.packing import action_sequences
 from collm.samplers.parallel import Parallel
@@ -51,7 +53,7 @@ def make(tiny_folder: str) -> Make:
 def play(module: CoLLMCC, num_tasks: int = 2, horizon: int = 2) -> RolloutBatch:
     """Episodes of the module's own policies with rewards that are not all alike."""
     env = Toy(len(module.agent_ids), horizon=horizon, num_tasks=num_tasks)
-    trajectories = Parallel().rollout(env, env.tasks("train"), module.policies, 0, "cpu")
+    trajectories = Parallel().rollout(env, env.tasks("train"), actors_of(module.policies), 0, "cpu")
     for row, trajectory in enumerate(trajectories):
         for turn, rewards in zip(trajectory.turns, REWARDS[row % 2], strict=False):
             turn.reward = rewards

@@ -13,7 +13,7 @@ from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.returns import next_turn
 from collm.studies.runs import read_run

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from actors import actors_of
 from collm.algorithms.base import MultiAgentModule
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.optimizers import float32_copies, fused, stepping_for
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate
@@ -128,7 +129,7 @@ def test_agents_of_low_precision_move(tiny_folder: str, dtype: str) -> None:
 
     optimizer.step = noting
     for number in range(20):
-        batch = collate(Parallel().rollout(env, env.tasks("train"), module.policies, number, "cpu"))
+        batch = collate(Parallel().rollout(env, env.tasks("train"), actors_of(module.policies), number, "cpu"))
         module.update_policies(batch, {"a1": torch.tensor([[1.0], [-2.0], [0.5], [1.5]])})
         for weight, kept in zip(weights, copies, strict=True):
             assert weight.dtype == getattr(torch, dtype)

@@ -7,10 +7,11 @@ import gc
 import pytest
 import torch
 
+from actors import actors_of
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.critics.language_model import LanguageModelCritic
 from collm.environments.workload import Workload
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate
@@ -38,7 +39,7 @@ def held_by(num_agents: int, folder: str, rank: int) -> tuple[int, int]:
     )
     without_trainer(module)
     module.num_rollouts = 1
-    batch = collate(Parallel().rollout(game, game.tasks("train")[:3], module.policies, 0, "cpu"))
+    batch = collate(Parallel().rollout(game, game.tasks("train")[:3], actors_of(module.policies), 0, "cpu"))
     module.training_step(batch, 0)
     del batch
     trains = module.learners["agent_1"]

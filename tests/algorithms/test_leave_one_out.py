@@ -13,7 +13,7 @@ from collm.algorithms.collm_cc_loo import CoLLMCCLeaveOneOut
 from collm.critics.counterfactual import CounterfactualEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.packing import micro_batches
 from collm.returns import generalized_advantages

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from actors import actors_of
 from awkward import NAMES, Awkward
 from collm.algorithms.base import MultiAgentModule
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.models.tiny import build_tiny
 from collm.packing import action_sequences
@@ -49,7 +50,7 @@ def build(cls: type[MultiAgentModule], agent_ids: Any, folder: str, rank: int, *
 def played(module: MultiAgentModule) -> RolloutBatch:
     env = Awkward()
     env.agent_ids = module.agent_ids
-    return collate(Parallel().rollout(env, env.tasks("train"), module.policies, 0, "cpu"))
+    return collate(Parallel().rollout(env, env.tasks("train"), actors_of(module.policies), 0, "cpu"))
 
 
 def stored(module: MultiAgentModule) -> dict[str, Tensor]:
@@ -118,10 +119,12 @@ def test_an_exported_adapter_speaks_as_its_agent(team: MultiAgentModule, tmp_pat
         policy.save(tmp_path / folder_name(agent_id))
         again = AutoModelForCausalLM.from_pretrained(tmp_path / folder_name(agent_id))
         ids = torch.arange(3, 9)[None]
-        with torch.no_grad(), policy.backbone.using(policy.adapter):
+        policy.backbone.activate(policy.adapter)
+        with torch.no_grad():
             expected = policy.backbone.lm(ids).logits
             torch.testing.assert_close(again(ids).logits, expected)
-        with torch.no_grad(), policy.backbone.using(None):
+        policy.backbone.activate(None)
+        with torch.no_grad():
             assert not torch.allclose(policy.backbone.lm(ids).logits, expected)
 
 

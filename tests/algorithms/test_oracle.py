@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from actors import actors_of, sampled
 from collm import cli
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
@@ -17,7 +18,8 @@ from collm.critics.oracle import OracleCritic
 from collm.environments.games.relay import Relay
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.packing import TokenSequence, pad_sequences
 from collm.returns import generalized_advantages
 from collm.samplers.parallel import Parallel
@@ -43,7 +45,7 @@ def make_policies(scale: float) -> dict[str, Policy]:
 def test_at_first_all_actions_are_equally_likely_and_nothing_else_is_written() -> None:
     policy = make_policies(0.0)["relay_1"]
     generator = torch.Generator().manual_seed(0)
-    drawn = policy.sample([policy.prompt(["x3"], [])] * 400, generator, greedy=False)
+    drawn = sampled(policy, [policy.prompt(["x3"], [])] * 400, generator, greedy=False)
     assert {action.text for action in drawn} == set(ACTIONS)
     assert_close(torch.tensor([action.log_probs for action in drawn]), torch.full((400, 1), 1 / 8).log())
 
@@ -51,7 +53,7 @@ def test_at_first_all_actions_are_equally_likely_and_nothing_else_is_written() -
 def test_trained_log_probabilities_are_those_of_the_restricted_policy() -> None:
     policy = make_policies(0.5)["relay_1"]
     prompts = [policy.prompt([f"x{index}"], []) for index in range(8)]
-    drawn = policy.sample(prompts, torch.Generator().manual_seed(0), greedy=False)
+    drawn = sampled(policy, prompts, torch.Generator().manual_seed(0), greedy=False)
     rows = [
         TokenSequence(row, [*action.prompt_ids, *action.token_ids], [-1] * len(action.prompt_ids) + [0])
         for row, action in enumerate(drawn)
@@ -70,7 +72,7 @@ def test_any_language_model_can_play(tiny_folder: str) -> None:
     game = Relay(horizon=2, instructions=True)
     spec = PolicySpec(tiny_folder, max_new_tokens=4)
     policies = {name: Policy(name, spec, Backbone(tiny_folder, "float32"), None) for name in game.agent_ids}
-    for trajectory in Parallel().rollout(game, game.tasks("train")[:2], policies, seed=0, device="cpu"):
+    for trajectory in Parallel().rollout(game, game.tasks("train")[:2], actors_of(policies), seed=0, device="cpu"):
         assert len(trajectory.turns) == 2
         assert 0 <= game.metrics(trajectory)["success"] <= 1
 
@@ -78,7 +80,7 @@ def test_any_language_model_can_play(tiny_folder: str) -> None:
 def test_histories_carry_the_chances_the_policies_give_the_right_answers() -> None:
     policies = make_policies(0.3)
     game = Relay(horizon=3, reward="dense")
-    trajectories = Oracle().rollout(game, game.tasks("train")[:4], policies, seed=1, device="cpu")
+    trajectories = Oracle().rollout(game, game.tasks("train")[:4], actors_of(policies), seed=1, device="cpu")
     chances = {}
     for agent_id, policy in policies.items():
         for row, trajectory in enumerate(trajectories):
@@ -105,7 +107,7 @@ def test_advantages_are_the_errors_of_the_noted_values(
     monkeypatch: pytest.MonkeyPatch, algorithm: type[ActorCritic], names: tuple[str, str]
 ) -> None:
     game = Relay(horizon=3)
-    played = Oracle().rollout(game, game.tasks("train")[:3], make_policies(0.3), seed=2, device="cpu")
+    played = Oracle().rollout(game, game.tasks("train")[:3], actors_of(make_policies(0.3)), seed=2, device="cpu")
     module = algorithm(critic=OracleCritic(), gae_lambda=0.5, agent_ids=game.agent_ids, policy=SPEC)
     module.num_rollouts = 1
     used: dict[str, torch.Tensor] = {}
@@ -122,7 +124,7 @@ def test_advantages_are_the_errors_of_the_noted_values(
 
 def test_without_noted_values_there_is_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     game = Relay(horizon=2)
-    played = Parallel().rollout(game, game.tasks("train")[:2], make_policies(0.0), 0, "cpu")
+    played = Parallel().rollout(game, game.tasks("train")[:2], actors_of(make_policies(0.0)), 0, "cpu")
     module = CoLLMCC(critic=OracleCritic(), agent_ids=game.agent_ids, policy=SPEC)
     with pytest.raises(ConfigurationError, match="set data.sampler to collm.studies.oracle_sampler.Oracle"):
         module.training_step(collate(played), 0)

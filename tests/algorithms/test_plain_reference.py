@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from actors import actors_of
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.critics.language_model import LanguageModelCritic
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Trajectory, collate
@@ -58,7 +60,7 @@ def play(module: ActorCritic) -> RolloutBatch:
     game = Toy(horizon=3)
     for policy in module.policies.values():
         policy.eos_ids |= set(range(0, 446, 6))
-    trajectories = Parallel().rollout(game, game.tasks("train"), module.policies, 3, "cpu")
+    trajectories = Parallel().rollout(game, game.tasks("train"), actors_of(module.policies), 3, "cpu")
     for row, trajectory in enumerate(trajectories):
         del trajectory.turns[1 + row % 3 :]
         for index, turn in enumerate(trajectory.turns):
@@ -72,8 +74,8 @@ def play(module: ActorCritic) -> RolloutBatch:
 
 def response(policy: Policy, prompt: list[int], tokens: list[int]) -> tuple[Tensor, Tensor]:
     """Log-probability of a response and the sum of the entropies it was drawn from."""
-    with policy.backbone.using(policy.adapter):
-        logits = policy.backbone.lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    policy.backbone.activate(policy.adapter)
+    logits = policy.backbone.lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     log_probs = (logits / 0.7).log_softmax(-1)
     return log_probs[range(len(tokens)), tokens].sum(), -(log_probs.exp() * log_probs).sum()
 
@@ -82,8 +84,8 @@ def value(critic: LanguageModelCritic, trajectory: Trajectory, turn: int) -> Ten
     """V(h_turn), from the history up to there alone."""
     (row,) = critic.encode([replace(trajectory, turns=trajectory.turns[: turn + 1])])
     network = critic.network
-    with network.backbone.using(network.adapter):
-        return network.head(network.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1])[0]
+    network.backbone.activate(network.adapter)
+    return network.head(network.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1])[0]
 
 
 def expected_gradients(module: ActorCritic, batch: RolloutBatch) -> dict[str, list[Tensor]]:
@@ -101,8 +103,8 @@ def expected_gradients(module: ActorCritic, batch: RolloutBatch) -> dict[str, li
             for b, t in values
         }
         loss = VALUE_WEIGHT * sum((values[key] - targets[key]).square() for key in values) / len(values)
-        with critic.network.backbone.using(critic.network.adapter):
-            expected[name] = torch.autograd.grad(loss, critic.trainable_parameters())
+        critic.network.backbone.activate(critic.network.adapter)
+        expected[name] = torch.autograd.grad(loss, critic.trainable_parameters())
         for agent_id in critic.agent_ids:
             errors[agent_id] = {key: (targets[key] - values[key]).detach() for key in values}
     for agent_id, policy in module.policies.items():
@@ -113,8 +115,8 @@ def expected_gradients(module: ActorCritic, batch: RolloutBatch) -> dict[str, li
             ratio = (log_prob - torch.tensor(action.log_probs).sum()).exp()
             loss = loss - ratio * error / len(batch.trajectories)
             entropy, num_tokens = entropy + entropies, num_tokens + len(action.token_ids)
-        with policy.backbone.using(policy.adapter):
-            expected[agent_id] = torch.autograd.grad(loss - ENTROPY_WEIGHT * entropy / num_tokens, policy.parameters())
+        policy.backbone.activate(policy.adapter)
+        expected[agent_id] = torch.autograd.grad(loss - ENTROPY_WEIGHT * entropy / num_tokens, policy.parameters())
     return expected
 
 

@@ -10,8 +10,9 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from actors import actors_of
 from collm.algorithms.base import MultiAgentModule
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate
 from toy import Toy
@@ -33,7 +34,7 @@ def test_the_reference_is_the_initial_policy(tiny_folder: str, start: dict, mode
         assert not any(weight.requires_grad for weight in module.references[agent_id].backbone.parameters())
     initial = {name: weight.clone() for name, weight in frozen.items()}
     for _ in range(2):
-        batch = collate(Parallel().rollout(env, env.tasks("train"), module.policies, 0, "cpu"))
+        batch = collate(Parallel().rollout(env, env.tasks("train"), actors_of(module.policies), 0, "cpu"))
         module.update_policies(batch, dict.fromkeys(env.agent_ids, torch.tensor([[1.0], [-1.0], [2.0], [0.0]])))
     kl = [value for name, value in module.logged if name == "policy/kl/a1"]
     assert kl[0] == pytest.approx(0.0, abs=1e-6)

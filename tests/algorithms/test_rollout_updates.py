@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.magrpo import MAGRPO
 from collm.critics.language_model import LanguageModelCritic
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.packing import action_sequences, pad_sequences
 from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from actors import actors_of
 from collm.algorithms.base import MultiAgentModule
 from collm.algorithms.collm_dc_shared import CoLLMDCShared
 from collm.algorithms.magrpo import MAGRPO
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import TrainingError
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.packing import pool_shared_actions, signed_shares
@@ -105,7 +106,9 @@ def crossed(module: MultiAgentModule) -> list[Trajectory]:
     """Paths of a tree whose joint actions share responses, with rewards that tell them apart."""
     game = Toy(num_tasks=1)
     with module.acting():
-        paths = Tree("cross").rollout(game, game.tasks("train"), module.policies, 1, "cpu", 2)
+        paths = Tree("cross").rollout(
+            game, game.tasks("train"), actors_of(module.policies, module.num_rollouts), 1, "cpu", 2
+        )
     turns = {turn.branch.node: turn for path in paths for turn in path.turns}
     for node, turn in turns.items():
         turn.reward = float(node * 7 % 5)
@@ -212,7 +215,9 @@ def test_an_update_with_actions_of_another_policy_is_refused(tiny_folder: str) -
 
     def play() -> list[Trajectory]:
         with module.acting():
-            return Parallel().rollout(game, game.tasks("train"), module.policies, 1, "cpu")
+            return Parallel().rollout(
+                game, game.tasks("train"), actors_of(module.policies, module.num_rollouts), 1, "cpu"
+            )
 
     module.num_rollouts = 3
     old = play()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors import actors_of
 from collm.algorithms.magrpo import MAGRPO
 from collm.algorithms.mareinforce import MAREINFORCE
 from collm.algorithms.marloo import MARLOO
@@ -50,7 +51,7 @@ def test_trees_have_the_direction_of_the_gradient(make, cls: type[MonteCarlo], j
     world, algorithm = Enumerated(STOPS), make(cls, 2)
     drawn: dict[str, list[Tensor]] = {name: [] for name in AGENTS}
     for seed in range(150):
-        batch = collate(Tree(joint).rollout(STOPS, STOPS.tasks("train")[:1], world.policies, seed, "cpu", 2))
+        batch = collate(Tree(joint).rollout(STOPS, STOPS.tasks("train")[:1], actors_of(world.policies), seed, "cpu", 2))
         for agent_id in AGENTS:
             drawn[agent_id].append(tree_gradient(algorithm, batch, agent_id, world.policies[agent_id].logits))
     for agent_id, each in drawn.items():
@@ -68,7 +69,7 @@ def root_and_leaf_gradients(make, game: TwoTurns, branches: int, num_trees: int)
     algorithm.update_policies = lambda batch, advantages: captured.update(advantages)
     roots, leaves = [], []
     for seed in range(num_trees):
-        batch = collate(Tree().rollout(game, game.tasks("train")[:1], uniform, seed, "cpu", branches))
+        batch = collate(Tree().rollout(game, game.tasks("train")[:1], actors_of(uniform), seed, "cpu", branches))
         algorithm.training_step(batch, 0)
         advantages = captured["first"]
         taken = [[float(turn.actions["first"].text) for turn in path.turns] for path in batch.trajectories]

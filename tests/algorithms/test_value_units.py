@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.critics.language_model import LanguageModelCritic
 from collm.critics.replay_buffer import Record
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 from untrained import without_trainer

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from actors import actors_of
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.benchmark.floor import Floor, actions_by_turn, histories_by_turn, policy_loss, value_loss
 from collm.critics.language_model import LanguageModelCritic
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
@@ -45,7 +46,7 @@ def play(module: CoLLMCC) -> RolloutBatch:
     for policy in module.policies.values():
         policy.eos_ids |= set(range(40, 400, 8))
     env = Toy(2, horizon=2, num_tasks=3)
-    batch = collate(Parallel().rollout(env, env.tasks("train"), module.policies, 0, "cpu"))
+    batch = collate(Parallel().rollout(env, env.tasks("train"), actors_of(module.policies), 0, "cpu"))
     lengths = {len(turn.actions["a1"].token_ids) for trajectory in batch.trajectories for turn in trajectory.turns}
     assert len(lengths) > 1
     return batch
@@ -121,7 +122,7 @@ def test_it_generates_as_many_tokens_as_the_longest_response_has(make, monkeypat
 def test_actions_that_trajectories_share_are_written_once(make) -> None:
     module = make()
     env = Toy(2, horizon=2, num_tasks=1)
-    batch = collate(Tree().rollout(env, env.tasks("train"), module.policies, 0, "cpu", num_generations=3))
+    batch = collate(Tree().rollout(env, env.tasks("train"), actors_of(module.policies), 0, "cpu", num_generations=3))
     assert len(batch.trajectories) == 9
     assert [len(actions) for actions in actions_by_turn(batch.trajectories, "a1")] == [3, 9]
     assert batch.joint_samples == 12

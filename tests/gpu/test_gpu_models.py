@@ -13,12 +13,15 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from actors import sampled
+from collm.inference.actors import Actors
 from collm.kernels import shared_prefix as prefixes
 from collm.kernels.layers import needed_at
-from collm.models import policy as policies
+from collm.models import scores
 from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.optimizers import fused
 from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
@@ -72,11 +75,11 @@ def make(folder: str, dtype: str, device: torch.device, lora: bool, **given: obj
 def dialogues(policy: Policy, greedy: bool = False) -> list[TokenSequence]:
     """Two turns of every prompt with the states of the first one kept, as rows that score what was written."""
     chance = torch.Generator(DEVICE if policy.device.type == "cuda" else "cpu").manual_seed(3)
-    policy.keep_cache(True)
-    first = policy.sample(PROMPTS, chance, greedy)
-    longer = [[*action.prompt_ids, *action.token_ids, 40, 41, 42] for action in first]
-    second = policy.sample(longer, chance, greedy)
-    policy.keep_cache(False)
+    actors = Actors({policy.agent_id: policy})
+    with actors.serving(0, keep_cache=True):
+        (first,) = actors.sample({policy.agent_id: PROMPTS}, chance, greedy).values()
+        longer = [[*action.prompt_ids, *action.token_ids, 40, 41, 42] for action in first]
+        (second,) = actors.sample({policy.agent_id: longer}, chance, greedy).values()
     rows = []
     for row, (one, two) in enumerate(zip(first, second, strict=True)):
         turns = [-1] * len(one.prompt_ids) + [0] * len(one.token_ids) + [-1] * 3 + [1] * len(two.token_ids)
@@ -136,7 +139,7 @@ def test_a_group_that_shares_its_prompt_writes_with_the_probabilities_of_the_upd
     for name in folders:
         policy = make(folders[name], "float32", DEVICE, False)
         long = list(range(20, 180))
-        actions = policy.sample([long] * 12 + [[5, 6]] * 2, torch.Generator(DEVICE).manual_seed(0), False)
+        actions = sampled(policy, [long] * 12 + [[5, 6]] * 2, torch.Generator(DEVICE).manual_seed(0), False)
         rows = [
             TokenSequence(
                 row,
@@ -189,7 +192,7 @@ def test_update_kernels_have_the_gradients_of_plain_modules(family: str, lora: b
 def test_shared_beginnings_have_the_gradients_of_every_row_alone(
     folders: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefixes, "_WORTH_A_LEVEL", 6)
+    monkeypatch.setattr(prefixes, "_MIN_SHARED_TOKENS", 6)
     policy = make(folders[name], "float32", DEVICE, True)
     rows = [row for row in PROMPTS for _ in range(2)]
     sequences = [
@@ -198,10 +201,10 @@ def test_shared_beginnings_have_the_gradients_of_every_row_alone(
     batch = pad_sequences(sequences, 0, DEVICE)
     found = []
     for shared in (True, False):
-        policy.backbone.saves_work = shared
+        policy.backbone.fast_updates = shared
         log_probs, _ = policy.log_probs(batch)
-        with policy.backbone.using(policy.adapter):
-            log_probs.sum().backward()
+        policy.backbone.activate(policy.adapter)
+        log_probs.sum().backward()
         found.append((log_probs.detach(), [weight.grad.clone() for weight in policy.parameters()]))
         policy.backbone.zero_grad()
     assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
@@ -213,7 +216,7 @@ def test_chunks_of_logits_are_recomputed_on_the_device(
     policy = make(folders["grouped"], "bfloat16", DEVICE, False)
     batch = pad_sequences(dialogues(policy), 0, DEVICE)
     whole, _ = policy.log_probs(batch)
-    monkeypatch.setattr(policies, "LOGITS_PER_CHUNK", 4096)
+    monkeypatch.setattr(scores, "LOGITS_PER_CHUNK", 4096)
     pieces, entropies = policy.log_probs(batch)
     assert_close(pieces, whole, rtol=0.02, atol=0.02)
     (pieces.sum() + entropies.sum()).backward()

@@ -6,13 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from actors import sampled
 from collm.errors import ConfigurationError
-from collm.inference import generation
-from collm.inference import transformers_engine as stock
-from collm.inference.forward import Reader, reader_for
-from collm.inference.generation import Sampling
+from collm.inference import transformers_engine
+from collm.inference.embedded import generation
+from collm.inference.embedded.forward import CachedModel, cached_model
+from collm.inference.sampling import Sampling
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
 
@@ -23,8 +25,8 @@ def lm(tiny_folder: str):
 
 
 @pytest.fixture(scope="module")
-def reader(tiny_folder: str) -> Reader:
-    return reader_for([(Backbone(tiny_folder, "float32").eval(), None)])
+def model(tiny_folder: str) -> CachedModel:
+    return cached_model([(Backbone(tiny_folder, "float32").eval(), None)])
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -32,19 +34,19 @@ def chance(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 5}, {"temperature": 0.6}, {"allowed_ids": range(9, 200)}])
-def test_greedy_responses_are_the_same(lm, reader: Reader, options: dict) -> None:
-    free = generation.generate(reader, PROMPTS, Sampling(12, greedy=True), [], chance())
+def test_greedy_responses_are_the_same(lm, model: CachedModel, options: dict) -> None:
+    free = generation.generate(model, PROMPTS, Sampling(12, greedy=True), [], chance())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]
     sampling = Sampling(12, greedy=True, **options)
-    ours = generation.generate(reader, PROMPTS, sampling, ends, chance())
-    theirs = stock.generate(lm, PROMPTS, sampling, ends, chance())
+    ours = generation.generate(model, PROMPTS, sampling, ends, chance())
+    theirs = transformers_engine.generate(lm, PROMPTS, sampling, ends, chance())
     assert len({len(tokens) for tokens, _ in ours}) > 1
     for (tokens, log_probs), (other, other_log_probs) in zip(ours, theirs, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=1e-4)
 
 
-def test_sampled_responses_are_alike(lm, reader: Reader) -> None:
+def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:
     """Each engine's first two tokens against the exact distribution of the pairs that are likely enough to count."""
     sampling, num_draws, ends = Sampling(2, temperature=0.8, top_k=3), 4000, [5]
     first = lm(torch.tensor([[7, 8, 9]])).logits[0, -1] / 0.8
@@ -56,7 +58,7 @@ def test_sampled_responses_are_alike(lm, reader: Reader) -> None:
             pairs[token, other] = probability * conditional
     assert len(pairs) == 9
     assert not {5} & {token for pair in pairs for token in pair}
-    for engine, with_what in ((generation, reader), (stock, lm)):
+    for engine, with_what in ((generation, model), (transformers_engine, lm)):
         drawn = engine.generate(with_what, [[7, 8, 9]] * num_draws, sampling, ends, chance(1))
         counts = dict.fromkeys(pairs, 0)
         for tokens, _ in drawn:
@@ -70,7 +72,7 @@ def test_sampled_responses_are_alike(lm, reader: Reader) -> None:
 def test_log_probs_of_both_are_those_of_the_whole_sequence(lm) -> None:
     sampling = Sampling(9, temperature=0.6, top_p=0.9)
     for prompt, (tokens, log_probs) in zip(
-        PROMPTS, stock.generate(lm, PROMPTS, sampling, list(range(0, 400, 9)), chance()), strict=True
+        PROMPTS, transformers_engine.generate(lm, PROMPTS, sampling, list(range(0, 400, 9)), chance()), strict=True
     ):
         logits = lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = (logits / 0.6).log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1)
@@ -81,7 +83,9 @@ def test_the_generator_alone_decides(lm) -> None:
     torch.manual_seed(5)
     expected = torch.rand(())
     torch.manual_seed(5)
-    first, again, other = (stock.generate(lm, PROMPTS, Sampling(6), [], chance(seed)) for seed in (3, 3, 4))
+    first, again, other = (
+        transformers_engine.generate(lm, PROMPTS, Sampling(6), [], chance(seed)) for seed in (3, 3, 4)
+    )
     assert torch.rand(()) == expected  # and torch's own chance is left as it was
     assert first == again
     assert first != other
@@ -89,10 +93,16 @@ def test_the_generator_alone_decides(lm) -> None:
 
 def test_one_switch_chooses(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(stock, "generate", lambda *args: asked.append(len(args[1])) or [([1], [0.0])] * len(args[1]))
+
+    def generate(lm: object, prompts: list, *args: object) -> list:
+        asked.append(len(prompts))
+        return [([1], [0.0])] * len(prompts)
+
+    monkeypatch.setattr(transformers_engine, "generate", generate)
     for engine in ("collm", "transformers"):
         spec = PolicySpec(tiny_folder, engine=engine, max_new_tokens=3)
-        Policy("a1", spec, Backbone(tiny_folder, "float32"), None).sample([[7], [8]], chance(), greedy=True)
+        policy = Policy("a1", spec, Backbone(tiny_folder, "float32"), None)
+        sampled(policy, [[7], [8]], chance(), greedy=True)
     assert asked == [2]
     with pytest.raises(ConfigurationError, match="choose collm, transformers or vllm"):
         PolicySpec(tiny_folder, engine="sglang").check("policy")

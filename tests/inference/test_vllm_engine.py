@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from collm.errors import ConfigurationError
-from collm.inference import transformers_engine as stock
-from collm.inference import vllm_engine
-from collm.inference.generation import Sampling
+from collm.inference import transformers_engine, vllm_engine
+from collm.inference.actors import Actors, check_engines
+from collm.inference.sampling import Sampling
+from collm.inference.vllm_engine import VLLMEngine
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36]]
 
@@ -77,7 +79,9 @@ class LLM:
             )
             chance = torch.Generator().manual_seed(params.seed)
             ids = [prompt["prompt_token_ids"]]
-            [(tokens, log_probs)] = stock.generate(self.model, ids, sampling, params.stop_token_ids, chance)
+            [(tokens, log_probs)] = transformers_engine.generate(
+                self.model, ids, sampling, params.stop_token_ids, chance
+            )
             at = [{token: SimpleNamespace(logprob=value)} for token, value in zip(tokens, log_probs, strict=True)]
             answers.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=at)]))
         return answers
@@ -100,9 +104,20 @@ def policies(folder: str, adapters: list[str | None], engine: str, backbone: Bac
     return [Policy(f"a{index}", spec, backbone, adapter) for index, adapter in enumerate(adapters)]
 
 
-def answers(team: list[Policy], greedy: bool, seed: int = 0) -> list[list[tuple[list[int], list[float]]]]:
-    drawn = team[0].sample_together(team, [PROMPTS] * len(team), chance(seed), greedy)
-    return [[(action.token_ids, action.log_probs) for action in own] for own in drawn]
+def actors(team: list[Policy]) -> Actors:
+    return Actors({policy.agent_id: policy for policy in team})
+
+
+def answers(team: Actors, greedy: bool, seed: int = 0) -> list[list[tuple[list[int], list[float]]]]:
+    drawn = team.sample(dict.fromkeys(team.policies, PROMPTS), chance(seed), greedy)
+    return [[(action.token_ids, action.log_probs) for action in own] for own in drawn.values()]
+
+
+def server(team: Actors, backbone: Backbone) -> vllm_engine.Server:
+    """The only one, which is that of the backbone."""
+    (engine,) = set(team.engines.values())
+    assert list(engine.servers) == [backbone]
+    return engine.servers[backbone]
 
 
 def change(weights: list[torch.nn.Parameter]) -> None:
@@ -113,18 +128,19 @@ def change(weights: list[torch.nn.Parameter]) -> None:
 
 def test_its_weights_follow_those_that_train(vllm: None, tiny_folder: str) -> None:
     backbone = Backbone(tiny_folder, "float32")
-    [theirs], [ours] = (policies(tiny_folder, [None], engine, backbone) for engine in ("vllm", "collm"))
-
-    def responses(policy: Policy) -> list[list[int]]:
-        return [action.token_ids for action in policy.sample(PROMPTS, chance(), greedy=True)]
-
-    before = responses(ours)
-    assert responses(theirs) == responses(theirs) == before
-    assert backbone.engine.llm.loads == 1
-    change(list(backbone.lm.parameters()))
-    theirs.keep_cache(True)  # as a rollout begins
-    assert responses(theirs) == responses(ours) != before
-    assert backbone.engine.llm.loads == 2
+    theirs, ours = (actors(policies(tiny_folder, [None], engine, backbone)) for engine in ("vllm", "collm"))
+    before = []
+    for version in range(2):
+        with theirs.serving(version), ours.serving(version):
+            assert answers(theirs, greedy=True)[0] == answers(theirs, greedy=True)[0]
+            tokens = [[ids for ids, _ in answers(one, greedy=True)[0]] for one in (theirs, ours)]
+            actions = theirs.sample({"a0": PROMPTS}, chance(), greedy=True)["a0"]
+        assert tokens[0] == tokens[1]
+        assert {action.policy_version for action in actions} == {version}
+        before.append(tokens[0])
+        assert server(theirs, backbone).llm.loads == 1 + version
+        change(list(backbone.lm.parameters()))
+    assert before[0] != before[1]
 
 
 def test_every_agent_has_its_own_adapter(vllm: None, tiny_folder: str) -> None:
@@ -133,29 +149,31 @@ def test_every_agent_has_its_own_adapter(vllm: None, tiny_folder: str) -> None:
     for name in ("first", "second"):
         backbone.add_adapter(name, 4, 8.0, 0.0)
         change(backbone.adapter_parameters(name))
-    theirs, ours = (policies(tiny_folder, ["first", "second"], engine, backbone) for engine in ("vllm", "collm"))
-    for _ in range(2):
-        found, expected = answers(theirs, greedy=True), answers(ours, greedy=True)
+    theirs, ours = (
+        actors(policies(tiny_folder, ["first", "second"], engine, backbone)) for engine in ("vllm", "collm")
+    )
+    for version in range(2):
+        with theirs.serving(version), ours.serving(version):
+            found, expected = answers(theirs, greedy=True), answers(ours, greedy=True)
         assert [[ids for ids, _ in own] for own in found] == [[ids for ids, _ in own] for own in expected]
         assert found[0] != found[1]
         change(backbone.adapter_parameters("second"))
-        for policy in theirs:
-            policy.keep_cache(False)
-    assert backbone.engine.loaded == 4
-    assert len(backbone.engine.llm.adapters) == 2
-    assert backbone.engine.llm.options["max_lora_rank"] == 8
+    assert server(theirs, backbone).loaded == 4
+    assert len(server(theirs, backbone).llm.adapters) == 2
+    assert server(theirs, backbone).llm.options["max_lora_rank"] == 8
 
 
 def test_draws_are_those_of_the_policy_and_of_the_seed(vllm: None, tiny_folder: str) -> None:
     backbone = Backbone(tiny_folder, "float32")
-    team = policies(tiny_folder, [None], "vllm", backbone)
-    first, again, other = (answers(team, greedy=False, seed=seed) for seed in (3, 3, 4))
+    team = actors(policies(tiny_folder, [None], "vllm", backbone))
+    with team.serving(0):
+        first, again, other = (answers(team, greedy=False, seed=seed) for seed in (3, 3, 4))
     assert first == again != other
-    params = backbone.engine.llm.params
+    params = server(team, backbone).llm.params
     assert len({one.seed for one in params}) == len(PROMPTS)
     assert {(one.temperature, one.max_tokens, one.logprobs, one.detokenize) for one in params} == {(0.7, 6, 0, False)}
-    assert set(params[0].stop_token_ids) == team[0].eos_ids
-    assert backbone.engine.llm.options["logprobs_mode"] == "processed_logprobs"
+    assert set(params[0].stop_token_ids) == team.policies["a0"].eos_ids
+    assert server(team, backbone).llm.options["logprobs_mode"] == "processed_logprobs"
     for prompt, (ids, log_probs) in zip(PROMPTS, first[0], strict=True):
         logits = backbone.lm(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         expected = (logits / 0.7).log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).squeeze(-1)
@@ -166,15 +184,15 @@ def test_what_it_cannot_do_is_said_before_weights_load(tiny_folder: str, monkeyp
     spec = PolicySpec(tiny_folder, engine="vllm")
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'collm\[vllm\]'"):
-        spec.check("policy")
+        VLLMEngine.check("policy", spec)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="needs a GPU"):
-        spec.check("policy")
+        VLLMEngine.check("policy", spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for cut in ({"top_p": 0.9}, {"top_k": 5}, {"min_new_tokens": 2}):
         with pytest.raises(ConfigurationError, match="cut the distribution"):
-            PolicySpec(tiny_folder, engine="vllm", **cut).check("policy")
+            VLLMEngine.check("policy", PolicySpec(tiny_folder, engine="vllm", **cut))
     with pytest.raises(ConfigurationError, match="at most 512"):
-        PolicySpec(tiny_folder, engine="vllm", lora_rank=1024).check("policy")
-    spec.check("policy")
+        check_engines({"a": PolicySpec(tiny_folder, engine="vllm", lora_rank=1024)})
+    VLLMEngine.check("policy", spec)

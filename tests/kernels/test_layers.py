@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -51,8 +53,14 @@ def test_states_and_gradients_are_those_of_the_whole_layer(
         ids, mask, needed = ids[[1, 3]], mask[[1, 3]], needed[[1, 3]]
     expected = states_and_gradients(lm, ids, mask, needed)
     seen: list[tuple[int, ...]] = []
-    compute = layers.mapped
-    monkeypatch.setattr(layers, "mapped", lambda *args: (out := compute(*args)) and seen.append(out[0].shape) or out)
+    compute = layers.recomputed_linear
+
+    def spy(*args: Any) -> tuple[torch.Tensor, ...]:
+        outputs = compute(*args)
+        seen.append(outputs[0].shape)
+        return outputs
+
+    monkeypatch.setattr(layers, "recomputed_linear", spy)
     with needed_at(lm, needed):
         found = states_and_gradients(lm, ids, mask, needed)
     assert seen[-1] == (len(ids), 10, 32)
@@ -62,7 +70,7 @@ def test_states_and_gradients_are_those_of_the_whole_layer(
     assert len(seen) == number  # it is itself again
 
 
-def test_where_most_places_are_needed_or_there_is_noise_it_is_left_to_the_model() -> None:
+def test_where_most_positions_are_needed_or_there_is_dropout_the_model_computes_itself() -> None:
     lm = FAMILIES["gpt2"]()
     ids, mask, needed = rows()
     with needed_at(lm, mask):

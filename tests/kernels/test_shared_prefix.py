@@ -8,14 +8,15 @@ import torch
 from collm.kernels import shared_prefix as prefixes
 from collm.kernels.shared_prefix import Segment, split
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.packing import TokenSequence, pad_sequences
 
 SHARED = [[7, 8, 9, *range(14, 34)], [7, 8, 9, *range(14, 32), 3], [7, 8, 9, *range(20, 30)], [5, 6]]
 
 
 def test_rows_are_split_where_they_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefixes, "_WORTH_A_LEVEL", 6)
+    monkeypatch.setattr(prefixes, "_MIN_SHARED_TOKENS", 6)
     first, second, end = Segment([0, 1, 2], 0, 3), Segment([0, 1], 3, 21), 23
     assert split(SHARED) == [
         [first, Segment([3], 0, 2)],
@@ -25,7 +26,7 @@ def test_rows_are_split_where_they_part(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_not_worth_a_pass_is_not_split_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefixes, "_WORTH_A_LEVEL", 7)  # three rows share three tokens, which saves six
+    monkeypatch.setattr(prefixes, "_MIN_SHARED_TOKENS", 7)  # three rows share three tokens, which saves six
     assert split(SHARED) == [
         [Segment([0, 1], 0, 21), Segment([2], 0, 13), Segment([3], 0, 2)],
         [Segment([0], 21, 23, parent=0), Segment([1], 21, 22, parent=0)],
@@ -41,7 +42,7 @@ def test_equal_rows_and_rows_that_begin_others() -> None:
 def test_log_probabilities_and_gradients_are_those_of_every_row_alone(
     monkeypatch: pytest.MonkeyPatch, adapter: str | None
 ) -> None:
-    monkeypatch.setattr(prefixes, "_WORTH_A_LEVEL", 6)
+    monkeypatch.setattr(prefixes, "_MIN_SHARED_TOKENS", 6)
     backbone = Backbone("relay", "float32")
     torch.nn.init.normal_(backbone.lm.lm_head.weight)  # it begins at 0
     if adapter:
@@ -63,7 +64,7 @@ def test_log_probabilities_and_gradients_are_those_of_every_row_alone(
     )
     found = {}
     for shares in (True, False):
-        backbone.saves_work = shares
+        backbone.fast_updates = shares
         log_probs, entropies = policy.log_probs(batch)
         ((log_probs * torch.arange(1.0, 1 + log_probs.numel()).view_as(log_probs)).sum() + entropies.sum()).backward()
         gradients = [weight.grad.clone() for weight in policy.parameters()]
@@ -84,4 +85,4 @@ def test_rows_that_share_nothing_take_one_pass(tiny_folder: str, rows: list[list
 
 
 def test_a_model_that_drops_its_states_reads_every_row(tiny_folder: str) -> None:
-    assert not Backbone(tiny_folder, "float32", gradient_checkpointing=True).saves_work
+    assert not Backbone(tiny_folder, "float32", gradient_checkpointing=True).fast_updates

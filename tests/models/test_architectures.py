@@ -18,11 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from actors import sampled
 from collm.callbacks import resources
 from collm.errors import ConfigurationError
+from collm.inference.actors import Actors
+from collm.inference.transformers_engine import TransformersEngine
 from collm.kernels import shared_prefix as prefixes
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.packing import TokenSequence, pad_sequences
 
 SHAPE = {
@@ -257,8 +261,8 @@ def tiny_model(kind: str) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def _every_shared_token_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefixes, "_WORTH_A_LEVEL", 1)
-    monkeypatch.setattr(prefixes, "_WORTH_IT", 2.0)
+    monkeypatch.setattr(prefixes, "_MIN_SHARED_TOKENS", 1)
+    monkeypatch.setattr(prefixes, "_MAX_SHARE_COMPUTED", 2.0)
 
 
 def make_policy(lm: PreTrainedModel, folder: str, monkeypatch: pytest.MonkeyPatch, **options: object) -> Policy:
@@ -279,14 +283,15 @@ def plain_log_probs(lm: PreTrainedModel, prompt: Sequence[int], tokens: Sequence
 def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model(kind)
     policy = make_policy(lm, tiny_folder, monkeypatch)
-    backbone = policy.backbone
-    assert bool(policy.slower) == (kind not in EMBEDDED)
-    assert policy.engine == ("transformers" if kind in BY_GENERATE else "collm")
+    backbone, actors = policy.backbone, Actors({"a1": policy})
+    assert bool(actors.slower()) == (kind not in EMBEDDED)
+    by_generate = isinstance(actors.engines["a1"], TransformersEngine)
+    assert by_generate == (kind in BY_GENERATE)
     assert backbone.support.plain_head == (kind not in SCALED_HEADS)
 
     # sampled tokens have the log-probabilities of the plain model, and those of an update in training mode
     backbone.eval()
-    actions = policy.sample(PROMPTS, torch.Generator().manual_seed(1), greedy=False)
+    actions = sampled(policy, PROMPTS, torch.Generator().manual_seed(1), greedy=False)
     backbone.train()
     sequences = [
         TokenSequence(
@@ -318,7 +323,7 @@ def test_what_is_sampled_is_what_is_trained(kind: str, tiny_folder: str, monkeyp
     # without chance, both engines write the same
     other = make_policy(lm, tiny_folder, monkeypatch, engine="transformers")
     backbone.eval()
-    ours, theirs = (one.sample(PROMPTS, torch.Generator(), greedy=True) for one in (policy, other))
+    ours, theirs = (sampled(one, PROMPTS, torch.Generator(), greedy=True) for one in (policy, other))
     assert [action.token_ids for action in ours] == [action.token_ids for action in theirs]
 
 
@@ -343,9 +348,8 @@ def test_where_positions_are_counted_along_keys_prefixes_are_not_shared(
     """Padding between a prefix and what goes on from it would change the numbers of these models, not of others."""
     found = {kind: make_policy(tiny_model(kind), tiny_folder, monkeypatch) for kind in ("mpt", "gpt_neo", "phi")}
     assert [policy.backbone.support.shared_prefixes for policy in found.values()] == [False, False, True]
-    assert found["mpt"].slower == (
-        "sampled by the forward pass of transformers, updates read what rows share once for each"
-    )
+    how = "sampled by the forward pass of transformers, updates compute common beginnings of sequences once for each"
+    assert Actors({"a1": found["mpt"]}).slower() == {"a1": how}
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
@@ -360,7 +364,7 @@ def test_generation_defaults_do_not_change_what_is_drawn(
             setattr(lm.generation_config, name, value)
         policy = make_policy(lm, tiny_folder, monkeypatch, engine="transformers", top_k=20)
         policy.backbone.eval()
-        actions = policy.sample(PROMPTS * 5, torch.Generator().manual_seed(1), greedy=False)
+        actions = sampled(policy, PROMPTS * 5, torch.Generator().manual_seed(1), greedy=False)
         drawn.append([(action.token_ids, action.log_probs) for action in actions])
         assert lm.generation_config.to_dict().get("num_beams") == defaults.get("num_beams")  # exported as it was
     assert drawn[0] == drawn[1]
@@ -381,7 +385,7 @@ def test_a_run_trains_and_says_how_it_samples(
     monkeypatch.setattr(resources, "rank_zero_info", said.append)
     assert fit(f"--model.policy.path={folder}", "--trainer.max_epochs=1") == 0
     how = {
-        "mamba": "sampled by `generate` of transformers, updates read what rows share once for each",
+        "mamba": "sampled by `generate` of transformers, updates compute common beginnings of sequences once for each",
         "granite": "sampled by the forward pass of transformers",
     }
     slower = "which is slower: its model is not one of the fastest kinds."

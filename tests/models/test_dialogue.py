@@ -10,7 +10,8 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.loading import encode, encode_data, load_tokenizer
-from collm.models.policy import Policy, PolicySpec, make_dialogue
+from collm.models.policy import Policy, make_dialogue
+from collm.models.policy_spec import PolicySpec
 from collm.models.tiny import build_tokenizer
 from collm.trajectory import Action
 

@@ -11,10 +11,12 @@ from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
+from actors import sampled
 from collm.errors import ConfigurationError
-from collm.models import policy as policies
+from collm.models import scores
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import model_context_length
 from collm.packing import TokenSequence, pad_sequences
 from families import SHAPE
@@ -45,8 +47,8 @@ def rows() -> list[TokenSequence]:
 
 def reference(policy: Policy, sequence: TokenSequence) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies at the scored positions of one row, from all logits."""
-    with policy.backbone.using(policy.adapter):
-        logits = policy.backbone.lm(torch.tensor([sequence.ids])).logits[0]
+    policy.backbone.activate(policy.adapter)
+    logits = policy.backbone.lm(torch.tensor([sequence.ids])).logits[0]
     log_probs = (logits / policy.spec.temperature).log_softmax(-1)
     scored = [index for index, turn in enumerate(sequence.turns) if turn >= 0]
     before = log_probs[[index - 1 for index in scored]]
@@ -105,9 +107,9 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(
 
     whole = values_and_gradients()
     calls = []
-    score = policies._score
-    monkeypatch.setattr(policies, "_score", lambda *args: calls.append(1) or score(*args))
-    monkeypatch.setattr(policies, "LOGITS_PER_CHUNK", 4 * policy.tokenizer.vocab_size)
+    score = scores._score
+    monkeypatch.setattr(scores, "_score", lambda *args: calls.append(1) or score(*args))
+    monkeypatch.setattr(scores, "LOGITS_PER_CHUNK", 4 * policy.tokenizer.vocab_size)
     chunked = values_and_gradients()
     assert len(calls) == 2 * 5  # 18 tokens in chunks of 4, each once more in the backward pass
     assert_close(chunked, whole, atol=1e-5, rtol=1e-4)
@@ -116,7 +118,7 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(
 def test_the_sampled_log_probs_are_the_scored_ones(tiny_folder: str) -> None:
     policy = make(tiny_folder, temperature=0.8, top_p=0.95)
     prompts = [policy.prompt([text], []) for text in ("task 1", "a much longer task 2", "")]
-    actions = policy.sample(prompts, torch.Generator().manual_seed(0), greedy=False)
+    actions = sampled(policy, prompts, torch.Generator().manual_seed(0), greedy=False)
     sequences = [
         TokenSequence(
             row,
@@ -133,11 +135,11 @@ def test_the_sampled_log_probs_are_the_scored_ones(tiny_folder: str) -> None:
 def test_sampled_actions_say_whether_they_were_cut(tiny_folder: str) -> None:
     policy = make(tiny_folder)
     prompt = policy.prompt(["task 1"], [])
-    (cut,) = policy.sample([prompt], torch.Generator(), greedy=True)
+    (cut,) = sampled(policy, [prompt], torch.Generator(), greedy=True)
     assert cut.truncated == (cut.token_ids[-1] != policy.tokenizer.eos_token_id)
     assert len(cut.token_ids) <= 6
     policy.eos_ids = {cut.token_ids[0]}  # the same answer, ended by its first token
-    (ended,) = policy.sample([prompt], torch.Generator(), greedy=True)
+    (ended,) = sampled(policy, [prompt], torch.Generator(), greedy=True)
     assert (ended.token_ids, ended.truncated) == (cut.token_ids[:1], False)
 
 
@@ -204,8 +206,8 @@ def test_an_adapter_is_exported_as_a_peft_folder(tiny_folder: str, tmp_path: Pat
     policy = Policy(agent_id, first.spec, first.backbone, agent_id)
     policy.save(tmp_path)
     ids = torch.tensor([rows()[0].ids])
-    with policy.backbone.using(agent_id):
-        expected = policy.backbone.lm(ids).logits
+    policy.backbone.activate(agent_id)
+    expected = policy.backbone.lm(ids).logits
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path)
     assert_close(loaded(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert not list(tmp_path.glob("model*.safetensors"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from collm.errors import ConfigurationError
 from collm.models.loading import load_model, load_tokenizer
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 
 SAFE, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"

@@ -15,8 +15,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collm.callbacks.resources import LogResources
-from collm.inference.forward import reader_for
-from collm.inference.generation import Sampling, generate
+from collm.inference.embedded.forward import cached_model
+from collm.inference.embedded.generation import generate
+from collm.inference.sampling import Sampling
 from collm.models.backbone import Backbone
 from collm.runtime.profiler import Meter, Reading, meter
 from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions
@@ -131,7 +132,7 @@ def test_padding_share() -> None:
 
 
 def test_decoding_counts_what_it_computes(tiny_folder: str) -> None:
-    reader = reader_for([(Backbone(tiny_folder, "float32"), None)])
+    reader = cached_model([(Backbone(tiny_folder, "float32"), None)])
     prompts = [[5, 6, 7], [8], [8]]  # the equal ones are read once: 6 places in the prefill, 4 of them prompt
     meter.take()
     generate(reader, prompts, Sampling(6, min_new_tokens=6), [], torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from actors import Scripted, actors_of
 from collm.data import RolloutDataModule
 from collm.environments.base import EpisodeFailure, Step
 from collm.errors import ConfigurationError
@@ -53,7 +55,7 @@ class Fragile(TwoTurns):
 def play(game: TwoTurns, sampler: Sampler | None = None, num: int = 2, retries: int = 1) -> list[Trajectory]:
     """Episodes of one task, by policies that draw the same numbers whenever they are asked as often."""
     return (sampler or Parallel()).rollout(
-        game, game.tasks("train")[:1], make_policies(), 3, "cpu", num, retries=retries
+        game, game.tasks("train")[:1], actors_of(make_policies()), 3, "cpu", num, retries=retries
     )
 
 
@@ -125,8 +127,10 @@ def test_branches_of_a_tree_are_tried_again_on_their_own() -> None:
 
 def module(game: TwoTurns, **kwargs) -> RolloutDataModule:
     data = RolloutDataModule(game, Parallel(), tasks_per_rollout=1, num_generations=3, **kwargs)
-    acting = SimpleNamespace(policies=make_policies(), device="cpu", acting=lambda: pytest.MonkeyPatch.context())
-    data.trainer = SimpleNamespace(lightning_module=acting)
+    policies = make_policies()
+    learner = SimpleNamespace(policies=policies, specs={}, device="cpu", num_rollouts=0, acting=contextlib.nullcontext)
+    data.trainer = SimpleNamespace(lightning_module=learner)
+    data._actors = Scripted(policies)
     return data
 
 
@@ -226,20 +230,14 @@ def test_trees_without_failures_keep_their_weights() -> None:
 class Signed:
     """Writes its own name."""
 
-    device, decoder = "cpu", None
-
     def __init__(self, name: str):
         self.name = name
-        self.decoder = name
 
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         return [1]
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         return [Action(f"{self.name} {index}", prompt, [1], [0.0]) for index, prompt in enumerate(prompts)]
-
-    def keep_cache(self, on: bool) -> None:
-        """There is none."""
 
 
 class Lottery(Toy):
@@ -253,7 +251,7 @@ class Lottery(Toy):
 def test_crossed_joint_actions_give_every_agent_its_own_responses() -> None:
     game = Toy(horizon=1, num_tasks=1)
     policies = {name: Signed(name) for name in game.agent_ids}
-    paths = Tree("cross").rollout(game, game.tasks("train"), policies, 0, "cpu", 2)
+    paths = Tree("cross").rollout(game, game.tasks("train"), actors_of(policies), 0, "cpu", 2)
     written = [{name: action.text for name, action in path.turns[0].actions.items()} for path in paths]
     assert written == [{"a1": f"a1 {one}", "a2": f"a2 {other}"} for one in (0, 1) for other in (0, 1)]
 
@@ -261,7 +259,7 @@ def test_crossed_joint_actions_give_every_agent_its_own_responses() -> None:
 def test_episodes_of_a_task_share_the_chance_of_the_environment_and_tasks_do_not() -> None:
     game = Lottery(horizon=1, num_tasks=2)
     policies = {name: Signed(name) for name in game.agent_ids}
-    found = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", 3)
+    found = Parallel().rollout(game, game.tasks("train"), actors_of(policies), 0, "cpu", 3)
     numbers = [path.turns[0].observations["a1"].split()[-1] for path in found]
     assert [numbers.count(number) for number in numbers] == [3] * 6
     assert numbers[0] != numbers[3]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors import actors_of
 from collm.callbacks.samples import as_markdown
 from collm.critics.histories import HistoryEncoder
 from collm.data import RolloutDataModule
@@ -30,7 +31,6 @@ class Speaker:
 
     def __init__(self, name: str, seconds: float = 0.0):
         self.name = name
-        self.device = "cpu"
         self.seconds = seconds
         self.asked: list[str] = []
 
@@ -38,13 +38,6 @@ class Speaker:
         assert len(observations) == len(actions) + 1
         before = [*actions[-1].prompt_ids, *actions[-1].token_ids] if actions else []
         return [*before, *map(ord, observations[-1] + "|")]
-
-    @property
-    def decoder(self) -> int:
-        return id(self)
-
-    def keep_cache(self, on: bool) -> None:
-        """There is none."""
 
     def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
         texts = [f"{self.name}{len(self.asked) + index}" for index in range(len(prompts))]
@@ -59,7 +52,7 @@ def play(sampler: Sampler, num_tasks: int = 1, horizon: int = 2, num_agents: int
     """Trajectories and the speakers that played them."""
     game = Toy(num_agents=num_agents, horizon=horizon)
     speakers = {name: Speaker(name, seconds.get(name, 0.0)) for name in game.agent_ids}
-    return sampler.rollout(game, game.tasks("train")[:num_tasks], speakers, 0, "cpu"), speakers
+    return sampler.rollout(game, game.tasks("train")[:num_tasks], actors_of(speakers), 0, "cpu"), speakers
 
 
 def test_parallel_agents_talk_to_nobody() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from actors import actors_of
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.objectives import policy_gradient_loss
@@ -30,7 +31,7 @@ def grow(sampler: Tree, branches: int, num_tasks: int = 1, seed: int = 0, game: 
     """Rollout and the policies that were asked for it."""
     policies = make_policies(**kwargs)
     game = game or TwoTurns(FIRST, SECOND)
-    paths = sampler.rollout(game, game.tasks("train")[:num_tasks], policies, seed, "cpu", branches)
+    paths = sampler.rollout(game, game.tasks("train")[:num_tasks], actors_of(policies), seed, "cpu", branches)
     return collate(paths), policies
 
 
@@ -54,7 +55,7 @@ def test_number_of_model_calls(branches: int, horizon: int, num_tasks: int) -> N
     """N_call = n K (K^H - 1) / (K - 1) responses per task (proposition 4.3), in one batch per agent and turn."""
     game = Longer(horizon)
     policies = {name: Memoryless(torch.zeros(len(HISTORIES), 2)) for name in AGENTS}
-    paths = Tree().rollout(game, game.tasks("train")[:num_tasks], policies, 0, "cpu", branches)
+    paths = Tree().rollout(game, game.tasks("train")[:num_tasks], actors_of(policies), 0, "cpu", branches)
     nodes = horizon if branches == 1 else branches * (branches**horizon - 1) // (branches - 1)
     assert sum(policy.num_rows for policy in policies.values()) == num_tasks * len(AGENTS) * nodes
     assert [policy.num_batches for policy in policies.values()] == [horizon, horizon]
@@ -91,8 +92,8 @@ def test_crossed_joint_actions_are_all_combinations() -> None:
 
 def test_one_turn_is_what_independent_episodes_are() -> None:
     game, tasks = Longer(1), Longer(1).tasks("train")
-    tree = Tree().rollout(game, tasks, make_policies(), 5, "cpu", 4)
-    episodes = Parallel().rollout(game, tasks, make_policies(), 5, "cpu", 4)
+    tree = Tree().rollout(game, tasks, actors_of(make_policies()), 5, "cpu", 4)
+    episodes = Parallel().rollout(game, tasks, actors_of(make_policies()), 5, "cpu", 4)
     assert [path.record() for path in tree] == [episode.record() for episode in episodes]
 
 
@@ -166,7 +167,7 @@ def test_scoring_once_is_scoring_every_path_with_its_weight(joint: str) -> None:
 
 def test_independent_episodes_pool_nothing() -> None:
     game = TwoTurns(FIRST, SECOND)
-    batch = collate(Parallel().rollout(game, game.tasks("train"), make_policies(), 0, "cpu", 3))
+    batch = collate(Parallel().rollout(game, game.tasks("train"), actors_of(make_policies()), 0, "cpu", 3))
     advantages = torch.randn(batch.rewards.shape)
     assert batch.tree is None
     assert batch.joint_samples == 24

@@ -14,7 +14,8 @@ from collm.algorithms.checkpoints import Checkpointed
 from collm.algorithms.settings import check_parameters, specs_of
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.policy import Policy, PolicySpec, make_dialogue
+from collm.models.policy import Policy, make_dialogue
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.optimizers import check_optimizer, float32_copies, fused, stepping_for
 from collm.runtime.checks import NOT_NEGATIVE, check_numbers
@@ -123,8 +124,11 @@ class Agents(Checkpointed):
         if name not in self.backbones:
             given = (spec.path, spec.dtype, spec.random_weights)
             # shared ones have no place of their own
-            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.network_devices.get(name))
+            self.backbones[name] = Backbone(
+                *given, dropout=spec.dropout, home=self.network_devices.get(name), fast_updates=spec.fast_updates
+            )
         backbone = self.backbones[name]
+        backbone.fast_updates = backbone.fast_updates and spec.fast_updates
         if spec.gradient_checkpointing:
             backbone.recompute_activations()
         if adapter is not None and adapter not in backbone.adapters:
@@ -146,12 +150,10 @@ class Agents(Checkpointed):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """While it lasts, the policies are as they act: without dropout, and gathered where they are sharded."""
+        """Put all networks into evaluation mode, with the policies' weights gathered where they are sharded."""
         training = self.training
-        self.eval()
-        for policy in self.policies.values():
-            policy.version = self.num_rollouts
         try:
+            self.eval()
             with self.gathering() if self.gathering else nullcontext():
                 yield
         finally:

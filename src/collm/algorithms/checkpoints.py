@@ -112,7 +112,9 @@ class Checkpointed(L.LightningModule):
     def stored_names(self) -> set[str]:
         """Names of the weights in checkpoints: all that train, and frozen ones that were drawn at random."""
         needed = [weight for weights in self.learners.values() for weight in weights]
-        needed += [w for one in self.modules() if isinstance(one, Backbone) and one.drawn for w in one.parameters()]
+        needed += [
+            w for one in self.modules() if isinstance(one, Backbone) and one.random_weights for w in one.parameters()
+        ]
         ids = set(map(id, needed))
         return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in ids}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from collm.errors import ConfigurationError
-from collm.models.policy import PolicySpec
+from collm.models.policy_spec import PolicySpec
 from collm.runtime.naming import check_agent_ids
 
 

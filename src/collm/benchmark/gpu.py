@@ -27,8 +27,10 @@ from collm.callbacks.resources import LogResources
 from collm.critics.language_model import LanguageModelCritic
 from collm.data import RolloutDataModule
 from collm.environments.workload import Workload
+from collm.inference.actors import Actors
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -170,18 +172,22 @@ class Bench:
         generator = torch.Generator(self.device).manual_seed(0)
         cpu_generator = torch.Generator().manual_seed(0)
 
-        def policy(new: int) -> Policy:
+        def actors(new: int) -> Actors:
             spec = PolicySpec(
                 self.folder, dtype=known.dtype, engine=engine, max_new_tokens=new, min_new_tokens=new, keep_cache=False
             )
-            return Policy("a", spec, backbone, None)
+            return Actors({"a": Policy("a", spec, backbone, None)})
+
+        def respond(asked: Actors, prompts: list[list[int]]) -> None:
+            with asked.serving(0):
+                asked.sample({"a": prompts}, generator, False)
 
         for rows in known.rows:
             prompts = torch.randint(2, config.vocab_size, (rows, known.prompt_tokens), generator=cpu_generator).tolist()
-            first, full = policy(1), policy(known.new_tokens)
-            policy(4).sample(prompts, generator, False)
-            prefill = self.seconds(lambda first=first, prompts=prompts: first.sample(prompts, generator, False))
-            total = self.seconds(lambda full=full, prompts=prompts: full.sample(prompts, generator, False))
+            first, full = actors(1), actors(known.new_tokens)
+            respond(actors(4), prompts)
+            prefill = self.seconds(lambda first=first, prompts=prompts: respond(first, prompts))
+            total = self.seconds(lambda full=full, prompts=prompts: respond(full, prompts))
             step = (total - prefill) / (known.new_tokens - 1)
             read = weights + rows * (known.prompt_tokens + known.new_tokens / 2) * per_token
             self.table.add(

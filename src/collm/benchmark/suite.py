@@ -40,7 +40,8 @@ from collm.data import RolloutDataModule
 from collm.environments.workload import LATER, Workload
 from collm.errors import ConfigurationError, TrainingError
 from collm.models.loading import resolve_path
-from collm.models.policy import PolicySpec, make_dialogue
+from collm.models.policy import make_dialogue
+from collm.models.policy_spec import PolicySpec
 from collm.runtime.files import write_text
 from collm.runtime.profiler import meter
 from collm.trajectory import Action

@@ -28,7 +28,7 @@ class ExportAgents(L.Callback):
         with replacing(folder) if trainer.is_global_zero else nullcontext() as unfinished:
             for agent_id, policy in pl_module.policies.items():
                 # adapters are replicated; weights may be sharded, so all ranks have to take part in gathering them
-                with_weights = policy.adapter is None or policy.backbone.drawn
+                with_weights = policy.adapter is None or policy.backbone.random_weights
                 weights = full_state(policy.backbone.own_state(), trainer.is_global_zero) if with_weights else None
                 if unfinished is not None:
                     policy.save(unfinished / folder_name(agent_id), weights)

@@ -38,9 +38,8 @@ class LogResources(L.Callback):
         self._interrupted = Reading({}, {}, {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for name, policy in pl_module.policies.items():
-            if policy.slower:
-                rank_zero_info(f"{name}: {policy.slower}, which is slower: its model is not one of the fastest kinds.")
+        for agent_id, how in trainer.datamodule.actors.slower().items():
+            rank_zero_info(f"{agent_id}: {how}, which is slower: its model is not one of the fastest kinds.")
         meter.synchronize = self.synchronize
         meter.take()
 

@@ -39,7 +39,7 @@ class ValueNetwork(Resident):
         self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("moments", torch.zeros(3))  # running mean, running mean square, number of updates
-        self.settle(backbone.home)
+        self.keep_on(backbone.home)
 
     @property
     def backbone(self) -> Backbone:
@@ -92,5 +92,5 @@ class ValueNetwork(Resident):
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
         """Last hidden states, [R, L, hidden size], right at the scored positions; elsewhere they may be anything."""
         read = (batch.ids, batch.attention_mask, batch.action_mask)
-        with self.backbone.using(self.adapter):
-            return self.backbone.within(lambda: self.backbone.hidden_states(*read))
+        self.backbone.activate(self.adapter)
+        return self.backbone.with_weights(lambda: self.backbone.hidden_states(*read))

@@ -1,20 +1,27 @@
-"""Sampling with `generate` of transformers, behind the interface of `generation.generate`: slower, widely tested."""
+"""The engine that generates with `generate` of transformers: slower, for every architecture, widely tested."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from collm.inference.generation import Sampling, restrict
-from collm.inference.prefill import pad_left
+from collm.inference.base import Engine, Prompts, on_device
+from collm.inference.sampling import Responses, Sampling, pad_left, sampling_of
+from collm.inference.trial import MAX_ERROR_WITHOUT_CACHE, Trial
+from collm.models.backbone import Backbone
+from collm.models.policy import Policy
+from collm.models.scores import restrict
+from collm.models.support import unsupported, works
 from collm.runtime.profiler import meter
+from collm.trajectory import Action
 
-_CHANCE = threading.Lock()  # torch's own source is one for all threads
+_GLOBAL_GENERATOR = threading.Lock()  # held while torch's own random state is used, which all threads share
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,73 @@ class Batching:
     """How `generate` is called for a model.
 
     Args:
-        padding: Prompts of different lengths are padded on the left and go in together; otherwise those of one length.
-        use_cache: States of earlier tokens are kept instead of reading everything again for each token.
+        padding: Prompts of different lengths are padded on the left and batched; otherwise only those of one length.
+        use_cache: Keep a key/value cache instead of computing all tokens again for each new one.
     """
 
     padding: bool = True
     use_cache: bool = True
+
+
+class TransformersEngine(Engine):
+    """Generates for one policy after the other, straight from the modules that train."""
+
+    def __init__(self, policies: Mapping[str, Policy]):
+        super().__init__(policies)
+        backbones = dict.fromkeys(policy.backbone for policy in policies.values())
+        self.batching = {backbone: batching_of(backbone) for backbone in backbones}
+
+    def generate(
+        self, prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
+    ) -> dict[str, list[Action]]:
+        """One response to each prompt; see `Engine.generate`."""
+        actions = {}
+        for agent_id, own in prompts.items():
+            policy = self.policies[agent_id]
+            policy.backbone.activate(policy.adapter)
+            responses = generate(
+                policy.backbone.lm,
+                own,
+                sampling_of(policy, greedy),
+                sorted(policy.eos_ids),
+                on_device(generator, policy),
+                self.batching[policy.backbone],
+            )
+            actions[agent_id] = policy.actions(own, responses, self.version)
+        return actions
+
+    def slower(self, policy: Policy) -> list[str]:
+        """What keeps generation for `policy` from being as fast as possible; see `Engine.slower`."""
+        batching = self.batching[policy.backbone]
+        reasons = {
+            "sampled by `generate` of transformers": policy.spec.engine == "transformers",
+            "prompts of one length at a time": batching.padding,
+            "without a cache": batching.use_cache,
+        }
+        return [reason for reason, holds_not in reasons.items() if not holds_not]
+
+
+def batching_of(backbone: Backbone) -> Batching:
+    """How `generate` samples from a model correctly, the fastest way that does.
+
+    Raises:
+        ConfigurationError: It does not.
+    """
+    if backbone.support.known_decoder:
+        return Batching()
+    with Trial(backbone) as trial:
+        for batching in (Batching(), Batching(padding=False), Batching(padding=False, use_cache=False)):
+            error = 1 if batching.use_cache else MAX_ERROR_WITHOUT_CACHE
+            if works(partial(trial.samples, partial(_sampled, backbone.lm, batching), error)):
+                return batching
+    reason = "`generate` of transformers samples other tokens than a plain forward pass predicts"
+    raise unsupported(backbone.lm, backbone.path, reason)
+
+
+def _sampled(
+    lm: PreTrainedModel, batching: Batching, prompts: Prompts, sampling: Sampling, generator: torch.Generator
+) -> Responses:
+    return generate(lm, prompts, sampling, [], generator, batching)
 
 
 @meter.phase("generate")
@@ -39,16 +107,31 @@ def generate(
     eos_ids: Sequence[int],
     generator: torch.Generator,
     batching: Batching = Batching(),  # noqa: B008
-) -> list[tuple[list[int], list[float]]]:
-    """Continue every prompt until it ends itself or reaches the limit; see `generation.generate`."""
+) -> Responses:
+    """Continue every prompt until an end token or the limit of its length.
+
+    Args:
+        lm: The model, in evaluation mode.
+        prompts: Tokens of each prompt, at least one each.
+        sampling: Sampling settings.
+        eos_ids: Tokens that end a response; the one that did is part of it.
+        generator: Source of random numbers, on the model's device.
+        batching: How `generate` is called.
+
+    Returns:
+        For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
+        before top-p and top-k cut it.
+    """
     if batching.padding:
         return _generate(lm, prompts, sampling, eos_ids, generator, batching.use_cache)
-    drawn: dict[int, tuple[list[int], list[float]]] = {}
+    responses: dict[int, tuple[list[int], list[float]]] = {}
     for size in sorted(set(map(len, prompts))):
         rows = [row for row, prompt in enumerate(prompts) if len(prompt) == size]
         chosen = [prompts[row] for row in rows]
-        drawn.update(zip(rows, _generate(lm, chosen, sampling, eos_ids, generator, batching.use_cache), strict=True))
-    return [drawn[row] for row in range(len(prompts))]
+        responses.update(
+            zip(rows, _generate(lm, chosen, sampling, eos_ids, generator, batching.use_cache), strict=True)
+        )
+    return [responses[row] for row in range(len(prompts))]
 
 
 def _generate(
@@ -58,7 +141,7 @@ def _generate(
     eos_ids: Sequence[int],
     generator: torch.Generator,
     use_cache: bool,
-) -> list[tuple[list[int], list[float]]]:
+) -> Responses:
     device = generator.device  # that of the model
     ids, mask = pad_left(prompts, device)
     config = GenerationConfig(
@@ -69,11 +152,11 @@ def _generate(
         return_dict_in_generate=True,
         output_logits=True,
         use_cache=use_cache,
-        **_draws(sampling),
+        **_distribution(sampling),
     )
-    # its chance is torch's own, which is put back afterwards
+    # `generate` draws from torch's own generator, whose state is restored afterwards
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with _CHANCE, _without_defaults(lm), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _GLOBAL_GENERATOR, _without_defaults(lm), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = lm.generate(
             ids,
@@ -86,9 +169,9 @@ def _generate(
         [
             restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
             .log_softmax(-1)
-            .gather(-1, drawn[:, None])
+            .gather(-1, chosen[:, None])
             .squeeze(-1)
-            for logits, drawn in zip(output.logits, tokens.unbind(1), strict=True)
+            for logits, chosen in zip(output.logits, tokens.unbind(1), strict=True)
         ],
         dim=1,
     )
@@ -100,7 +183,7 @@ def _generate(
 
 @contextmanager
 def _without_defaults(lm: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, `lm` has no generation defaults of its own: `generate` takes what it is not told from there."""
+    """Take the generation defaults of `lm` away, from which `generate` takes every setting that is not given."""
     own = lm.generation_config
     lm.generation_config = GenerationConfig()
     try:
@@ -109,7 +192,7 @@ def _without_defaults(lm: PreTrainedModel) -> Iterator[None]:
         lm.generation_config = own
 
 
-def _draws(sampling: Sampling) -> dict[str, float | bool]:
+def _distribution(sampling: Sampling) -> dict[str, float | bool]:
     if sampling.greedy:
         return {"do_sample": False}
     return {

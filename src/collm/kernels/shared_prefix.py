@@ -1,8 +1,8 @@
-"""Rows that begin alike go through a model together: what they share is computed once, with gradients.
+"""Forward passes in which rows with a common beginning share its computation, with gradients.
 
-The responses of a group share their prompt, and paths of a rollout tree all that was said before they part. Rows become
-a tree of segments, which is computed level by level: the segments of a level are one batch that goes on from the
-key/value states of the level above.
+The responses of a group share their prompt, and the paths of a rollout tree all turns before they part. Rows become a
+tree of segments that is computed level by level: the segments of a level are one batch that continues the key/value
+states of the level above.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from collm.inference.cache import is_plain, make_cache
+from collm.architectures.forward import base_of, cache_argument, keeps_all_positions, last_hidden_states
 from collm.kernels.layers import needed_at
-from collm.models.forward import base_of, cache_argument, last_hidden_states
 
-_WORTH_A_LEVEL = 128  # tokens; computing them again takes longer than another pass
-_WORTH_IT = 0.85  # of the tokens of all rows; splitting has costs of its own
+_MIN_SHARED_TOKENS = 128  # below it computing them for every row is faster than another forward pass
+_MAX_SHARE_COMPUTED = 0.85  # of the tokens of all rows; above it splitting costs more than it saves
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens that some rows share, and that all of them have read the same tokens before.
+    """Tokens that some rows have in common, after the same earlier tokens.
 
     Args:
-        rows: Which rows.
+        rows: Indices of the rows.
         start: Position of its first token in each of them.
-        stop: Position after its last one.
-        parent: Number of the segment before it among those of the level above.
+        stop: Position after its last token.
+        parent: Index of the preceding segment within the level above.
     """
 
     rows: Sequence[int]
@@ -44,8 +43,8 @@ def split(rows: Sequence[Sequence[int]]) -> list[list[Segment]]:
     levels: list[list[Segment]] = []
 
     def add(group: Sequence[int], start: int, depth: int, parent: int) -> None:
-        stop = len(rows[group[0]]) if len(group) == 1 else start + _alike([rows[row][start:] for row in group])
-        shared = len(group) > 1 and (len(group) - 1) * (stop - start) >= _WORTH_A_LEVEL
+        stop = len(rows[group[0]]) if len(group) == 1 else start + _common_length([rows[row][start:] for row in group])
+        shared = len(group) > 1 and (len(group) - 1) * (stop - start) >= _MIN_SHARED_TOKENS
         if len(group) == 1 or shared or all(len(rows[row]) == stop for row in group):
             while len(levels) <= depth:
                 levels.append([])
@@ -63,9 +62,9 @@ def split(rows: Sequence[Sequence[int]]) -> list[list[Segment]]:
 
 
 def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor) -> Tensor:
-    """Last hidden states, [R, L, hidden size], right where they are `needed`, with what rows share computed once.
+    """Last hidden states, [R, L, hidden size], correct where they are `needed`; shared beginnings are computed once.
 
-    Dropout, where it is switched on, is drawn once for what is shared.
+    Dropout, where it is switched on, is drawn once for a shared beginning.
 
     Args:
         lm: The model.
@@ -73,7 +72,7 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
         mask: True at tokens, False at padding, [R, L].
         needed: True at the positions whose states are read, [R, L].
     """
-    levels = _worthwhile(lm, ids, mask)
+    levels = _levels(lm, ids, mask)
     if levels is None:
         with needed_at(lm, needed):
             return last_hidden_states(lm, ids)
@@ -84,7 +83,7 @@ def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tens
     """Last hidden states of rows that are split into segments; see `hidden_states`."""
     base = base_of(lm)
     cache, before, computed, offset = DynamicCache(), needed.new_zeros(1, 0), [], 0
-    places = torch.zeros(ids.shape, dtype=torch.long)  # of every position among all that is computed
+    sources = torch.zeros(ids.shape, dtype=torch.long)  # index of every position among the computed states
     for segments in levels:
         sizes = torch.tensor([segment.stop - segment.start for segment in segments], device=ids.device)
         steps = torch.arange(int(sizes.max()), device=ids.device)
@@ -94,9 +93,9 @@ def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tens
         parents = torch.tensor([segment.parent for segment in segments], device=ids.device)
         before = torch.cat([before[parents], steps < sizes[:, None]], dim=1)
         for layer in cache.layers:
-            layer.keys, layer.values = _taken(layer.keys, parents), _taken(layer.values, parents)
-        read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
-        with needed_at(lm, read & (steps < sizes[:, None])):
+            layer.keys, layer.values = _select_rows(layer.keys, parents), _select_rows(layer.values, parents)
+        is_read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
+        with needed_at(lm, is_read & (steps < sizes[:, None])):
             output = base(
                 input_ids=ids[first[:, None], positions],
                 attention_mask=before,
@@ -105,36 +104,36 @@ def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tens
                 **{cache_argument(type(base)): cache},
             )
         computed.append(output.last_hidden_state.flatten(0, 1))
-        for number, segment in enumerate(segments):
-            where = torch.arange(segment.stop - segment.start) + offset + number * len(steps)
-            places[torch.tensor(segment.rows)[:, None], torch.arange(segment.start, segment.stop)] = where
+        for index, segment in enumerate(segments):
+            indices = torch.arange(segment.stop - segment.start) + offset + index * len(steps)
+            sources[torch.tensor(segment.rows)[:, None], torch.arange(segment.start, segment.stop)] = indices
         offset += len(computed[-1])
-    everywhere = torch.cat(computed).index_select(0, places.flatten().to(ids.device))
-    return everywhere.view(*ids.shape, -1)
+    states = torch.cat(computed).index_select(0, sources.flatten().to(ids.device))
+    return states.view(*ids.shape, -1)
 
 
-def _worthwhile(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> list[list[Segment]] | None:
-    """The segments of the rows, or None if it is better or only possible to compute each row on its own."""
-    if len(ids) == 1 or not is_plain(make_cache(lm.config)):
+def _levels(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> list[list[Segment]] | None:
+    """The segments of the rows, or None where every row has to be, or is faster, computed on its own."""
+    if len(ids) == 1 or not keeps_all_positions(lm.config):
         return None
     rows = [row[:size] for row, size in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
     levels = split(rows)
     computed = sum(len(level) * max(segment.stop - segment.start for segment in level) for level in levels)
-    return levels if len(levels) > 1 and computed <= _WORTH_IT * ids.numel() else None
+    return levels if len(levels) > 1 and computed <= _MAX_SHARE_COMPUTED * ids.numel() else None
 
 
-def _taken(states: Tensor, rows: Tensor) -> Tensor:
-    """Some rows; the gradient of `index_select` alone is fast, and only where what comes back lies in one piece."""
-    taken = states.index_select(0, rows)
-    if taken.requires_grad:
-        taken.register_hook(Tensor.contiguous)
-    return taken
+def _select_rows(states: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of key/value states; the backward pass of `index_select` is fast for contiguous gradients only."""
+    selected = states.index_select(0, rows)
+    if selected.requires_grad:
+        selected.register_hook(Tensor.contiguous)
+    return selected
 
 
-def _alike(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows have in common at their beginning."""
+def _common_length(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common beginning of the rows."""
     shortest, longest = min(rows), max(rows)  # in order of their tokens; what these two share, all do
     return next(
-        (place for place, token in enumerate(shortest) if place >= len(longest) or token != longest[place]),
+        (index for index, token in enumerate(shortest) if index >= len(longest) or token != longest[index]),
         len(shortest),
     )

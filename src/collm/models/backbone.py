@@ -1,18 +1,17 @@
-"""A causal language model that one or more policies and critics stand on.
+"""A causal language model under one or more policies and critics.
 
-With low-rank adapters a single frozen backbone serves many of them: `using(name)` says whose adapter is active, and
-`using(None)` is the frozen model itself, which doubles as the reference policy at no cost.
+With LoRA adapters a single frozen backbone serves many of them: `activate(name)` selects an adapter, and
+`activate(None)` the frozen model itself, which doubles as the reference policy at no cost.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import copy, deepcopy
-from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from peft import LoraConfig
@@ -22,9 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from collm.kernels import shared_prefix as prefixes
+from collm.architectures.forward import last_hidden_states, logits_of
 from collm.models.dropout import train_without_dropout
-from collm.models.forward import last_hidden_states, logits_of
 from collm.models.loading import load_model, resolve_path, starts_at_random
 from collm.models.resident import Resident
 from collm.models.support import Support, support_of
@@ -41,10 +39,13 @@ class Backbone(Resident):
         random_weights: Start from random weights of the same shape.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dropout: Train with the dropout of the language model, where its configuration has any.
-        home: Device where it is loaded and stays; by default it goes along with the module that holds it.
+        home: Device on which it is loaded and stays; by default it moves with the module that holds it.
+        fast_updates: Compute updates with the layers of `collm.kernels` and shared beginnings of rows once.
 
     Attributes:
-        drawn: Whether its weights were drawn at random, so that they cannot be loaded again.
+        random_weights: Whether its weights were initialized at random, so that they cannot be loaded again.
+        support: What of its forward pass updates may compute themselves.
+        computes_on: Device of its forward passes where a strategy keeps the weights elsewhere.
     """
 
     def __init__(
@@ -55,28 +56,28 @@ class Backbone(Resident):
         gradient_checkpointing: bool = False,
         dropout: bool = False,
         home: torch.device | None = None,
+        fast_updates: bool = True,
     ):
         super().__init__()
         self.path = path
-        self.drawn = starts_at_random(path, random_weights)
-        # Lightning has everything made on the first card, which another network may fill
-        with home if home is not None and home.type == "cuda" else nullcontext():
-            self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
-            self.support: Support = support_of(self.lm, path)
+        self.random_weights = starts_at_random(path, random_weights)
         self.dropout = dropout
         self.adapters: list[str] = []
-        # not where the states of a pass are dropped, nor where all ranks have to make the same passes
-        self.saves_work = True
-        self.computes_on: torch.device | None = None  # set by a strategy that keeps the weights elsewhere
-        self.engine: Any = None  # what samples with weights of its own, if anything does
+        # off where activations are recomputed, and where all ranks have to make the same forward passes
+        self.fast_updates = fast_updates
+        self.computes_on: torch.device | None = None
+        # Lightning creates everything on the first card, which another network may fill
+        with home if home is not None and home.type == "cuda" else nullcontext():
+            self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
+            self.support: Support = support_of(self.lm, path, fast_updates)
         if gradient_checkpointing:
             self.recompute_activations()
         self.train()  # from_pretrained leaves it in evaluation mode
-        self.settle(home)
+        self.keep_on(home)
 
     @property
     def device(self) -> torch.device:
-        """Where its forward passes run, which for sharded weights is not always where the weights are."""
+        """Device of its forward passes, which for sharded weights is not always that of the weights."""
         return self.computes_on or self.lm.device
 
     def train(self, mode: bool = True) -> Backbone:
@@ -88,11 +89,12 @@ class Backbone(Resident):
 
     @property
     def hidden_size(self) -> int:
+        """Size of a hidden state."""
         return self.lm.config.get_text_config().hidden_size
 
     @property
     def vocabulary_size(self) -> int:
-        """How many logits there are for each position."""
+        """Number of logits for each position."""
         return self.lm.get_output_embeddings().weight.shape[0]
 
     def recompute_activations(self) -> None:
@@ -101,7 +103,7 @@ class Backbone(Resident):
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
             self.lm.enable_input_require_grads()
             self.train(self.training)
-        self.saves_work = False
+        self.fast_updates = False
 
     def freeze(self) -> None:
         """Train nothing of the language model itself."""
@@ -116,7 +118,7 @@ class Backbone(Resident):
     def add_adapter(self, name: str, rank: int, alpha: float, dropout: float) -> None:
         """Put a LoRA adapter on every linear layer but the head; the language model itself is frozen.
 
-        This is done by peft alone: `add_adapter` of transformers does the same and demands versions of peft for it.
+        peft is called directly: `add_adapter` of transformers does the same and demands certain versions of peft.
         """
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
         config.base_model_name_or_path = self.lm.name_or_path
@@ -127,63 +129,32 @@ class Backbone(Resident):
         self.adapters.append(name)
         self.train(self.training)
 
-    @contextmanager
-    def using(self, adapter: str | None) -> Iterator[None]:
-        """Make `adapter` the active one; None is the language model without adapters.
+    def activate(self, adapter: str | None) -> None:
+        """Select the adapter of the next forward passes; None is the language model without adapters.
 
-        A backward pass has to run inside the same `using`: peft switches gradients off for inactive adapters.
+        It stays selected until another one is, because a backward pass needs the adapter of its forward pass: peft
+        switches gradients off for inactive adapters, and checkpointed layers run their forward pass again.
         """
         if not self.adapters:
-            yield
             return
         self.enable_adapters(adapter is not None)
         if adapter is not None:
             set_adapter(self.lm, adapter)
-        yield
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Whether adapters count at all."""
+        """Switch all adapters on or off."""
         for layer in self.lm.modules():
             if isinstance(layer, LoraLayer):
                 layer.enable_adapters(enabled)
 
-    @contextmanager
-    def mixed(self, adapters: Sequence[str]) -> Iterator[Callable[[Sequence[int]], None]]:
-        """While it lasts, every row of a forward pass has an adapter of its own; for passes without gradients.
-
-        What it yields has to be told before a pass which of `adapters` each row uses, those of one next to each other.
-        (peft can mix adapters too, but looks them up row by row in every layer.)
-        """
-        spans: list[tuple[str, slice]] = []
-
-        def announce(owners: Sequence[int]) -> None:
-            spans.clear()
-            for owner, rows in groupby(range(len(owners)), key=lambda row: owners[row]):
-                first, *others = rows
-                spans.append((adapters[owner], slice(first, first + 1 + len(others))))
-
-        def add(layer: LoraLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            for adapter, rows in spans:
-                down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-                change = up(down(inputs[0][rows].to(down.weight.dtype))) * layer.scaling[adapter]
-                output[rows] += change.to(output.dtype)
-
-        self.enable_adapters(False)
-        hooks = [layer.register_forward_hook(add) for layer in self.lm.modules() if isinstance(layer, LoraLayer)]
-        try:
-            yield announce
-        finally:
-            for hook in hooks:
-                hook.remove()
-
     def adapter_parameters(self, adapter: str | None) -> list[nn.Parameter]:
-        """What trains for `adapter`: its matrices, or the whole language model where there are no adapters."""
+        """Parameters that train for `adapter`: its matrices, or for None those of the language model."""
         if adapter is None:
             return list(self.lm.parameters())
         return list(self.adapter_weights(adapter).values())
 
     def adapter_weights(self, adapter: str) -> dict[str, nn.Parameter]:
-        """The matrices of `adapter`, by their names in a PEFT folder, which leave out the name of the adapter."""
+        """Matrices of `adapter` by their names in a PEFT folder, which leave out the name of the adapter."""
         return {
             f"base_model.model.{path}.{kind}.weight": getattr(layer, kind)[adapter].weight
             for path, layer in self.lm.named_modules()
@@ -193,16 +164,16 @@ class Backbone(Resident):
         }
 
     def save(self, folder: str | Path, adapter: str | None, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write what `adapter` makes of the language model: an adapter alone if its base can be loaded again.
+        """Write the language model, or an adapter alone if its base can be loaded again, or else both merged.
 
         Args:
-            folder: Where to; it is made.
-            adapter: Whose; None for the language model itself.
-            weights: The state dict of the language model, where it is not at hand in one piece.
+            folder: Folder to write; it is created.
+            adapter: Name of the adapter; None for the language model itself.
+            weights: State dict of the language model, where its own parameters are sharded.
         """
         if adapter is None:
             self.lm.save_pretrained(folder, state_dict=weights)
-        elif not self.drawn:
+        elif not self.random_weights:
             self.save_adapter(folder, adapter)
         else:
             merged = self.merged_state(adapter, self.own_state() if weights is None else weights)
@@ -222,8 +193,8 @@ class Backbone(Resident):
 
     def merged_state(self, adapter: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state dict of the language model without adapters, `adapter` added to its weights, in float32."""
-        layers = {path: one for path, one in self.lm.named_modules() if isinstance(one, LoraLayer)}
-        of_adapters = tuple(f"{path}.{kind}." for path, one in layers.items() for kind in one.adapter_layer_names)
+        layers = {path: layer for path, layer in self.lm.named_modules() if isinstance(layer, LoraLayer)}
+        of_adapters = tuple(f"{path}.{kind}." for path, layer in layers.items() for kind in layer.adapter_layer_names)
         merged = {}
         for name, value in weights.items():
             path, base, leaf = name.rpartition(".base_layer.")
@@ -240,28 +211,31 @@ class Backbone(Resident):
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict of the language model with tied weights once, as transformers writes it."""
-        again = dict(self.lm.named_parameters(remove_duplicate=False)).keys() - dict(self.lm.named_parameters()).keys()
-        return {name: value for name, value in self.lm.state_dict().items() if name not in again}
+        names = dict(self.lm.named_parameters(remove_duplicate=False)).keys()
+        duplicates = names - dict(self.lm.named_parameters()).keys()
+        return {name: value for name, value in self.lm.state_dict().items() if name not in duplicates}
 
-    def within(self, work: Callable[[], T]) -> T:
-        """Call `work`, which reads weights other than through a forward pass of the language model.
+    def with_weights(self, work: Callable[[], T]) -> T:
+        """Call `work`, which uses weights other than by calling the language model.
 
-        A strategy that shards the weights puts a method in the place of this one that gathers them first.
+        A strategy that shards the weights replaces this method by one that gathers them first.
         """
         return work()
 
     def hidden_states(self, ids: Tensor, attention_mask: Tensor, needed: Tensor) -> Tensor:
-        """Last hidden states, [R, L, hidden size]; the head is not applied. Call it `within`.
+        """Last hidden states, [R, L, hidden size], before the head; call it in `with_weights`.
 
         Args:
             ids: Rows padded on the right, [R, L].
             attention_mask: True at tokens, False at padding, [R, L].
-            needed: True at the positions whose states are read, [R, L]; those of others may be anything.
+            needed: True at the positions whose states are read, [R, L]; the states of others may be anything.
         """
-        if self.saves_work and self.support.shared_prefixes:
-            return prefixes.hidden_states(self.lm, ids, attention_mask, needed)
-        return last_hidden_states(self.lm, ids)  # no token sees padding behind it
+        if self.fast_updates and self.support.shared_prefixes:
+            from collm.kernels import shared_prefix
+
+            return shared_prefix.hidden_states(self.lm, ids, attention_mask, needed)
+        return last_hidden_states(self.lm, ids)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits [M, V] of last hidden states [M, hidden size], scaled as the model scales them. Call it `within`."""
+        """Logits [M, V] of last hidden states [M, hidden size], with the model's own scaling; in `with_weights`."""
         return self.lm.get_output_embeddings()(states) if self.support.plain_head else logits_of(self.lm, states)

@@ -1,8 +1,8 @@
-"""How a dialogue becomes the tokens a policy is prompted with.
+"""Dialogues as prompts: how the history of an agent becomes the tokens its policy reads.
 
-The whole history h_i = (o_0, a_0, ..., o_t) is the prompt. Sampled tokens are kept as they were sampled and only the
-text between them is added, so each prompt begins with the previous prompt and action: the chain that lets one forward
-pass score an episode and one key/value cache serve it.
+The prompt is the complete history h_i = (o_0, a_0, ..., o_t). Sampled tokens are kept as they were sampled and only the
+text between them is added, so each prompt begins with the previous prompt and action. One forward pass can therefore
+score an episode, and one key/value cache serve it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Dialogue:
         template_arguments: Extra arguments of the chat template, such as `enable_thinking`.
         system_prompt: First message of every dialogue; where the chat template has no system messages, the beginning of
             the first message of the user.
-        control_tokens_in_data: Whether control tokens that an observation spells are control tokens in the prompt.
+        control_tokens_in_data: Whether control tokens in an observation are control tokens in the prompt.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Dialogue:
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t; the newest turns are kept where it does not fit.
 
-        The first observation, which holds the instruction, is never cut. Only if a protocol has added what others wrote
-        to it may it be too long; then its middle is left out.
+        The first observation, which holds the instruction, is never dropped. It can be too long only if a sampler has
+        added messages of other agents to it; then its middle is cut out.
         """
         if not actions:
             opening = self.opening(observations[0])
@@ -78,7 +78,7 @@ class Dialogue:
                 break
             kept.insert(0, block)
             room -= len(block)
-        if not kept:  # not even the newest turn fits: the end of what the agent was told last
+        if not kept:  # not even the newest turn fits: keep the end of the last observation
             kept = [latest[-room:] if room > 0 else []]
         return [*opening, *(token for block in kept for token in block)]
 
@@ -105,11 +105,11 @@ class Dialogue:
             ],
             add_generation_prompt=True,
         )
-        # the observation itself may contain anything, so the first mark is the one that was put there
+        # the observation itself may contain the placeholder too, so the first one counts
         ids = self._encode(text.partition(_ANSWER)[2], marks)
         if action.truncated or not action.token_ids or action.token_ids[-1] not in ids:
             return ids
-        # the end token that the agent wrote is the one with which the template ends its message, spaces or not
+        # the agent's end token is the one with which the template ends its message, with or without spaces around it
         end = ids.index(action.token_ids[-1])
         return ids if self.tokenizer.decode(ids[:end]).strip() else ids[end + 1 :]
 
@@ -137,22 +137,22 @@ class Dialogue:
         )
 
     def _marked(self, observation: str) -> tuple[str, dict[str, str]]:
-        """`observation` with a mark in the place of each control token that it spells, and what the marks stand for."""
-        spelled = None if self.control_tokens_in_data else control_tokens(self.tokenizer)
-        if spelled is None:
+        """`observation` with a placeholder for each control token in it, and the texts of the placeholders."""
+        pattern = None if self.control_tokens_in_data else control_tokens(self.tokenizer)
+        if pattern is None:
             return observation, {}
         fence = "\ue000"
         while fence in observation:
             fence += "\ue000"
-        marks: dict[str, str] = {}  # by the spelling
+        marks: dict[str, str] = {}  # placeholders by control token
 
-        def mark(found: re.Match[str]) -> str:
-            return marks.setdefault(found.group(), f"{fence}{len(marks)}\ue001")
+        def mark(match: re.Match[str]) -> str:
+            return marks.setdefault(match.group(), f"{fence}{len(marks)}\ue001")
 
-        return spelled.sub(mark, observation), {name: text for text, name in marks.items()}
+        return pattern.sub(mark, observation), {name: text for text, name in marks.items()}
 
     def _encode(self, text: str, marks: Mapping[str, str]) -> list[int]:
-        """Tokens of `text`, with what `marks` stand for as ordinary characters."""
+        """Tokens of `text`, with the texts of placeholders as ordinary characters."""
         if not marks:
             return list(tokens_of(self.tokenizer, text))
         pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
@@ -164,7 +164,7 @@ class Dialogue:
         return [token for ids in encoded for token in ids]
 
     def _begin(self) -> list[int]:
-        """What the tokenizer puts in front of a text, such as its begin token; what it appends ends a text."""
+        """Tokens that the tokenizer puts in front of a text, such as a begin-of-sequence token."""
         text = "\n"
         plain = self._encode(text, {})
         ids = list(self.tokenizer(text).input_ids)

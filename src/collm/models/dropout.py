@@ -1,6 +1,7 @@
-"""Training without the dropout of the language model, whose log-probabilities are then those it was sampled with.
+"""Training without the dropout of the language model.
 
-Responses are sampled without dropout. If an update then applied it, the first importance ratio would not be 1.
+Responses are sampled without dropout. If updates applied it, log-probabilities would differ from those at sampling, and
+the first importance ratio would not be 1.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def train_without_dropout(lm: PreTrainedModel) -> None:
-    """Put `lm` into evaluation mode, but for what training needs: dropout of adapters and gradient checkpointing.
+    """Put `lm` into evaluation mode, except the dropout of adapters and gradient checkpointing.
 
-    Layers recompute activations in training mode only, so those that do are in it, except while they compute.
+    Layers checkpoint in training mode only, so those that do are in training mode, except during their forward pass.
     """
     lm.eval()
     for module in lm.modules():
@@ -33,7 +34,7 @@ def train_without_dropout(lm: PreTrainedModel) -> None:
 def _checkpoint(
     layer: GradientCheckpointingLayer, recompute: Callable[..., Any], forward: Callable[..., Any], *args: Any
 ) -> Any:
-    """`recompute(forward, *args)`, the checkpointed pass, with the layer in evaluation mode each time it computes."""
+    """The checkpointed pass `recompute(forward, *args)`, with the layer in evaluation mode during `forward`."""
 
     def compute(*args: Any) -> Any:
         layer.training = False

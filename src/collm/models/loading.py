@@ -1,7 +1,6 @@
-"""Where weights come from: a built-in name, a local folder or a hub name.
+"""Loading of configurations, tokenizers and weights from a built-in name, a local folder or a hub name.
 
-Everything that can be wrong with a name is found by `load_config` and `load_tokenizer`, which read small files only, so
-that a mistake costs a second instead of a model load.
+`load_config` and `load_tokenizer` read small files only and refuse wrong names, before weights load.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         ) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # some versions make one up
         raise ConfigurationError(
-            f"the tokenizer of {path!r} has no tokens but special ones; save a whole one into the folder with "
+            f"the tokenizer of {path!r} has no tokens but special ones; save a complete one into the folder with "
             "tokenizer.save_pretrained(folder)."
         )
     if tokenizer.eos_token_id is None:
@@ -142,26 +141,26 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 @lru_cache(maxsize=4096)
 def encode(path: str, text: str) -> tuple[int, ...]:
-    """Tokens of `text`, which is data: control tokens that are spelled in it are ordinary characters."""
+    """Tokens of `text`, with control tokens that it contains as ordinary characters; cached."""
     return tuple(encode_data(load_tokenizer(path), text))
 
 
 def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of `text` in which the spelling of a control token, such as `<|im_end|>`, is ordinary characters.
+    """Tokens of `text`, with control tokens that it contains, such as `<|im_end|>`, as ordinary characters.
 
-    Text without such a spelling has the tokens that the tokenizer gives it. Nothing is added around it.
+    Text without control tokens is encoded as the tokenizer does. No special tokens are added around it.
     """
-    spelled = control_tokens(tokenizer)
-    if spelled is None or not spelled.search(text):
+    pattern = control_tokens(tokenizer)
+    if pattern is None or not pattern.search(text):
         return list(tokens_of(tokenizer, text))
     ids: list[int] = []
     end = 0
-    for found in spelled.finditer(text):
-        # cut after its first character, a spelling is not recognized; what stands between spellings stays in one piece
-        pieces = (text[end : found.start() + 1], found.group()[1:])
-        end = found.end()
+    for match in pattern.finditer(text):
+        # cut after its first character, a control token is not recognized; the text between two stays in one piece
+        pieces = (text[end : match.start() + 1], match.group()[1:])
+        end = match.end()
         for piece in pieces:
-            if spelled.search(piece):  # a control token within another one
+            if pattern.search(piece):  # a control token within another one
                 ids += [token for letter in piece for token in tokens_of(tokenizer, letter)]
             else:
                 ids += tokens_of(tokenizer, piece)
@@ -170,21 +169,21 @@ def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Tokens of `text`, control tokens included, with nothing added around it; texts that come again are kept."""
+    """Tokens of `text`, control tokens included, with no special tokens added around it; cached."""
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 @cache
 def control_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Finds spellings of the tokenizer's control tokens, longest first; None if it has none.
+    """A pattern that matches the tokenizer's control tokens, longest first; None if it has none.
 
     They are its special tokens and all others that were added to the vocabulary in angle brackets, such as `<think>`.
     Added runs of spaces, which some tokenizers have, are text.
     """
     added = tokenizer.added_tokens_decoder.values()
-    spelled = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
-    spelled = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, spelled))) if spelled else None
+    contents = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
+    contents = sorted((text for text in contents if len(text) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, contents))) if contents else None
 
 
 @cache
@@ -194,12 +193,12 @@ def same_tokens(path: str, other: str) -> bool:
 
 
 def starts_at_random(path: str, random_weights: bool) -> bool:
-    """Whether the weights of a model are drawn, and not loaded."""
-    return random_weights or path == "relay"  # which never learned anything
+    """Whether the weights of a model are initialized at random instead of loaded."""
+    return random_weights or path == "relay"  # it ships without weights
 
 
 def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:
-    """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned.
+    """The causal language model at `path`; with `random_weights` one of the same shape.
 
     Raises:
         ConfigurationError: The weights cannot be read, are not those of this architecture, or are not all there.
@@ -208,8 +207,8 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
         model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
         return initialize(model) if path == "relay" else model
     try:
-        # what is pickled is read as tensors only: code in it does not run
-        model, found = AutoModelForCausalLM.from_pretrained(
+        # of pickled files only tensors are read: code in them does not run
+        model, info = AutoModelForCausalLM.from_pretrained(
             resolve_path(path),
             dtype=DTYPES[dtype],
             weights_only=True,
@@ -218,10 +217,10 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # of any kind, as what is in the files decides where it fails
+    except Exception as error:  # of any kind: it depends on the contents of the files
         raise unreadable(path, error) from error
-    wrong = [f"{name!r} is missing" for name in sorted(found["missing_keys"])]
-    for name, stored, expected in sorted(found["mismatched_keys"]):
+    wrong = [f"{name!r} is missing" for name in sorted(info["missing_keys"])]
+    for name, stored, expected in sorted(info["mismatched_keys"]):
         wrong.append(f"{name!r} has shape {list(stored)} instead of {list(expected)}")
     if wrong:
         others = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
@@ -233,7 +232,7 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
 
 
 def check_source(path: str, random_weights: bool) -> None:
-    """Refuse what cannot be a model with its tokenizer, without loading weights.
+    """Refuse a path without a model and its tokenizer, without loading weights.
 
     Raises:
         ConfigurationError: Names what is wrong and how to mend it.
@@ -272,7 +271,7 @@ def check_weights(path: str) -> None:
 
 
 def unreadable(path: str, error: Exception) -> ConfigurationError:
-    """That the weights at `path` cannot be read, in one line."""
+    """The error that the weights at `path` cannot be read, in one line."""
     if isinstance(error, UnpicklingError):
         reason = "a file holds pickled objects other than tensors, which might run code and are not loaded."
     else:

@@ -1,8 +1,9 @@
-"""The model `relay`: a language model of 30 thousand weights, with a tokenizer, for studies that learn from scratch.
+"""The model `relay`: a language model of 30 thousand weights, with a tokenizer, for studies without pretraining.
 
-Its words are those of the relay. What stands in square brackets, as critics mark who speaks, is left out, so that a
-history is two tokens per agent and turn and one for feedback. The model ships as a configuration without weights:
-every run draws its own, so that words count for more than places, and all words are equally likely at first.
+Its vocabulary are the words of the relay. Text in square brackets, with which critics mark who speaks, is dropped, so
+that a history is two tokens per agent and turn and one for feedback. The model ships as a configuration without
+weights. Every run initializes them at random: token embeddings are larger than position embeddings, and all words are
+equally likely at first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_scratch(folder: str | Path) -> None:
+def build_relay(folder: str | Path) -> None:
     """Write configuration and tokenizer as a Hugging Face folder."""
     tokenizer = build_tokenizer()
     config = GPT2Config(
@@ -57,7 +58,7 @@ def build_scratch(folder: str | Path) -> None:
 
 
 def initialize(model: PreTrainedModel) -> PreTrainedModel:
-    """Random weights: inputs of every layer keep their size, and the head is 0."""
+    """Random weights with which activations keep their scale through the layers; the head is 0."""
     embeddings = model.transformer
     nn.init.normal_(embeddings.wte.weight, std=0.5)
     nn.init.normal_(embeddings.wpe.weight, std=0.1)

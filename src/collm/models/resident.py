@@ -1,4 +1,4 @@
-"""Modules with a device of their own, where they stay whatever happens to the module that holds them."""
+"""Modules that stay on a device of their own when the module that holds them is moved."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from torch import Tensor, nn
 
 
 class Resident(nn.Module):
-    """A module that goes along with the one that holds it until it has settled somewhere."""
+    """A module that moves with the one that holds it, until it is told to stay on a device.
+
+    Attributes:
+        home: The device on which it stays; None where it moves along.
+    """
 
     home: torch.device | None = None
 
-    def settle(self, home: torch.device | None) -> Resident:
-        """Move to `home` and stay there; None: go along as before."""
+    def keep_on(self, home: torch.device | None) -> None:
+        """Move to `home` and stay there; None moves along with the holder."""
         self.home = home
-        return self if home is None else self.to(home)
+        if home is not None:
+            self.to(home)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Resident:
         home = self.home

@@ -1,8 +1,9 @@
-"""The embedded language model: a small Llama with a byte-complete tokenizer that knows the words of the building games.
+"""The models `tiny` and `tiny_house`: small Llamas whose byte-level tokenizer has the words of the building games.
 
-It is what the quickstart and the tests run on. This file makes its configuration, tokenizer and random weights; the
-weights that ship with the package were then trained by behaviour cloning: `tiny` on StrBuild
-(`configs/experiments/clone_str_build.yaml`) and `tiny_house`, from there on, on HouseBuild (`clone_house_build.yaml`).
+The quickstart and the tests run on them. This file creates configuration, tokenizer and random weights. The weights
+that ship with the package were trained by behaviour cloning: `tiny` on StrBuild
+(`configs/experiments/clone_str_build.yaml`), and `tiny_house`, starting from `tiny`, on HouseBuild
+(`clone_house_build.yaml`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ WORDS = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text survives it, words of the games are one token, and so is each digit and grid cell."""
+    """A byte-level BPE: it encodes any text; words of the games, digits and grid cells are one token each."""
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r" ?[0-9]|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

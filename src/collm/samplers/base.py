@@ -1,78 +1,52 @@
-"""How joint actions are formed: who is asked what, and in which order.
+"""How joint actions are formed: which agent is asked what, and in which order.
 
-Samplers see policies through a Protocol and environments through their base class, so that either can be replaced
-without the other noticing.
+Samplers see the agents through the protocol `Actors` and environments through their base class.
 """
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from collm.environments.base import Environment, EpisodeFailure, Step
 from collm.environments.contract import begun, check_observations, stepped
-from collm.packing import SequenceBatch
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
 
-class SamplingPolicy(Protocol):
-    """What a sampler needs of a policy."""
+class Actors(Protocol):
+    """The agents as samplers see them, whatever generates their responses."""
 
-    decoder: Hashable
-    """Policies for which it is equal can be sampled together."""
+    policies: Mapping[str, Any]
+    """Policies by agent id, in the order of the environment's agents."""
 
-    device: Hashable
-    """Policies for which it differs can be sampled at the same time."""
-
-    def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
+    def prompt(self, agent_id: str, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t of one agent."""
         ...
 
-    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
-        """One response to each prompt, batched."""
+    def sample(
+        self, prompts: Mapping[str, Sequence[Sequence[int]]], generator: torch.Generator, greedy: bool
+    ) -> dict[str, list[Action]]:
+        """One response to each prompt of each agent, by agent id."""
         ...
 
-    def sample_together(
-        self,
-        policies: Sequence[SamplingPolicy],
-        prompts: Sequence[Sequence[Sequence[int]]],
-        generator: torch.Generator,
-        greedy: bool,
-    ) -> list[list[Action]]:
-        """One response to each prompt of several policies, this one first, batched over all of them."""
-        ...
-
-    def keep_cache(self, on: bool) -> None:
-        """Whether to keep what was computed for prompts, for longer ones that begin with them, until it is told not to.
-
-        It is told so before its weights change.
-        """
-        ...
-
-    def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
-        """A response that somebody else wrote, as tokens of this policy."""
-        ...
-
-    def log_probs(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Log-probability of every scored token and the entropy where it was drawn, [R, L] each."""
+    def encode_action(self, agent_id: str, text: str, prompt: Sequence[int]) -> Action:
+        """A text that was not generated as an action of one agent."""
         ...
 
 
 class Episode:
-    """An episode being played: where the environment stands, and what each agent has seen and done.
+    """An episode being played: the state of the environment, and what each agent has observed and done.
 
     Args:
         environment: The game.
-        task: What is played.
+        task: The task.
         group: Episodes of one task share this number.
-        seed: Fixes the environment's chance.
+        seed: Seed of the environment.
         retries: How often a failed turn is tried again, each time in a fresh episode that was brought to that turn.
     """
 
@@ -95,7 +69,7 @@ class Episode:
             self.fail()
 
     def begin(self) -> None:
-        """Reset the environment, with the same chance each time.
+        """Reset the environment, with the same seed each time.
 
         Raises:
             EpisodeFailure: The environment could not begin.
@@ -105,7 +79,7 @@ class Episode:
             self.state, self.observations = begun(self.environment, self.trajectory.task, self.rng)
 
     def begin_again(self) -> None:
-        """Reset the environment and repeat the turns played, up to where the episode stands.
+        """Reset the environment and repeat the turns played so far.
 
         Raises:
             EpisodeFailure: It failed once more, or the agents would have been shown something else.
@@ -142,7 +116,7 @@ class Episode:
         act_all([self], [joint_action])
 
     def receive(self, joint_action: Mapping[str, Action], step: Step | EpisodeFailure) -> None:
-        """Take in what `joint_action` led to."""
+        """Record the outcome of `joint_action`."""
         if isinstance(step, EpisodeFailure):
             self.trajectory.failures.append((step.cause, str(step)))
             self.fail()
@@ -186,22 +160,11 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
         episode.receive(joint_action, outcome)
 
 
-@contextmanager
-def kept_caches(policies: Mapping[str, SamplingPolicy], asked_again: bool) -> Iterator[None]:
-    """While it lasts, policies that are `asked_again` in the same episode keep what they have computed."""
-    for policy in policies.values():
-        policy.keep_cache(asked_again)
-    try:
-        yield
-    finally:
-        for policy in policies.values():
-            policy.keep_cache(False)
-
-
 class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
 
-    asks_once = True  # False where an agent may be asked several times in a turn
+    asks_once = True
+    """Whether every agent generates once in a turn; otherwise key/value states are kept within a turn too."""
 
     def check(  # noqa: B027 (most samplers refuse nothing)
         self, environment: Environment, num_tasks: int, num_generations: int
@@ -215,7 +178,7 @@ class Sampler(ABC):
         self,
         environment: Environment,
         tasks: Sequence[Task],
-        policies: Mapping[str, SamplingPolicy],
+        actors: Actors,
         seed: int,
         device: torch.device | str,
         num_generations: int = 1,
@@ -227,13 +190,13 @@ class Sampler(ABC):
 
         Args:
             environment: The game.
-            tasks: What is played; each is one group.
-            policies: Policy of each agent.
-            seed: Fixes everything that is drawn, of the environment and of the policies.
-            device: Where chance is drawn.
-            num_generations: Episodes of each task; they share the environment's chance and differ in actions.
+            tasks: The tasks; each is one group.
+            actors: The agents.
+            seed: Seed of the environments and of sampling.
+            device: Device of the random generator.
+            num_generations: Episodes of each task; they share the environment's seed and differ in actions.
             greedy: Take the most likely tokens.
-            on_turn: Told the turn that begins and how many episodes are still played.
+            on_turn: Called with the turn that begins and the number of episodes still played.
             retries: How often a turn in which the environment failed is tried again.
 
         Returns:
@@ -245,21 +208,20 @@ class Sampler(ABC):
             for group, task in enumerate(tasks)
             for _ in range(num_generations)
         ]
-        with kept_caches(policies, environment.horizon > 1 or not self.asks_once):
-            for turn in range(environment.horizon):
-                active = [episode for episode in episodes if not episode.done]
-                if not active:
-                    break
-                if on_turn is not None:
-                    on_turn(turn, len(active))
-                act_all(active, self.joint_actions(active, policies, generator, greedy))
+        for turn in range(environment.horizon):
+            active = [episode for episode in episodes if not episode.done]
+            if not active:
+                break
+            if on_turn is not None:
+                on_turn(turn, len(active))
+            act_all(active, self.joint_actions(active, actors, generator, greedy))
         return [episode.trajectory for episode in episodes]
 
     @abstractmethod
     def joint_actions(
         self,
         episodes: Sequence[Episode],
-        policies: Mapping[str, SamplingPolicy],
+        actors: Actors,
         generator: torch.Generator,
         greedy: bool,
     ) -> list[dict[str, Action]]:

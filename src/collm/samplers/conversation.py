@@ -1,7 +1,7 @@
-"""What protocols share in which agents talk before they act.
+"""What samplers share in which agents exchange messages before they act.
 
-All that is said within a turn is recorded in its `messages`. The last message of each agent is its action; what the
-environment showed, which critics read, stays apart from what other agents said.
+All messages of a turn are recorded in its `messages`. The last message of each agent is its action. Critics read the
+observations of the environment, which are kept apart from the messages of other agents.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode, Sampler, SamplingPolicy
+from collm.samplers.base import Actors, Episode, Sampler
 from collm.trajectory import Action, Message
 
 
-class Protocol(Sampler):
-    """A sampler whose agents read each other. Subclasses say who is asked when, with `ask`."""
+class Conversation(Sampler):
+    """A sampler whose agents read each other. Subclasses decide who is asked when, with `ask`."""
 
     asks_once = False
 
@@ -33,18 +33,19 @@ class Protocol(Sampler):
     @staticmethod
     def ask(
         episodes: Sequence[Episode],
+        actors: Actors,
         agent_id: str,
-        policy: SamplingPolicy,
         shown: Sequence[str],
         round: int,
         generator: torch.Generator,
         greedy: bool,
     ) -> list[Message]:
-        """What one agent writes in every episode when it is `shown` these texts; the episodes do not hold it yet."""
+        """Messages of one agent in every episode when it is `shown` these texts; they are not added to the episodes."""
         prompts = [
-            policy.prompt(*episode.history(agent_id, text)) for episode, text in zip(episodes, shown, strict=True)
+            actors.prompt(agent_id, *episode.history(agent_id, text))
+            for episode, text in zip(episodes, shown, strict=True)
         ]
-        actions = policy.sample(prompts, generator, greedy)
+        actions = actors.sample({agent_id: prompts}, generator, greedy)[agent_id]
         return [Message(agent_id, text, action, round) for text, action in zip(shown, actions, strict=True)]
 
     @staticmethod

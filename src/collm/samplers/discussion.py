@@ -1,18 +1,18 @@
-"""A debate within a turn: all answer, each reads the others' answers, and all answer again."""
+"""A debate in every turn: all agents answer, each reads the others' answers, and all answer again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from collm.runtime.checks import Range, check_number
-from collm.samplers.base import Episode, SamplingPolicy
-from collm.samplers.conversation import Protocol
+from collm.samplers.base import Actors, Episode
+from collm.samplers.conversation import Conversation
 from collm.trajectory import Action
 
 
-class Discussion(Protocol):
+class Discussion(Conversation):
     """All agents answer at once, see the others' answers and answer again; only the last answers count.
 
     Args:
@@ -24,33 +24,29 @@ class Discussion(Protocol):
         self.rounds = check_number("Discussion.rounds", rounds, Range(2, 1000, whole=True), remedy)
 
     def joint_actions(
-        self,
-        episodes: Sequence[Episode],
-        policies: Mapping[str, SamplingPolicy],
-        generator: torch.Generator,
-        greedy: bool,
+        self, episodes: Sequence[Episode], actors: Actors, generator: torch.Generator, greedy: bool
     ) -> list[dict[str, Action]]:
         for round in range(self.rounds):
             said = [
                 self.ask(
                     episodes,
+                    actors,
                     agent_id,
-                    policy,
                     [self.shown(episode, agent_id, round) for episode in episodes],
                     round,
                     generator,
                     greedy,
                 )
-                for agent_id, policy in policies.items()
+                for agent_id in actors.policies
             ]
-            # only now: nobody reads an answer of the round in which it is written
+            # added after the round: no agent reads an answer of the same round
             for messages in said:
                 for episode, message in zip(episodes, messages, strict=True):
                     episode.messages.append(message)
         return [self.last_words(episode) for episode in episodes]
 
     def shown(self, episode: Episode, agent_id: str, round: int) -> str:
-        """The environment's observation first, later what the others answered last."""
+        """The environment's observation in the first round, then the last answers of the others."""
         if round == 0:
             return episode.observations[agent_id]
         others = [

@@ -1,19 +1,19 @@
-"""Agents in order within a turn: later ones see what earlier ones were shown and answered."""
+"""Agents answer in order: each sees the observations and answers of those before it in the same turn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode, SamplingPolicy
-from collm.samplers.conversation import Protocol
+from collm.samplers.base import Actors, Episode
+from collm.samplers.conversation import Conversation
 from collm.trajectory import Action
 
 
-class Pipeline(Protocol):
+class Pipeline(Conversation):
     """Agents answer one after another; each sees the inputs and answers of those before it in the same turn.
 
     Args:
@@ -32,22 +32,18 @@ class Pipeline(Protocol):
             )
 
     def joint_actions(
-        self,
-        episodes: Sequence[Episode],
-        policies: Mapping[str, SamplingPolicy],
-        generator: torch.Generator,
-        greedy: bool,
+        self, episodes: Sequence[Episode], actors: Actors, generator: torch.Generator, greedy: bool
     ) -> list[dict[str, Action]]:
-        for round, agent_id in enumerate(self.order or policies):
+        for round, agent_id in enumerate(self.order or actors.policies):
             shown = [episode.observations[agent_id] + self.before(episode) for episode in episodes]
-            messages = self.ask(episodes, agent_id, policies[agent_id], shown, round, generator, greedy)
+            messages = self.ask(episodes, actors, agent_id, shown, round, generator, greedy)
             for episode, message in zip(episodes, messages, strict=True):
                 episode.messages.append(message)
         return [self.last_words(episode) for episode in episodes]
 
     @staticmethod
     def before(episode: Episode) -> str:
-        """What the earlier agents of this turn were shown and answered."""
+        """Observations and answers of the earlier agents of this turn."""
         blocks = [
             f"\n\n{message.agent_id} was told:\n{episode.observations[message.agent_id].strip()}\n\n"
             f"{message.agent_id} answered:\n{message.action.text.strip()}"

@@ -1,7 +1,7 @@
-"""A rollout tree: at every node all agents answer K times, and play goes on from every joint action (MAGRPO).
+"""A rollout tree: at every node all agents answer K times, and the episode continues from every joint action (MAGRPO).
 
-Paths that begin alike share their turns, so that a joint action is played and rewarded once however many paths lead on
-from it. Each agent is asked K times at every node: with n agents and H turns
+Paths with a common beginning share its turns, so that every joint action is played and rewarded once. Each agent is
+asked K times at every node: with n agents and H turns
 
     N_call = n K (K^H - 1) / (K - 1)        (arXiv 2601.21972, proposition 4.3; aligned joint actions)
 
@@ -21,7 +21,7 @@ import torch
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
 from collm.runtime.checks import COUNT, check_number
-from collm.samplers.base import Episode, SamplingPolicy, act_all, kept_caches
+from collm.samplers.base import Actors, Episode, act_all
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action, Branch, Task, Trajectory
 
@@ -46,14 +46,14 @@ class Tree(Parallel):
             raise ConfigurationError(f"joint is {joint!r}; choose aligned or cross.")
 
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
-        """Refuse trees beyond the budget, and say how large they would be."""
+        """Refuse trees with more joint samples than `max_joint_samples`."""
         branches = num_generations ** (len(environment.agent_ids) if self.joint == "cross" else 1)
         size, width = 0, 1
         for _ in range(environment.horizon):
             width *= branches
             size += width
             if width > 10**12:
-                break  # far too large already; the whole number would be too long to write
+                break  # far too large already; the exact number would be too long to print
         if num_tasks * size > self.max_joint_samples:
             more = "more than " if width > 10**12 else ""
             raise ConfigurationError(
@@ -67,7 +67,7 @@ class Tree(Parallel):
         self,
         environment: Environment,
         tasks: Sequence[Task],
-        policies: Mapping[str, SamplingPolicy],
+        actors: Actors,
         seed: int,
         device: torch.device | str,
         num_generations: int = 1,
@@ -82,24 +82,23 @@ class Tree(Parallel):
         paths = [
             Episode(environment, task, group, seed * 1_000_003 + group, retries) for group, task in enumerate(tasks)
         ]
-        with kept_caches(policies, environment.horizon > 1):
-            for turn in range(environment.horizon):
-                active = [path for path in paths if not path.done]
-                if not active:
-                    break
-                if on_turn is not None:
-                    on_turn(turn, len(active) * num_generations)
-                asked = [path for path in active for _ in range(num_generations)]
-                drawn = self.joint_actions(asked, policies, generator, greedy)
-                starts = range(0, len(drawn), num_generations)
-                chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
-                families = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
-                # One call for all of them: a reward that takes time is worked out side by side.
-                act_all([child for family in families for child in family], [act for acts in chosen for act in acts])
-                for path, family in zip(active, families, strict=True):
-                    self.number(path, family, numbers)
-                children = iter(families)
-                paths = [child for path in paths for child in ([path] if path.done else next(children))]
+        for turn in range(environment.horizon):
+            active = [path for path in paths if not path.done]
+            if not active:
+                break
+            if on_turn is not None:
+                on_turn(turn, len(active) * num_generations)
+            asked = [path for path in active for _ in range(num_generations)]
+            drawn = self.joint_actions(asked, actors, generator, greedy)
+            starts = range(0, len(drawn), num_generations)
+            chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
+            children = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
+            # one call for all nodes, so that slow rewards are computed side by side
+            act_all([child for own in children for child in own], [action for own in chosen for action in own])
+            for path, own in zip(active, children, strict=True):
+                self.number(path, own, numbers)
+            of_active = iter(children)
+            paths = [child for path in paths for child in ([path] if path.done else next(of_active))]
         return [path.trajectory for path in paths]
 
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
@@ -111,7 +110,7 @@ class Tree(Parallel):
 
     @staticmethod
     def branch(path: Episode, num_children: int) -> list[Episode]:
-        """Copies of `path` that go on from it, each on its own; they share its turns and its chance."""
+        """Independent copies of `path` that continue it; they share its turns and the state of its random generator."""
         children = []
         for index in range(num_children):
             child = copy.copy(path)
@@ -127,7 +126,7 @@ class Tree(Parallel):
 
     @staticmethod
     def number(path: Episode, children: Sequence[Episode], numbers: count[int]) -> None:
-        """Say where the turn that `children` have played since `path` stands in the tree."""
+        """Record the node and the parent of the turn that `children` have played since `path`."""
         turns = path.trajectory.turns
         parent = turns[-1].branch.node if turns and turns[-1].branch else -1 - path.trajectory.group
         for child in children:

@@ -45,10 +45,10 @@ def shard(
         for layer in [child for child in lm.modules() if type(child).__name__ in layers]:
             fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **options)
         fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **options)
-        lm.within = lambda work: work()
-        register_fsdp_forward_method(lm, "within")
-        backbone.within = lm.within
-        backbone.saves_work = False
+        lm.with_weights = lambda work: work()
+        register_fsdp_forward_method(lm, "with_weights")
+        backbone.with_weights = lm.with_weights
+        backbone.fast_updates = False
     for critic in [child for child in module.modules() if isinstance(child, ValueNetwork) and child.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
     for sharded in sharded_modules(module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,14 +59,18 @@ class MeasureEpisodes(L.Callback):
     def time_episodes(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[float]:
         """Response times of episodes that are played one at a time."""
         data = trainer.datamodule
-        policies = {agent_id: _Stopwatch(policy) for agent_id, policy in pl_module.policies.items()}
         seconds = []
         for index in range(-1, self.timed_episodes):  # the first episode is a warm-up
             number = max(0, index)
             task = data.eval_tasks[number % len(data.eval_tasks)]
-            with pl_module.acting():
+            with data.acting(data.eval_sampler) as actors:
                 (trajectory,) = data.eval_sampler.rollout(
-                    data.environment, [task], policies, _TIMING_SEED + number, pl_module.device, greedy=data.eval_greedy
+                    data.environment,
+                    [task],
+                    _Stopwatch(actors),
+                    _TIMING_SEED + number,
+                    pl_module.device,
+                    greedy=data.eval_greedy,
                 )
             if index >= 0:
                 seconds.append(response_time(trajectory))
@@ -101,29 +105,25 @@ def response_time(trajectory: Trajectory) -> float:
 
 
 class _Stopwatch:
-    """A policy wrapper that stores the generation time in every action."""
+    """Actors that are asked one by one, and store the generation time in every action."""
 
-    def __init__(self, policy: Any):
-        self.policy = policy
+    def __init__(self, actors: Any):
+        self.actors = actors
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
+        return getattr(self.actors, name)
 
-    @property
-    def decoder(self) -> int:
-        """A unique decoder, so that the sampler calls each agent separately."""
-        return id(self)
-
-    @property
-    def device(self) -> None:
-        """None, so that the sampler does not call agents concurrently."""
-        return None
-
-    def sample(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, greedy: bool) -> list[Action]:
-        began = _now(self.policy.device)
-        actions = self.policy.sample(prompts, generator, greedy)
-        seconds = _now(self.policy.device) - began
-        return [replace(action, seconds=seconds) for action in actions]
+    def sample(
+        self, prompts: Mapping[str, Sequence[Sequence[int]]], generator: torch.Generator, greedy: bool
+    ) -> dict[str, list[Action]]:
+        timed = {}
+        for agent_id, own in prompts.items():
+            device = self.actors.policies[agent_id].device
+            began = _now(device)
+            actions = self.actors.sample({agent_id: own}, generator, greedy)[agent_id]
+            seconds = _now(device) - began
+            timed[agent_id] = [replace(action, seconds=seconds) for action in actions]
+        return timed
 
 
 def _now(device: torch.device) -> float:

@@ -13,7 +13,7 @@ import torch
 from collm.environments.base import Environment
 from collm.packing import TokenSequence, micro_batches
 from collm.runtime.checks import COUNT, check_number
-from collm.samplers.base import SamplingPolicy
+from collm.samplers.base import Actors
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Task, Trajectory
 
@@ -35,7 +35,7 @@ class Oracle(Parallel):
         self,
         environment: Environment,
         tasks: Sequence[Task],
-        policies: Mapping[str, SamplingPolicy],
+        actors: Actors,
         seed: int,
         device: torch.device | str,
         num_generations: int = 1,
@@ -45,12 +45,12 @@ class Oracle(Parallel):
     ) -> list[Trajectory]:
         """Play episodes, then compute the value of every history; arguments as in `Sampler.rollout`."""
         trajectories = super().rollout(
-            environment, tasks, policies, seed, device, num_generations, greedy, on_turn, retries
+            environment, tasks, actors, seed, device, num_generations, greedy, on_turn, retries
         )
         answers = [environment.right_answers(trajectory) for trajectory in trajectories]
-        probabilities = [[dict.fromkeys(policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
-        for agent_id, policy in policies.items():
-            of_agent = self.answer_probabilities(trajectories, answers, agent_id, policy, device)
+        probabilities = [[dict.fromkeys(actors.policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
+        for agent_id in actors.policies:
+            of_agent = self.answer_probabilities(trajectories, answers, agent_id, actors, device)
             for (row, turn), probability in of_agent.items():
                 probabilities[row][turn][agent_id] = probability
         for trajectory, values in zip(trajectories, environment.values(trajectories, probabilities), strict=True):
@@ -64,7 +64,7 @@ class Oracle(Parallel):
         trajectories: Sequence[Trajectory],
         answers: Sequence[Sequence[Mapping[str, str]]],
         agent_id: str,
-        policy: SamplingPolicy,
+        actors: Actors,
         device: torch.device | str,
     ) -> dict[tuple[int, int], float]:
         """Probability of one agent's correct answer in each trajectory and turn, given its own history."""
@@ -72,11 +72,11 @@ class Oracle(Parallel):
         for row, trajectory in enumerate(trajectories):
             for turn, played in enumerate(trajectory.turns):
                 prompt = list(played.actions[agent_id].prompt_ids)
-                ids = list(policy.encode_action(answers[row][turn][agent_id], prompt).token_ids)
+                ids = list(actors.encode_action(agent_id, answers[row][turn][agent_id], prompt).token_ids)
                 sequences.append(TokenSequence(len(keys), [*prompt, *ids], [-1] * len(prompt) + [0] * len(ids)))
                 keys.append((row, turn))
         probabilities = torch.zeros(len(keys), device=device)
         for batch in micro_batches(sequences, self.tokens_per_micro_batch, 0, device):
-            log_probs, _ = policy.log_probs(batch)
+            log_probs, _ = actors.policies[agent_id].log_probs(batch)
             probabilities[batch.rows] = log_probs.sum(1).exp()
         return dict(zip(keys, probabilities.tolist(), strict=True))

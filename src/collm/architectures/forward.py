@@ -1,4 +1,4 @@
-"""Parts of the forward pass of a language model of transformers, for every architecture and version."""
+"""The forward pass of causal language models of transformers, whatever their architecture and the library's version."""
 
 from __future__ import annotations
 
@@ -10,20 +10,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 
 @lru_cache(maxsize=256)
 def takes(kind: type, argument: str) -> bool:
-    """Whether the forward pass of a class of models takes an argument of this name."""
+    """Whether `forward` of a class of models takes an argument of this name."""
     parameters = signature(kind.forward).parameters
     return argument in parameters or any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values())
 
 
 @lru_cache(maxsize=256)
 def cache_argument(kind: type) -> str:
-    """What the argument of a key/value cache is called: `cache` since transformers 5.24, `past_key_values` before."""
+    """Name of the key/value cache argument: `cache` since transformers 5.24, `past_key_values` before."""
     return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
+
+
+def without_cache(module: nn.Module) -> dict[str, bool]:
+    """The argument that switches the key/value cache off, empty where `module` does not take it."""
+    return {"use_cache": False} if takes(type(module), "use_cache") else {}
+
+
+def keeps_all_positions(config: PretrainedConfig) -> bool:
+    """Whether the key/value cache of a model keeps every position in every layer, with no window and no other state.
+
+    Rows of such caches can be selected, concatenated and shifted.
+    """
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 def base_of(lm: PreTrainedModel) -> nn.Module:
@@ -32,23 +46,19 @@ def base_of(lm: PreTrainedModel) -> nn.Module:
 
 
 def last_hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
-    """What the head reads at every position of rows that are read whole, [R, L, hidden size].
+    """Inputs of the head at every position, [R, L, hidden size].
 
     Args:
         lm: The model.
-        ids: Rows padded on the right, [R, L]; no token sees the padding behind it, so there is nothing to mask.
+        ids: Rows padded on the right, [R, L]. Attention is causal, so no token attends to the padding behind it and no
+            mask is needed.
     """
     base = base_of(lm)
     return base(input_ids=ids, **without_cache(base)).last_hidden_state
 
 
-def without_cache(module: nn.Module) -> dict[str, bool]:
-    """What tells `module` to keep no states, if it knows any."""
-    return {"use_cache": False} if takes(type(module), "use_cache") else {}
-
-
 def logits_of(lm: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits [M, V] that `lm` itself makes of last hidden states [M, hidden size], whatever it scales them by."""
+    """Logits [M, V] that `lm` computes from last hidden states [M, hidden size], including any scaling of its own."""
     with _last_hidden_states_are(lm, states[None]):
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         return lm.forward(input_ids=ids, **without_cache(lm)).logits[0]
@@ -56,9 +66,9 @@ def logits_of(lm: PreTrainedModel, states: Tensor) -> Tensor:
 
 @contextmanager
 def _last_hidden_states_are(lm: PreTrainedModel, states: Tensor) -> Iterator[None]:
-    """While it lasts, the forward pass of `lm` reads no tokens and goes on from `states` [R, L, hidden size]."""
+    """Replace the model below the head by one that returns `states` [R, L, hidden size]."""
     base = base_of(lm)
-    base.forward = lambda *args, **given: _Output(states)
+    base.forward = lambda *args, **kwargs: _Output(states)
     try:
         yield
     finally:
@@ -66,7 +76,7 @@ def _last_hidden_states_are(lm: PreTrainedModel, states: Tensor) -> Iterator[Non
 
 
 class _Output:
-    """The output of a model without a head, of which only the last hidden states are known."""
+    """The output of a model without a head; only the last hidden states are known."""
 
     def __init__(self, states: Tensor):
         self.last_hidden_state = states

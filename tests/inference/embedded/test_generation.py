@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from collm.errors import TrainingError
-from collm.inference.cache import ReservedLayer, make_cache
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, draw, generate
+from collm.inference.embedded.cache import ReservedLayer, make_cache
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import generate
+from collm.inference.sampling import Sampling, draw
 from collm.models.backbone import Backbone
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
@@ -21,30 +22,30 @@ def lm(tiny_folder: str):
     return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
 
 
-@pytest.fixture(scope="module", params=["lean", "stock"])
-def reader(request: pytest.FixtureRequest, tiny_folder: str) -> Reader:
+@pytest.fixture(scope="module", params=["embedded", "transformers"])
+def model(request: pytest.FixtureRequest, tiny_folder: str) -> CachedModel:
     backbone = Backbone(tiny_folder, "float32").eval()
-    return reader_for([(backbone, None)]) if request.param == "lean" else StockReader(backbone, [None])
+    return cached_model([(backbone, None)]) if request.param == "embedded" else TransformersModel(backbone, [None])
 
 
 def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def ends_of(reader: Reader) -> list[int]:
+def ends_of(model: CachedModel) -> list[int]:
     """Tokens that end the greedy answers at different lengths."""
-    free = generate(reader, PROMPTS, GREEDY, [], chance())
+    free = generate(model, PROMPTS, GREEDY, [], chance())
     return [free[0][0][3], free[1][0][6], free[4][0][1]]
 
 
-def test_greedy_tokens_are_those_of_transformers(lm, reader: Reader) -> None:
-    ends = ends_of(reader)
+def test_greedy_tokens_are_those_of_transformers(lm, model: CachedModel) -> None:
+    ends = ends_of(model)
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
     options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": ends, "pad_token_id": 0}
     expected = lm.generate(ids, attention_mask=mask, **options)[:, width:].tolist()
-    drawn = generate(reader, PROMPTS, GREEDY, ends, chance())
+    drawn = generate(model, PROMPTS, GREEDY, ends, chance())
     for (tokens, log_probs), reference in zip(drawn, expected, strict=True):
         assert tokens == reference[: len(tokens)]
         assert len(tokens) == len(log_probs)
@@ -53,19 +54,19 @@ def test_greedy_tokens_are_those_of_transformers(lm, reader: Reader) -> None:
     assert len({len(tokens) for tokens, _ in drawn}) > 2
 
 
-def test_rows_that_leave_early_do_not_change_the_others(reader: Reader) -> None:
-    ends = ends_of(reader)
-    together = generate(reader, PROMPTS, GREEDY, ends, chance())
+def test_rows_that_leave_early_do_not_change_the_others(model: CachedModel) -> None:
+    ends = ends_of(model)
+    together = generate(model, PROMPTS, GREEDY, ends, chance())
     for prompt, (tokens, log_probs) in zip(PROMPTS, together, strict=True):
-        ((alone, alone_log_probs),) = generate(reader, [prompt], GREEDY, ends, chance())
+        ((alone, alone_log_probs),) = generate(model, [prompt], GREEDY, ends, chance())
         assert tokens == alone
         assert log_probs == pytest.approx(alone_log_probs, abs=1e-4)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_log_probs_are_those_of_the_whole_sequence(lm, reader: Reader, greedy: bool) -> None:
+def test_log_probs_are_those_of_the_whole_sequence(lm, model: CachedModel, greedy: bool) -> None:
     sampling = Sampling(9, temperature=0.6, top_p=0.9, top_k=50, greedy=greedy)
-    drawn = generate(reader, PROMPTS, sampling, list(range(0, 400, 9)), chance())
+    drawn = generate(model, PROMPTS, sampling, list(range(0, 400, 9)), chance())
     for prompt, (tokens, log_probs) in zip(PROMPTS, drawn, strict=True):
         logits = lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = (logits / 0.6).log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1)
@@ -73,40 +74,40 @@ def test_log_probs_are_those_of_the_whole_sequence(lm, reader: Reader, greedy: b
 
 
 def test_equal_prompts_share_their_prefill_and_are_sampled_independently(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
+    model: CachedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, ...]] = []
-    forward = reader.forward
-    monkeypatch.setattr(reader, "forward", lambda ids, *args: sizes.append(tuple(ids.shape)) or forward(ids, *args))
-    drawn = generate(reader, [[7, 8, 9]] * 6 + [[20, 21]], Sampling(5), [], chance())
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids, *args: sizes.append(tuple(ids.shape)) or forward(ids, *args))
+    drawn = generate(model, [[7, 8, 9]] * 6 + [[20, 21]], Sampling(5), [], chance())
     assert sizes == [(2, 3), *[(7, 1)] * 4]
     assert len({tuple(tokens) for tokens, _ in drawn}) == 7
 
 
-def test_the_generator_alone_decides(reader: Reader) -> None:
-    first, again, other = (generate(reader, PROMPTS, Sampling(6), [], chance(seed)) for seed in (3, 3, 4))
+def test_the_generator_alone_decides(model: CachedModel) -> None:
+    first, again, other = (generate(model, PROMPTS, Sampling(6), [], chance(seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("sampling", [Sampling(12, top_k=1), Sampling(12, top_p=1e-6), Sampling(12, temperature=1e-4)])
-def test_limits_of_sampling_are_greedy(reader: Reader, sampling: Sampling) -> None:
-    drawn, greedy = (generate(reader, PROMPTS, one, [], chance()) for one in (sampling, GREEDY))
+def test_limits_of_sampling_are_greedy(model: CachedModel, sampling: Sampling) -> None:
+    drawn, greedy = (generate(model, PROMPTS, one, [], chance()) for one in (sampling, GREEDY))
     assert [tokens for tokens, _ in drawn] == [tokens for tokens, _ in greedy]
 
 
-def test_one_token(reader: Reader) -> None:
-    drawn = generate(reader, PROMPTS, Sampling(1, greedy=True), [], chance())
+def test_one_token(model: CachedModel) -> None:
+    drawn = generate(model, PROMPTS, Sampling(1, greedy=True), [], chance())
     assert [tokens for tokens, _ in drawn] == [
-        tokens[:1] for tokens, _ in generate(reader, PROMPTS, GREEDY, [], chance())
+        tokens[:1] for tokens, _ in generate(model, PROMPTS, GREEDY, [], chance())
     ]
 
 
-def test_draws_follow_the_softmax(lm, reader: Reader) -> None:
+def test_draws_follow_the_softmax(lm, model: CachedModel) -> None:
     num_draws, temperature = 20_000, 0.7
     logits = lm(torch.tensor([[7, 8, 9]])).logits[0, -1]
     probabilities = (logits / temperature).softmax(-1)
-    drawn = generate(reader, [[7, 8, 9]] * num_draws, Sampling(1, temperature=temperature), [], chance())
+    drawn = generate(model, [[7, 8, 9]] * num_draws, Sampling(1, temperature=temperature), [], chance())
     counts = torch.bincount(torch.tensor([tokens[0] for tokens, _ in drawn]), minlength=len(logits))
     freedom = len(logits) - 1
 
@@ -135,43 +136,43 @@ def test_cuts_keep_the_likely_tokens_and_the_log_probs_of_the_whole(options: dic
 def test_weights_that_diverged_are_named(tiny_folder: str) -> None:
     backbone = Backbone(tiny_folder, "float32")
     backbone.lm.get_input_embeddings().weight.data.fill_(float("nan"))
-    for reader in (reader_for([(backbone, None)]), StockReader(backbone, [None])):
+    for model in (cached_model([(backbone, None)]), TransformersModel(backbone, [None])):
         with pytest.raises(TrainingError, match="not finite"):
-            generate(reader, PROMPTS, GREEDY, [], chance())
+            generate(model, PROMPTS, GREEDY, [], chance())
 
 
 def test_the_reserving_cache_holds_what_the_stock_cache_holds(lm) -> None:
-    ours, stock = make_cache(lm.config), DynamicCache(config=lm.config)
+    ours, plain = make_cache(lm.config), DynamicCache(config=lm.config)
     assert all(type(layer) is ReservedLayer for layer in ours.layers)
     torch.manual_seed(0)
     rows, length = 4, 0
     for step, new in enumerate([5, 1, 1, 70, 1, 1, 120, 1]):
         for layer in range(2):
             keys, values = torch.randn(rows, 2, new, 16), torch.randn(rows, 2, new, 16)
-            found, expected = (cache.update(keys, values, layer) for cache in (ours, stock))
+            found, expected = (cache.update(keys, values, layer) for cache in (ours, plain))
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
         length += new
-        assert ours.get_seq_length() == stock.get_seq_length() == length
+        assert ours.get_seq_length() == plain.get_seq_length() == length
         if step in (1, 4):  # one row leaves, and one is there twice
             chosen = torch.tensor([2, 0, 2])
             ours.batch_select_indices(chosen)
-            stock.batch_select_indices(chosen)
+            plain.batch_select_indices(chosen)
             rows = 3
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_nothing_ends_a_response_before_its_smallest_length(lm, reader: Reader, greedy: bool) -> None:
+def test_nothing_ends_a_response_before_its_smallest_length(lm, model: CachedModel, greedy: bool) -> None:
     every_other = list(range(0, lm.config.vocab_size, 2))
-    drawn = generate(reader, PROMPTS, Sampling(40, greedy=greedy, min_new_tokens=5), every_other, chance())
+    drawn = generate(model, PROMPTS, Sampling(40, greedy=greedy, min_new_tokens=5), every_other, chance())
     for tokens, _ in drawn:
         assert not set(tokens[:5]) & set(every_other)
     assert all(len(tokens) >= 5 for tokens, _ in drawn)
     if not greedy:
         assert min(len(tokens) for tokens, _ in drawn) < 40
-    fixed = generate(reader, PROMPTS, Sampling(7, greedy=greedy, min_new_tokens=7), every_other, chance())
+    fixed = generate(model, PROMPTS, Sampling(7, greedy=greedy, min_new_tokens=7), every_other, chance())
     assert [len(tokens) for tokens, _ in fixed] == [7] * len(PROMPTS)
     options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 5, "eos_token_id": every_other}
     ids = torch.tensor([PROMPTS[0]])
     expected = lm.generate(ids, attention_mask=ids.ne(-1), pad_token_id=0, **options)[0, 3:].tolist()
-    ((tokens, _),) = generate(reader, PROMPTS[:1], Sampling(12, greedy=True, min_new_tokens=5), every_other, chance())
+    ((tokens, _),) = generate(model, PROMPTS[:1], Sampling(12, greedy=True, min_new_tokens=5), every_other, chance())
     assert tokens == expected

@@ -7,13 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from collm.inference import decoder as lean
-from collm.inference import forward as reader
-from collm.inference.decoder import LeanReader
-from collm.inference.forward import StockReader
+from actors import actors_of, sampled
+from collm.inference.actors import Actors
+from collm.inference.embedded import decoder
+from collm.inference.embedded import forward as model
+from collm.inference.embedded.decoder import EmbeddedModel
+from collm.inference.embedded.engine import batch_key
+from collm.inference.embedded.forward import TransformersModel
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.samplers.parallel import Parallel
+from collm.trajectory import Trajectory
 from toy import Toy
 
 AGENTS = ("a1", "a2", "a3")
@@ -42,7 +47,7 @@ def team(folder: str, lora: bool = True, **options) -> dict[str, Policy]:
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every forward pass."""
     seen: list[int] = []
-    for kind in (LeanReader, StockReader):
+    for kind in (EmbeddedModel, TransformersModel):
 
         def spy(self, ids: torch.Tensor, *args, forward=kind.forward) -> torch.Tensor:
             seen.append(len(ids))
@@ -50,6 +55,11 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         monkeypatch.setattr(kind, "forward", spy)
     return seen
+
+
+def played(game: Toy, policies: dict[str, Policy]) -> list[Trajectory]:
+    with Actors(policies).serving(0, keep_cache=True) as actors:
+        return Parallel().rollout(game, game.tasks("train"), actors, 0, "cpu", num_generations=2, greedy=True)
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -60,15 +70,15 @@ def test_episodes_are_those_of_agents_asked_one_by_one(
 ) -> None:
     """Whether the architecture is one that is read straight from its weights or not."""
     if not known:
-        monkeypatch.setattr(reader, "decoder_of", lambda lm: None)
+        monkeypatch.setattr(model, "decoder_of", lambda lm: None)
     game = Toy(len(AGENTS), horizon=3)
     policies = team(tiny_folder, lora, keep_cache=keep_cache)
-    together = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", num_generations=2, greedy=True)
+    together = played(game, policies)
     assert max(sizes) == len(AGENTS) * 8
     sizes.clear()
     for index, policy in enumerate(policies.values()):
         policy.spec = replace(policy.spec, temperature=1.0 + index / 100)  # which changes nothing when greedy
-    alone = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", num_generations=2, greedy=True)
+    alone = played(game, policies)
     assert max(sizes) == 8
     texts = set()
     for one, other in zip(together, alone, strict=True):
@@ -82,10 +92,11 @@ def test_episodes_are_those_of_agents_asked_one_by_one(
 def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
     policies = team(tiny_folder)
     prompts = [[[7, 8, 9], [20] * 90], [[7, 8, 9]], [[7, 8, 9], [7, 8, 9], [5]]]
-    found = policies["a1"].sample_together(list(policies.values()), prompts, chance(), greedy=True)
+    drawn = actors_of(policies).sample(dict(zip(AGENTS, prompts, strict=True)), chance(), greedy=True)
+    found = [drawn[name] for name in AGENTS]
     assert [len(answers) for answers in found] == [2, 1, 3]
     for policy, own, answers in zip(policies.values(), prompts, found, strict=True):
-        expected = policy.sample(own, chance(), greedy=True)
+        expected = sampled(policy, own, chance(), greedy=True)
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
         for answer, other in zip(answers, expected, strict=True):
             assert answer.log_probs == pytest.approx(other.log_probs, abs=1e-4)
@@ -101,10 +112,9 @@ def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
 )
 def test_who_is_asked_together(tiny_folder: str, monkeypatch: pytest.MonkeyPatch, largest: int, models: bool) -> None:
     policies = team(tiny_folder)
-    monkeypatch.setattr(lean, "_SMALL", largest)
-    assert len({policy.decoder for policy in policies.values()}) == 1
-    assert (team(tiny_folder)["a1"].decoder == policies["a1"].decoder) == models
-    for change in ({"temperature": 0.5}, {"engine": "transformers"}):
-        assert Policy("a1", PolicySpec(tiny_folder, **change), policies["a1"].backbone, "a1").decoder not in {
-            policy.decoder for policy in policies.values()
-        }
+    monkeypatch.setattr(decoder, "_MAX_COPIED_WEIGHTS", largest)
+    assert len(set(map(batch_key, policies.values()))) == 1
+    assert (batch_key(team(tiny_folder)["a1"]) == batch_key(policies["a1"])) == models
+    for change in ({"temperature": 0.5}, {"keep_cache": False}):
+        other = Policy("a1", PolicySpec(tiny_folder, **change), policies["a1"].backbone, "a1")
+        assert batch_key(other) != batch_key(policies["a1"])

@@ -10,17 +10,20 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from actors import actors_of
 from collm.callbacks import resources
-from collm.inference import decoder as lean
-from collm.inference.cache import make_cache
-from collm.inference.decoder import LeanReader
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, generate
-from collm.inference.prefill import Memory, pad_left
+from collm.inference.actors import Actors
+from collm.inference.embedded import decoder, engine
+from collm.inference.embedded.cache import make_cache
+from collm.inference.embedded.decoder import EmbeddedModel
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import generate
+from collm.inference.embedded.prefill import PrefixCache
+from collm.inference.sampling import Sampling, pad_left
 from collm.models import backbone as backbone_module
-from collm.models import policy as policy_module
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy, PolicySpec
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
 from collm.samplers.parallel import Parallel
 from families import FAMILIES, SHAPE
 from toy import Toy
@@ -53,14 +56,14 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Backbone]:
 
 
 def respond(
-    reader: Reader,
+    model: CachedModel,
     ends: Sequence[int] = (),
     owners: Sequence[int] | None = None,
-    memory: Memory | None = None,
+    cache: PrefixCache | None = None,
     prompts: Sequence[Sequence[int]] = PROMPTS,
 ) -> list[tuple[list[int], list[float]]]:
-    with reader.reading():
-        return generate(reader, prompts, GREEDY, ends, torch.Generator(), memory, owners)
+    with model.active():
+        return generate(model, prompts, GREEDY, ends, torch.Generator(), cache, owners)
 
 
 def ends_of(free: Sequence[tuple[list[int], list[float]]]) -> list[int]:
@@ -82,19 +85,19 @@ def test_responses_are_those_of_transformers(
     make: Callable, monkeypatch: pytest.MonkeyPatch, family: str, adapters: int, copied: bool
 ) -> None:
     """Two turns, the second one from the states of the first."""
-    monkeypatch.setattr(lean, "_SMALL", 2**23 if copied else 0)
-    monkeypatch.setattr(lean, "_AT_ONCE", 1024 if copied else 5)
+    monkeypatch.setattr(decoder, "_MAX_COPIED_WEIGHTS", 2**23 if copied else 0)
+    monkeypatch.setattr(decoder, "_TOKENS_PER_CHUNK", 1024 if copied else 5)
     backbone = make(FAMILIES[family], adapters)
     names = [f"a{number}" for number in range(adapters)] or [None]
     owners = [0, 0, 0, 1, 1, 2, 2] if adapters else None
-    own, stock = reader_for([(backbone, name) for name in names]), StockReader(backbone, names)
-    assert isinstance(own, LeanReader)
-    memory = Memory()
-    ends = ends_of(respond(stock, (), owners))
-    first = respond(own, ends, owners, memory)
-    assert_equal(first, respond(stock, ends, owners))
+    own, plain = cached_model([(backbone, name) for name in names]), TransformersModel(backbone, names)
+    assert isinstance(own, EmbeddedModel)
+    cache = PrefixCache()
+    ends = ends_of(respond(plain, (), owners))
+    first = respond(own, ends, owners, cache)
+    assert_equal(first, respond(plain, ends, owners))
     later = [[*prompt, *tokens, 20, 30, 40][-110:] for prompt, (tokens, _) in zip(PROMPTS, first, strict=True)]
-    assert_equal(respond(own, ends, owners, memory, later), respond(stock, ends, owners, prompts=later))
+    assert_equal(respond(own, ends, owners, cache, later), respond(plain, ends, owners, prompts=later))
 
 
 @pytest.mark.parametrize("at_once", [1024, 5])
@@ -102,37 +105,37 @@ def test_responses_are_those_of_transformers(
 def test_models_side_by_side_answer_as_each_alone(
     make: Callable, monkeypatch: pytest.MonkeyPatch, family: str, at_once: int
 ) -> None:
-    monkeypatch.setattr(lean, "_AT_ONCE", at_once)
+    monkeypatch.setattr(decoder, "_TOKENS_PER_CHUNK", at_once)
     backbones = [make(FAMILIES[family], seed=seed) for seed in range(3)]
-    reader, owners = reader_for([(backbone, None) for backbone in backbones]), [0, 0, 0, 0, 1, 1, 2]
-    ends = ends_of(respond(reader, (), owners))
-    alone = [respond(StockReader(backbone, [None]), ends) for backbone in backbones]
-    assert_equal(respond(reader, ends, owners), [*alone[0][:4], *alone[1][4:6], alone[2][6]])
+    model, owners = cached_model([(backbone, None) for backbone in backbones]), [0, 0, 0, 0, 1, 1, 2]
+    ends = ends_of(respond(model, (), owners))
+    alone = [respond(TransformersModel(backbone, [None]), ends) for backbone in backbones]
+    assert_equal(respond(model, ends, owners), [*alone[0][:4], *alone[1][4:6], alone[2][6]])
     assert alone[0][4][0] != alone[1][4][0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_it_rounds_no_worse_than_transformers(make: Callable, family: str) -> None:
     """Distance of the logits from those of the same weights at full precision."""
-    own, stock = [], []
+    own, plain = [], []
     for seed in range(4):
         backbone = make(FAMILIES[family], adapters=1, seed=seed, dtype=torch.bfloat16)
         members = [(backbone, "a0")]
-        logits = first_logits(reader_for(members)), first_logits(StockReader(backbone, ["a0"]))
+        logits = first_logits(cached_model(members)), first_logits(TransformersModel(backbone, ["a0"]))
         assert logits[0].dtype == torch.bfloat16
         backbone.float()
-        exact = first_logits(StockReader(backbone, ["a0"]))
-        for errors, found in zip((own, stock), logits, strict=True):
+        exact = first_logits(TransformersModel(backbone, ["a0"]))
+        for errors, found in zip((own, plain), logits, strict=True):
             errors.append((found.float() - exact).square().mean().item())
-    assert 0 < sum(own) < 1.5 * sum(stock)
+    assert 0 < sum(own) < 1.5 * sum(plain)
 
 
-def first_logits(reader: Reader) -> torch.Tensor:
+def first_logits(model: CachedModel) -> torch.Tensor:
     """Logits after prompts of different length, padded on the left."""
     ids, mask = pad_left(PROMPTS, torch.device("cpu"))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with reader.reading(), torch.no_grad():
-        return reader.forward(ids, mask, positions, make_cache(reader.config), [0] * len(ids))
+    with model.active(), torch.no_grad():
+        return model.forward(ids, mask, positions, make_cache(model.config), [0] * len(ids))
 
 
 def test_all_other_models_are_read_by_transformers(make: Callable) -> None:
@@ -149,29 +152,29 @@ def test_all_other_models_are_read_by_transformers(make: Callable) -> None:
 
     for build in (gemma, sliding, quantized):
         backbone = make(build)
-        assert isinstance(reader_for([(backbone, None)]), StockReader)
-        assert len(respond(reader_for([(backbone, None)]))) == len(PROMPTS)
+        assert isinstance(cached_model([(backbone, None)]), TransformersModel)
+        assert len(respond(cached_model([(backbone, None)]))) == len(PROMPTS)
 
 
 def test_agents_with_small_models_of_one_shape_take_one_decode_loop(
     tiny_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    forward = LeanReader.forward
+    forward = EmbeddedModel.forward
 
     def spy(self, ids: torch.Tensor, *args) -> torch.Tensor:
         rows.append(len(ids))
         return forward(self, ids, *args)
 
-    monkeypatch.setattr(LeanReader, "forward", spy)
+    monkeypatch.setattr(EmbeddedModel, "forward", spy)
     game, spec = Toy(2, horizon=3), PolicySpec(tiny_folder, max_new_tokens=8)
     policies = {name: Policy(name, spec, Backbone(tiny_folder, "float32"), None) for name in ("a1", "a2")}
     policies["a2"].backbone.lm.get_input_embeddings().weight.data.neg_()  # another model of the same shape
     played = {}
     for small in (True, False):
-        monkeypatch.setattr(lean, "_SMALL", 2**23 if small else 0)
+        monkeypatch.setattr(decoder, "_MAX_COPIED_WEIGHTS", 2**23 if small else 0)
         rows.clear()
-        played[small] = Parallel().rollout(game, game.tasks("train"), policies, 0, "cpu", greedy=True)
+        played[small] = Parallel().rollout(game, game.tasks("train"), actors_of(policies), 0, "cpu", greedy=True)
         assert max(rows) == len(game.tasks("train")) * (2 if small else 1)
     for one, other in zip(played[True], played[False], strict=True):
         for turn, expected in zip(one.turns, other.turns, strict=True):
@@ -181,13 +184,14 @@ def test_agents_with_small_models_of_one_shape_take_one_decode_loop(
 
 def test_weights_are_read_as_they_are_in_each_rollout(tiny_folder: str) -> None:
     policy = Policy("a1", PolicySpec(tiny_folder, max_new_tokens=4), Backbone(tiny_folder, "float32"), None)
-    answers = []
+    actors, answers = Actors({"a1": policy}), []
     for _ in range(2):
-        policy.keep_cache(True)
-        kept = [policy.sample([[7, 8, 9]], torch.Generator(), greedy=True)[0].log_probs for _ in range(2)]
+        with actors.serving(0, keep_cache=True):
+            kept = [
+                actors.sample({"a1": [[7, 8, 9]]}, torch.Generator(), greedy=True)["a1"][0].log_probs for _ in range(2)
+            ]
         assert kept[0] == kept[1]
         answers.append(kept[0])
-        policy.keep_cache(False)
         policy.backbone.lm.model.layers[0].mlp.up_proj.weight.data.mul_(2)
     assert answers[0] != pytest.approx(answers[1], abs=1e-4)
 
@@ -200,6 +204,7 @@ def test_a_run_says_which_agents_are_sampled_the_slower_way(tiny_folder: str, mo
     slower = "ours: sampled by the forward pass of transformers, which is slower: its model is not one of the fastest"
     policies = {name: Policy(name, PolicySpec(tiny_folder, engine=way), backbone, None) for name, way in ways.items()}
     for known in (True, False):
-        monkeypatch.setattr(policy_module, "decoder_of", lambda lm, known=known: known or None)
-        resources.LogResources().on_train_start(None, SimpleNamespace(policies=policies))
+        monkeypatch.setattr(engine, "decoder_of", lambda lm, known=known: known or None)
+        trainer = SimpleNamespace(datamodule=SimpleNamespace(actors=Actors(policies)))
+        resources.LogResources().on_train_start(trainer, SimpleNamespace(policies=policies))
         assert said == ([] if known else [f"{slower} kinds."])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from collm.inference.cache import ReservedLayer
+from collm.inference.embedded.cache import ReservedLayer
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def _unwritten_is_nan() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_unwritten_is_nan")
-def test_what_lies_behind_is_left_out() -> None:
+def test_unused_positions_of_the_buffers_are_masked() -> None:
     torch.manual_seed(0)
     layer, scale = ReservedLayer(), 0.5
     layer.update(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4))
@@ -28,5 +28,5 @@ def test_what_lies_behind_is_left_out() -> None:
     queries, seen = torch.randn(3, 2, 2, 4), torch.zeros(3, 1, 1, 6)
     seen[1, ..., :2] = torch.finfo(seen.dtype).min
     found = layer.attend(queries, seen, scale)
-    assert layer.whole(seen)[0].shape[2] > 6
+    assert layer.buffers(seen)[0].shape[2] > 6
     assert_close(found, F.scaled_dot_product_attention(queries, keys, values, seen, scale=scale))

@@ -1,7 +1,7 @@
-"""Key/value caches that reserve room ahead, and rows of them put together anew.
+"""Key/value caches that reserve memory ahead, and rows of them joined into new ones.
 
-The stock cache copies everything it holds for every new token; on small models and many rows that copy is most of the
-time of decoding.
+The cache of transformers copies everything it holds for every new token; on small models and many rows that copy is
+most of the time of decoding.
 """
 
 from __future__ import annotations
@@ -41,62 +41,62 @@ class ReservedLayer(DynamicLayer):
         self.keys, self.values = (buffer[..., :stop, :] for buffer in self._buffers)
         return self.keys, self.values
 
-    def attend(self, queries: Tensor, seen: Tensor, scale: float) -> Tensor:
-        """What the newest token of each row reads, [R, H, G, D].
+    def attend(self, queries: Tensor, bias: Tensor, scale: float) -> Tensor:
+        """Attention outputs at the newest token of each row, [R, H, G, D].
 
         Args:
-            queries: Those that share a key next to each other, [R, H, G, D].
-            seen: What is added to attention over the positions so far, [R, 1, 1, W].
-            scale: What queries are multiplied by.
+            queries: Queries that share a key are adjacent, [R, H, G, D].
+            bias: Number added to the scores at the positions so far, [R, 1, 1, W].
+            scale: Factor of the scores.
         """
-        keys, values, seen = self.whole(seen)
+        keys, values, bias = self.buffers(bias)
         scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).unflatten(0, queries.shape[:2])
-        weights = torch.add(seen, scores, alpha=scale).softmax(-1)
+        weights = torch.add(bias, scores, alpha=scale).softmax(-1)
         return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, queries.shape[:2])
 
-    def whole(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The buffers, [R, H, W or more, D], and `seen` [R, 1, 1, W] with what lies behind left out.
+    def buffers(self, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The buffers, [R, H, W or more, D], and `bias` [R, 1, 1, W] extended so that unused positions are masked.
 
-        A processor reads many rows up to three times faster as a whole than with a gap after each.
+        A processor reads a contiguous buffer of many rows up to three times faster than slices with gaps.
         """
         keys, values = self._buffers
         gap = keys.shape[2] - self.get_seq_length()
-        return keys, values, F.pad(seen, (0, gap), value=torch.finfo(seen.dtype).min)
+        return keys, values, F.pad(bias, (0, gap), value=torch.finfo(bias.dtype).min)
 
     def fill(self, parts: Sequence[tuple[DynamicLayer, Tensor, Tensor, Tensor]], rows: int, length: int) -> None:
-        """Hold `rows` rows of `length` positions from other layers.
+        """Copy rows from other layers.
 
         Args:
-            parts: A layer, the rows taken from it [n], the positions taken from each [n, length], and where the rows
-                go, [n].
-            rows: How many rows there are.
-            length: How many positions each has.
+            parts: A layer, the rows to copy [n], the positions to copy of each [n, length], and the rows here that
+                receive them, [n].
+            rows: Number of rows.
+            length: Number of positions of each row.
         """
         like = parts[0][0]
         self.lazy_initialization(like.keys, like.values)
         self._reserve(like.keys, like.values, rows, length)
         self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
-        for layer, chosen, columns, places in parts:
+        for layer, chosen, columns, targets in parts:
             for own, other in ((self.keys, layer.keys), (self.values, layer.values)):
-                own[places] = other[chosen[:, None], :, columns].transpose(1, 2)
+                own[targets] = other[chosen[:, None], :, columns].transpose(1, 2)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self._buffers = None  # made again, with room, at the next update
+        self._buffers = None  # allocated again, with reserve, at the next update
 
     def _reserve(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
-        room = length + max(_RESERVED_TOKENS, length // 2)
-        # zeros, as what nobody has written yet must be finite
-        self._buffers = tuple(like.new_zeros((rows, like.shape[1], room, like.shape[3])) for like in (keys, values))
+        capacity = length + max(_RESERVED_TOKENS, length // 2)
+        # zeros, because unused positions must be finite
+        self._buffers = tuple(like.new_zeros((rows, like.shape[1], capacity, like.shape[3])) for like in (keys, values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Rows of key/value states.
 
     Args:
         cache: The states, of R rows and W positions.
-        mask: True at the positions that count, [R, W].
+        mask: True at tokens, False at padding, [R, W].
     """
 
     cache: DynamicCache
@@ -104,42 +104,38 @@ class Rows:
 
 
 def make_cache(config: PretrainedConfig) -> DynamicCache:
-    """The cache of a model; plain attention layers reserve room, layers of other kinds are as transformers has them."""
+    """An empty cache for a model; layers with windows or other states are those of transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [ReservedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-def is_plain(cache: DynamicCache) -> bool:
-    """Whether every layer keeps every position, so that its rows can be put together anew."""
-    return all(type(layer) is ReservedLayer for layer in cache.layers)
-
-
 def join_rows(parts: Sequence[tuple[Rows, Tensor, Tensor]]) -> Rows:
-    """Copies of rows from several places, aligned at their last position, without the positions that do not count.
+    """Copies of rows of several states, aligned at their last token, without padding between tokens.
 
     Args:
-        parts: Rows, the indices of those that are taken [n], and where they go [n]; together all from 0 on.
+        parts: Rows, the indices of those that are copied [n], and their indices in the result [n]; together all from
+            0 on.
     """
-    taken = [rows.mask[chosen] for rows, chosen, _ in parts]
-    number, width = sum(map(len, taken)), max(int(mask.sum(1).max()) for mask in taken)
-    joined = taken[0].new_zeros(number, width)
+    masks = [rows.mask[chosen] for rows, chosen, _ in parts]
+    num_rows, width = sum(map(len, masks)), max(int(mask.sum(1).max()) for mask in masks)
+    joined = masks[0].new_zeros(num_rows, width)
     columns = []
-    for mask, (_, _, places) in zip(taken, parts, strict=True):
-        # stable, so that the positions that count come last and in order; where a row has too few, its first one is
-        # repeated, so that what is masked is at least finite
+    for mask, (_, _, targets) in zip(masks, parts, strict=True):
+        # stable, so that tokens come last and in order; a row with fewer tokens repeats its first position, so that
+        # what is masked is finite
         order = mask.int().argsort(dim=1, stable=True)[:, -width:]
         columns.append(torch.cat([order[:, :1].expand(-1, width - order.shape[1]), order], dim=1))
-        joined[places] = torch.arange(width, device=mask.device) >= width - mask.sum(1, keepdim=True)
+        joined[targets] = torch.arange(width, device=mask.device) >= width - mask.sum(1, keepdim=True)
     cache = DynamicCache()
     for index in range(len(parts[0][0].cache.layers)):
         layer = ReservedLayer()
         layer.fill(
             [
-                (rows.cache.layers[index], chosen, where, places)
-                for (rows, chosen, places), where in zip(parts, columns, strict=True)
+                (rows.cache.layers[index], chosen, positions, targets)
+                for (rows, chosen, targets), positions in zip(parts, columns, strict=True)
             ],
-            number,
+            num_rows,
             width,
         )
         cache.layers.append(layer)

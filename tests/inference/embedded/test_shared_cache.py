@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from collm.inference import prefill
-from collm.inference.cache import ReservedLayer, Rows
-from collm.inference.forward import Reader, StockReader, reader_for
-from collm.inference.generation import Sampling, generate
-from collm.inference.prefill import Memory
-from collm.inference.shared_cache import BranchedCache, unfolded
+from collm.inference.embedded import prefill
+from collm.inference.embedded.cache import ReservedLayer, Rows
+from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
+from collm.inference.embedded.generation import generate
+from collm.inference.embedded.prefill import PrefixCache
+from collm.inference.embedded.shared_cache import SharedPrefixCache, expand_rows
+from collm.inference.sampling import Sampling
 from collm.models import backbone as backbone_module
 from collm.models.backbone import Backbone
 from families import FAMILIES
@@ -37,7 +38,7 @@ def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
     shared = trunk.layers[0].update(states(3, 5), states(3, 5))
     mask = torch.rand(3, 5) < 0.7
     parents = torch.tensor(copies)
-    cache, whole = BranchedCache(trunk, parents), [part[parents] for part in shared]
+    cache, whole = SharedPrefixCache(trunk, parents), [part[parents] for part in shared]
     mask = mask[parents]
     for step in range(4):
         if step == 2:
@@ -53,7 +54,7 @@ def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
         expected = F.scaled_dot_product_attention(queries, *whole, attn_mask=seen, scale=0.3)
         torch.testing.assert_close(cache.attend(0, queries, seen, 0.3), expected)
     chosen = torch.tensor([3, 1])
-    rows, places = unfolded(Rows(cache, mask), chosen)
+    rows, places = expand_rows(Rows(cache, mask), chosen)
     assert torch.equal(rows.mask[places], mask[chosen])
     assert torch.equal(rows.cache.layers[0].keys[places], whole[0][chosen])
     assert torch.equal(rows.cache.layers[0].values[places], whole[1][chosen])
@@ -79,11 +80,11 @@ def test_groups_are_sampled_as_from_copies(
 ) -> None:
     """With the same chance, responses of different lengths, and branches of those again."""
     backbone = made(family)
-    monkeypatch.setattr(prefill, "_WORTH_BRANCHING", 0)
-    branched = reader_for([(backbone, None)])
-    assert branched.branches
-    whole = StockReader(backbone, [None])
-    found, expected = (rollout(reader, copies) for reader in (branched, whole))
+    monkeypatch.setattr(prefill, "_MIN_SHARED_POSITIONS", 0)
+    branched = cached_model([(backbone, None)])
+    assert branched.shares_prefixes
+    whole = TransformersModel(backbone, [None])
+    found, expected = (rollout(model, copies) for model in (branched, whole))
     assert len({len(tokens) for tokens, _ in expected}) > 1  # rows leave one after the other
     assert len({tuple(tokens) for tokens, _ in expected}) > len(PROMPTS)
     for (tokens, log_probs), (other, other_log_probs) in zip(found, expected, strict=True):
@@ -91,22 +92,22 @@ def test_groups_are_sampled_as_from_copies(
         assert log_probs == pytest.approx(other_log_probs, abs=2e-5)
 
 
-def rollout(reader: Reader, copies: list[int]) -> list[tuple[list[int], list[float]]]:
+def rollout(model: CachedModel, copies: list[int]) -> list[tuple[list[int], list[float]]]:
     """Two turns; two responses to each history of the second."""
-    chance, memory = torch.Generator().manual_seed(0), Memory()
+    chance, cache = torch.Generator().manual_seed(0), PrefixCache()
     sampling, ends = Sampling(12, temperature=2.0), range(0, 97, 9)
-    first = generate(reader, [PROMPTS[copy] for copy in copies], sampling, ends, chance, memory)
+    first = generate(model, [PROMPTS[copy] for copy in copies], sampling, ends, chance, cache)
     histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _) in zip(copies, first, strict=True)]
-    return [*first, *generate(reader, histories + histories, sampling, ends, chance, memory)]
+    return [*first, *generate(model, histories + histories, sampling, ends, chance, cache)]
 
 
 def test_what_is_shared_is_held_once(made: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, caches = made("llama"), []
-    reader = reader_for([(backbone, None)])
+    model = cached_model([(backbone, None)])
     for worth in (0, 2**30):
-        monkeypatch.setattr(prefill, "_WORTH_BRANCHING", worth)
-        rows, _ = prefill.prefill(reader, [(0, tuple(PROMPTS[2]))] * 8, Memory())
+        monkeypatch.setattr(prefill, "_MIN_SHARED_POSITIONS", worth)
+        rows, _ = prefill.prefill(model, [(0, tuple(PROMPTS[2]))] * 8, PrefixCache())
         caches.append(rows.cache)
-    assert [type(cache) is BranchedCache for cache in caches] == [True, False]
-    assert len(caches[0].trunk.layers[0].keys) == 1
+    assert [type(cache) is SharedPrefixCache for cache in caches] == [True, False]
+    assert len(caches[0].prefixes.layers[0].keys) == 1
     assert len(caches[1].layers[0].keys) == 8

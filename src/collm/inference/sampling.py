@@ -1,0 +1,91 @@
+"""How tokens are sampled, for all engines: settings, padded prompts, and one draw per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+from collm.models.policy import Policy
+from collm.models.scores import restrict
+
+Responses = list[tuple[list[int], list[float]]]
+"""Sampled tokens of each response and their log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling settings.
+
+    Args:
+        max_new_tokens: Largest number of tokens of one response.
+        temperature: Divides the logits.
+        top_p: Sample from the smallest set of tokens with this much probability; 1 is all of them.
+        top_k: Sample from this many most likely tokens; 0 is all of them.
+        greedy: Take the most likely token instead of sampling.
+        min_new_tokens: Smallest number of tokens of one response; until then nothing ends it.
+        allowed_ids: The only tokens that are sampled; None is all of them.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    greedy: bool = False
+    min_new_tokens: int = 0
+    allowed_ids: tuple[int, ...] | None = None
+
+
+def sampling_of(policy: Policy, greedy: bool) -> Sampling:
+    """The sampling settings of a policy."""
+    spec = policy.spec
+    return Sampling(
+        spec.max_new_tokens,
+        spec.temperature,
+        spec.top_p,
+        spec.top_k,
+        greedy,
+        spec.min_new_tokens,
+        None if policy.allowed_ids is None else tuple(policy.allowed_ids),
+    )
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts aligned at their last token, [R, L] each; masked positions hold token 0."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def draw(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator, forbidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability at the sampling temperature, [R] each.
+
+    Args:
+        logits: Logits of the next token, [R, V].
+        sampling: Sampling settings.
+        generator: Source of random numbers, on the device of the logits.
+        forbidden: Tokens that are not sampled; like top-p and top-k this does not change log-probabilities.
+    """
+    logits = restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
+    log_probs = logits.log_softmax(-1)
+    if forbidden is not None:
+        logits = logits.index_fill(-1, forbidden, -torch.inf)
+    if sampling.greedy:
+        token = logits.argmax(-1)
+        return token, log_probs.gather(-1, token[:, None]).squeeze(-1)
+    if sampling.top_k:
+        logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    # one random number per row and the inverse of the cumulative distribution; `multinomial` draws one for each token
+    # of the vocabulary, which takes longer than a forward pass of a small model
+    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
+    token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1)

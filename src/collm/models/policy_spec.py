@@ -1,0 +1,118 @@
+"""The settings of a policy: which model an agent starts from, and how its responses are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from collm.errors import ConfigurationError
+from collm.models.loading import load_tokenizer
+from collm.models.specs import ModelSpec
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
+
+ENGINES = ("collm", "transformers", "vllm")
+"""Short names of engines; `collm.inference.actors` knows their classes."""
+
+
+@dataclass
+class PolicySpec(ModelSpec):
+    """The model an agent starts from and how it writes.
+
+    Args:
+        path: Weights to start from: `tiny`, `tiny_house`, `smollm2`, a local folder or a hub name; `relay` begins at
+            random.
+        random_weights: Start from random weights of the same shape instead.
+        dtype: Number format of the weights: float32, bfloat16 or float16.
+        learning_rate: Step size of the agent's optimizer.
+        lora_rank: Rank of the LoRA adapter; 0 trains all weights.
+        lora_alpha: Scale of the LoRA adapter.
+        lora_dropout: Dropout in front of the LoRA adapter.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
+            false uses the modules of transformers and peft as they are.
+        dropout: Train with the dropout that the model's configuration has, although it samples without: importance
+            ratios then differ from 1 before the first step.
+        max_new_tokens: Longest response, in tokens.
+        min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
+            responses have the same length, for measuring speed.
+        temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
+        top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
+        top_k: Sample from this many most likely tokens; 0 turns it off.
+        engine: What generates responses: `collm`; `transformers` for the `generate` of that library, which is slower;
+            `vllm`, which needs a GPU and the extra `collm[vllm]`, and works in one process; or the import path of a
+            subclass of `collm.inference.base.Engine`.
+        engine_memory: Share of the GPU's memory that `vllm` may take for its own weights and cache.
+        keep_cache: Keep key/value states from turn to turn, so that only new tokens are computed: faster, and more
+            memory while episodes of several turns are played.
+        context_length: Longest prompt and response together, in tokens; by default what the model allows.
+        chat_template: Use the tokenizer's chat template at every turn, if it has one.
+        template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
+        system_prompt: First message of every dialogue, if any.
+        control_tokens_in_data: Let what agents are shown contain control tokens: an observation that spells one of the
+            tokenizer's, such as `<|im_end|>`, then ends a message in the prompt. By default it is ordinary characters.
+        allowed_words: All it may write, each word one token of its tokenizer; by default anything. Log-probabilities
+            are those of the policy that is restricted so.
+    """
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    engine: str = "collm"
+    engine_memory: float = 0.3
+    keep_cache: bool = True
+    chat_template: bool = True
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    system_prompt: str | None = None
+    control_tokens_in_data: bool = False
+    allowed_words: list[str] | None = None
+
+    def check(self, name: str) -> None:
+        """Refuse what cannot work, reading configuration files only.
+
+        Raises:
+            ConfigurationError: Names the setting, its value and how to mend it.
+        """
+        super().check(name)
+        check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
+        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO)
+        check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigurationError(
+                f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
+                f"{self.max_new_tokens}."
+            )
+        if self.engine not in ENGINES and "." not in self.engine:
+            raise ConfigurationError(
+                f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm, or give the import path of a "
+                "class like my_package.my_module.MyEngine."
+            )
+        self.allowed_ids(name)
+        if self.prompt_room() < 1:
+            raise ConfigurationError(
+                f"{name}: max_new_tokens is {self.max_new_tokens}, which leaves no room for a prompt in a context of "
+                f"{self.max_new_tokens + self.prompt_room()} tokens; lower it."
+            )
+
+    def allowed_ids(self, name: str = "policy") -> list[int] | None:
+        """Tokens of `allowed_words`, None where anything may be written."""
+        if self.allowed_words is None:
+            return None
+        pieces = [load_tokenizer(self.path)(word, add_special_tokens=False).input_ids for word in self.allowed_words]
+        for word, ids in zip(self.allowed_words, pieces, strict=True):
+            if len(ids) != 1:
+                raise ConfigurationError(
+                    f"{name}.allowed_words: {word!r} is {len(ids)} tokens of the tokenizer of {self.path!r}; each word "
+                    "must be one."
+                )
+        ids = [ids[0] for ids in pieces]
+        if len(set(ids)) < len(ids) or not ids:
+            raise ConfigurationError(
+                f"{name}.allowed_words is {self.allowed_words}; list different words, at least one."
+            )
+        return ids
+
+    def prompt_room(self) -> int:
+        """Tokens a prompt may have."""
+        return self.max_tokens() - self.max_new_tokens
