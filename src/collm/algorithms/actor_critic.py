@@ -69,6 +69,10 @@ class ActorCritic(MultiAgentModule):
         """The centralized critic of methods that have one."""
         return self.critics["critic"]
 
+    def setup(self, stage: str) -> None:
+        for critic in self.critics.values():
+            critic.check(self.trainer.datamodule.environment)
+
     def networks(self) -> list[str]:
         return super().networks() + [name for name, critic in self.critics.items() if critic.learning_rate is not None]
 

@@ -76,6 +76,14 @@ class Episode:
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
         self.messages: list[Message] = []  # of the turn that is being played
         self.done = False
+        self.describe()
+
+    def describe(self) -> None:
+        """Note the state before a turn, for critics alone; steps may change the state itself."""
+        with meter.phase("environment"):
+            self.features = {name: float(value) for name, value in self.environment.state_features(self.state).items()}
+            self.state_text = self.environment.state_text(self.state)
+            self.progress = self.environment.progress(self.state)
 
     def history(self, agent_id: str, shown: str | None = None) -> tuple[list[str], list[Action]]:
         """Observations o_0 ... o_t and actions a_0 ... a_{t-1} of one agent.
@@ -101,13 +109,24 @@ class Episode:
             return
         check_reward(self.environment, step.reward)
         self.trajectory.turns.append(
-            Turn(self.observations, dict(joint_action), float(step.reward), step.terms, step.info, None, self.messages)
+            Turn(
+                self.observations,
+                dict(joint_action),
+                float(step.reward),
+                step.terms,
+                step.info,
+                messages=self.messages,
+                features=self.features,
+                state_text=self.state_text,
+                progress=self.progress,
+            )
         )
         self.messages = []
         self.state, self.observations = step.state, step.observations
         self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
         if not self.done:
             check_observations(self.environment, self.observations)
+            self.describe()
 
 
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:

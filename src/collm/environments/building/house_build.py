@@ -22,6 +22,7 @@ from collm.environments.building.house_rules import (
     DEMONSTRATION_COVERAGE,
     compare,
     haphazard,
+    house_features,
     score_house,
     share_out,
     stock,
@@ -141,6 +142,8 @@ class HouseBuild(BuildingGame):
         check_tasks("HouseBuild", self._tasks["train"], self._tasks["eval"])
         blueprints = {task.task_id: Blueprint.of(task.data) for task in tasks}
         self._check_houses(blueprints)
+        named = [kind for palette in self.blocks.values() for kind in palette]
+        self.kinds = tuple(dict.fromkeys([*named, *(kind for house in blueprints.values() for kind in house.kinds)]))
         threatened = num_spiders > 0 and spider_damage[1] > 0
         if reward == "paper":
             largest = max((house.size - len(house.world)) / len(house.world) for house in blueprints.values())
@@ -295,6 +298,21 @@ class HouseBuild(BuildingGame):
             again += " Your stock is full again." if self.limited_resources else ""
             lines.append(f"Write your whole share of the house again.{again}")
         return "\n".join([*lines, "Answer with commands only."])
+
+    def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
+        """See `house_features`."""
+        used = {agent_id: state.used.get(agent_id, {}) for agent_id in self.agent_ids}
+        return house_features(Blueprint.of(state.task.data), state.built, score.counts, used, self.kinds)
+
+    def build_text(self, state: BuildState, score: Score) -> str:
+        """The build compared with the blueprint, its counts, the spiders and what is left to build with."""
+        house, counts = Blueprint.of(state.task.data), score.counts
+        numbers = f"covered {counts['covered']} of {counts['solid']}, exact {counts['exact']}, extra {counts['extra']}"
+        spiders = "dead" if state.killed else f"{counts['damage']} of {self.player_health}"
+        lines = [*compare(house, state.built), numbers, *([f"spiders {spiders}"] if state.attacks else [])]
+        if self.limited_resources:
+            lines += [f"{agent_id} has {self._supplies(state, house, agent_id)}" for agent_id in self.agent_ids]
+        return "\n".join(lines)
 
     def _supplies(self, state: BuildState, house: Blueprint, agent_id: str) -> str:
         """The agent's kinds of block with what is left of each; kinds it can place nowhere are left out."""
