@@ -72,7 +72,7 @@ RULES = {
     "collm.samplers": Rule(
         rooms("trajectory", "environments.base", "errors", "runtime", "samplers"), never=LIGHTNING | {"transformers"}
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "runtime")),
+    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "returns", "runtime")),
     "collm.algorithms": Rule(
         rooms(
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from collm.environments.base import Environment, check_observations, check_tasks
 from collm.errors import ConfigurationError
+from collm.returns import equal_groups
+from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.memory import give_back
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
@@ -23,6 +25,7 @@ from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, collate
 
 _EVALUATION_SEED = 2**40  # far from every training rollout
+_REPLACEMENT_SEED = 2**41
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -38,6 +41,9 @@ class RolloutDataModule(L.LightningDataModule):
         tasks_per_rollout: Tasks of one rollout, over all processes.
         num_generations: Episodes of each task in a rollout, or joint actions at each node of a rollout tree: the
             group size K of group baselines.
+        replace_equal_groups: How often, at most, groups whose returns do not differ are replaced by other tasks before
+            an update; 0 for never. Such groups teach nothing to methods that compare the episodes of a group. What is
+            replaced counts as joint samples, and what is still equal in the end is kept.
         rollouts_per_epoch: Rollouts, and so updates, of one epoch.
         eval_episodes_per_task: Episodes of each held-out task in an evaluation.
         eval_greedy: Evaluate the most likely responses instead of sampled ones.
@@ -53,6 +59,7 @@ class RolloutDataModule(L.LightningDataModule):
         eval_sampler: Sampler | None = None,
         tasks_per_rollout: int = 16,
         num_generations: int = 1,
+        replace_equal_groups: int = 0,
         rollouts_per_epoch: int = 10,
         eval_episodes_per_task: int = 4,
         eval_greedy: bool = False,
@@ -66,6 +73,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_sampler = eval_sampler or Parallel()
         self.tasks_per_rollout = tasks_per_rollout
         self.num_generations = num_generations
+        self.replace_equal_groups = replace_equal_groups
         self.rollouts_per_epoch = rollouts_per_epoch
         self.eval_episodes_per_task = eval_episodes_per_task
         self.eval_greedy = eval_greedy
@@ -82,6 +90,16 @@ class RolloutDataModule(L.LightningDataModule):
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"data.{name} is {getattr(self, name)}; it must be at least 1.")
+        if replace_equal_groups < 0 or (replace_equal_groups and num_generations < 2):
+            raise ConfigurationError(
+                f"data.replace_equal_groups is {replace_equal_groups} with data.num_generations {num_generations}; use "
+                "0, or a positive number and groups of 2 or more."
+            )
+        if replace_equal_groups and not self.sampler.independent:
+            raise ConfigurationError(
+                f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} does not play "
+                "independent episodes; set it to 0."
+            )
         if predict_split not in ("train", "eval"):
             raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
         self.train_tasks = list(environment.tasks("train"))
@@ -156,6 +174,33 @@ class RolloutDataModule(L.LightningDataModule):
         give_back()  # key/value states, above all
         return collate(trajectories, time.perf_counter() - began)
 
+    def play_until_different(self, tasks: Sequence[Task], others: Sequence[Task], seed: int) -> RolloutBatch:
+        """A training rollout whose groups differ in their returns, as far as `replace_equal_groups` goes.
+
+        Args:
+            tasks: The tasks of this rank.
+            others: Those that may take the place of one.
+            seed: Seed of the rollout.
+        """
+        batch = self.play(self.sampler, tasks, seed, self.num_generations)
+        for attempt in range(1, self.replace_equal_groups + 1):
+            equal = equal_groups(batch.rewards, batch.groups)
+            groups = batch.groups[equal].unique().tolist()
+            if not sum_over_ranks(len(groups), self.trainer.lightning_module.device):
+                break
+            chance = random.Random(f"replace {seed} {attempt}")
+            enough = len(groups) <= len(others)
+            chosen = chance.sample(others, len(groups)) if enough else chance.choices(others, k=len(groups))
+            fresh = self.play(self.sampler, chosen, seed + attempt * _REPLACEMENT_SEED, self.num_generations)
+            for trajectory in fresh.trajectories:
+                trajectory.group = groups[trajectory.group]
+            kept = [path for path, gone in zip(batch.trajectories, equal.tolist(), strict=True) if not gone]
+            replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
+            together = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
+            batch = collate(together, batch.seconds + fresh.seconds)
+            batch.replaced_joint_samples = replaced
+        return batch
+
 
 class _TrainRollouts(IterableDataset):
     """The rollouts of one epoch, each drawn when it is asked for."""
@@ -175,7 +220,10 @@ class _TrainRollouts(IterableDataset):
             seed = (data.seed * 1_000_003 + rollout) * num_ranks + rank
             # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
             torch.manual_seed(seed)
-            yield data.play(data.sampler, data.tasks_of(rollout)[rank::num_ranks], seed, data.num_generations)
+            tasks = data.tasks_of(rollout)
+            taken = {task.task_id for task in tasks}
+            others = [task for task in data.train_tasks if task.task_id not in taken] or data.train_tasks
+            yield data.play_until_different(tasks[rank::num_ranks], others, seed)
 
 
 class _EvalRollouts(IterableDataset):

@@ -10,7 +10,8 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from collm.trajectory import Trajectory
+from collm.returns import discounted_returns, equal_groups, node_returns
+from collm.trajectory import RolloutBatch, Trajectory
 
 NUM_RESAMPLES = 2000
 SEED = 0
@@ -134,6 +135,22 @@ def episode_numbers(trajectories: Sequence[Trajectory]) -> dict[str, list[float]
             total = sum(turn.terms.get(term, 0.0) for turn in trajectory.turns)
             numbers.setdefault(f"reward/{term}", []).append(total)
     return numbers
+
+
+def group_numbers(batch: RolloutBatch) -> Tensor:
+    """Groups of two or more whose returns do not differ, all groups of two or more, and joint samples replaced, [3].
+
+    In a rollout tree a group is what was drawn after the same history.
+    """
+    values, groups = batch.rewards, batch.groups
+    if batch.tree is not None:
+        returns = discounted_returns(batch.rewards, batch.turn_mask, 1.0)
+        values = node_returns(returns, batch.tree.nodes, batch.tree.weights, batch.turn_mask)[:, None]
+        groups = batch.tree.siblings
+    sizes = (groups[:, None] == groups).sum(1)
+    equal = equal_groups(values, groups)
+    counts = [(equal / sizes).sum(), ((sizes > 1) / sizes).sum(), values.new_tensor(batch.replaced_joint_samples)]
+    return torch.stack(counts)
 
 
 def merged(parts: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from collm.algorithms.checkpoints import Checkpointed
 from collm.critics.value_network import ValueNetwork
 from collm.errors import ConfigurationError, TrainingError
-from collm.metrics import BootstrapMean, episode_numbers, merged
+from collm.metrics import BootstrapMean, episode_numbers, group_numbers, merged
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
@@ -379,6 +379,10 @@ class MultiAgentModule(Checkpointed):
         for name, values in merged(gather_objects(episode_numbers(batch.trajectories))).items():
             mean = sum(values) / max(1, len(values))
             self.log(f"rollout/{name}", mean, prog_bar=name == "return", batch_size=len(batch.trajectories))
+        equal, groups, replaced = sum_over_ranks(group_numbers(batch), self.device)
+        if groups:
+            self.log("rollout/equal_groups", equal / groups)
+            self.log("rollout/replaced_joint_samples", replaced)
         self.log("time/rollout", batch.seconds)
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:

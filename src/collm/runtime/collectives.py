@@ -88,7 +88,7 @@ def on_all_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Apply `function` to the rows of all ranks put together, and keep what belongs to the own ones.
 
     Args:
-        function: Takes tensors [B, T] and returns one of that shape, or a scalar.
+        function: Takes tensors [B, T] and returns one of that shape, or one of fewer dimensions that is about all rows.
         tensors: Own rows, [B, T] each; ranks may differ in B and T. Padding is 0, or False in masks.
     """
     if num_ranks() == 1:
@@ -100,7 +100,7 @@ def on_all_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         for i in range(len(tensors))
     ]
     result = function(*whole).to(tensors[0].device)
-    if result.dim() == 0:
+    if result.dim() < 2:
         return result
     first = sum(part[0].shape[0] for part in everyone[: dist.get_rank()])
     return result[first : first + tensors[0].shape[0], : tensors[0].shape[1]]

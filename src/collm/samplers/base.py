@@ -153,6 +153,7 @@ def kept_caches(policies: Mapping[str, SamplingPolicy], asked_again: bool) -> It
 class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
 
+    independent = True  # False where trajectories of a task share turns
     asks_once = True  # False where an agent may be asked several times in a turn
 
     def check(  # noqa: B027 (most samplers refuse nothing)
