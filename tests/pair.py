@@ -23,9 +23,10 @@ from collm.callbacks.baseline import EvaluateFirst
 from collm.callbacks.export import ExportAgents
 from collm.callbacks.interruption import StopInOrder
 from collm.callbacks.samples import LogSamples
-from collm.critics.language_model import CriticSpec
+from collm.critics.base import Critic
 from collm.data import RolloutDataModule
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.strategies.checkpoints import FileOrFolder
 from collm.strategies.fsdp import FullySharded
 from collm.strategies.placed import Placed
@@ -57,7 +58,7 @@ class Run:
         module = named(self.config["model"]["class_path"])(
             agent_ids=datamodule.agent_ids,
             policy=PolicySpec(**given["policy"]),
-            **({"critic": CriticSpec(**given["critic"])} if "critic" in given else {}),
+            **({"critic": critic_of(given["critic"])} if "critic" in given else {}),
             **rest,
         )
         module.hparams.clear()  # objects here, which checkpoints cannot hold
@@ -85,6 +86,13 @@ class Run:
 def named(path: str) -> type:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def critic_of(spec: dict[str, Any]) -> Critic:
+    options = dict(spec.get("init_args", {}))
+    if "model" in options:
+        options["model"] = ModelSpec(**options["model"])
+    return named(spec["class_path"])(**options)
 
 
 def made(spec: dict[str, Any]) -> Any:

@@ -77,7 +77,7 @@ MISTAKES = {
         ["StrBuild", "word_C", "remove"],
     ),
     "model_folder": (["--model.policy.path=/nowhere"], ["'/nowhere'", "does not exist", "'tiny'"]),
-    "critic_folder": (["--model.critic.path=/nowhere"], ["'/nowhere'", "does not exist", "'tiny'"]),
+    "critic_folder": (["--model.critic.model.path=/nowhere"], ["'/nowhere'", "does not exist", "'tiny'"]),
     "not_causal": (["--model.policy.path=./bert"], ["./bert", "'bert'", "not a causal language model"]),
     "prompt": (["--model.policy.max_new_tokens=1020"], ["train_0", "'a1'", "11 tokens", "lower max_new_tokens"]),
     "no_room": (["--model.policy.max_new_tokens=1024"], ["max_new_tokens is 1024", "1024 tokens", "lower it"]),
@@ -85,7 +85,10 @@ MISTAKES = {
     "temperature": (["--model.policy.temperature=0"], ["temperature is 0", "above 0"]),
     "negative_temperature": (["--model.policy.temperature=-1"], ["temperature is -1", "above 0"]),
     "learning_rate": (["--model.policy.learning_rate=0"], ["learning_rate is 0", "above 0"]),
-    "critic_learning_rate": (["--model.critic.learning_rate=-1"], ["critic.learning_rate is -1", "above 0"]),
+    "critic_learning_rate": (
+        ["--model.critic.model.learning_rate=-1"],
+        ["critic.model.learning_rate is -1", "above 0"],
+    ),
     "top_p": (["--model.policy.top_p=1.5"], ["top_p is 1.5", "at most 1"]),
     "dtype": (["--model.policy.dtype=int8"], ["dtype is 'int8'", "float32"]),
     "tasks_per_rollout": (["--data.tasks_per_rollout=0"], ["data.tasks_per_rollout is 0", "at least 1"]),
@@ -134,7 +137,7 @@ MISTAKES = {
             f"--config={REPOSITORY / 'configs' / 'strategies' / 'placed.yaml'}",
             "--model.parameters=lora",
             "--model.policy.lora_rank=2",
-            "--model.critic.lora_rank=2",
+            "--model.critic.model.lora_rank=2",
         ],
         ["'lora'", "one model", "separate"],
     ),
@@ -258,7 +261,7 @@ def test_a_reward_that_is_not_finite_stops_the_run(
 def test_a_loss_that_is_not_finite_stops_the_run(
     fit: Fit, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collm.algorithms.actor_critic.value_loss", lambda values, *_: values.sum() * float("inf"))
+    monkeypatch.setattr("collm.critics.language_model.value_loss", lambda values, *_: values.sum() * float("inf"))
     assert fit() == 1
     message = the_message(capsys)
     assert "loss/critic is" in message

@@ -108,7 +108,7 @@ def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path
     given = yaml.safe_load(path.read_text())["model"]["init_args"]
     args = (
         "--data.num_generations=2",
-        *(["--model.critic.lora_rank=4"] if "lora" in given.values() and algorithm == "collm_cc" else []),
+        *(["--model.critic.model.lora_rank=4"] if "lora" in given.values() and algorithm == "collm_cc" else []),
     )
     environment = "coop_humaneval" if path.stem == "qwen-code" else "str_build"  # whose agents the file names
     _, model, _ = compose(
@@ -126,8 +126,10 @@ def test_critics_compose_with_an_algorithm_and_an_environment(compose: Compose, 
     _, model, _ = compose(
         CONFIGS / "algorithms" / "collm_dc.yaml", CONFIGS / "environments" / "str_build.yaml", *critics
     )
-    critic = given.pop("critic", {})
-    assert {name: getattr(model.critic_spec, name) for name in critic} == critic
+    critic, found = given.pop("critic", {}).get("init_args", {}), next(iter(model.critics.values()))
+    spec = critic.pop("model", {})
+    assert {name: getattr(found.model, name) for name in spec} == spec
+    assert {name: getattr(found, name) for name in critic} == critic
     assert {name: getattr(model, name) for name in given} == given
 
 

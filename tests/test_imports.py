@@ -64,7 +64,9 @@ RULES = {
     "collm.inference": Rule(
         rooms("trajectory", "packing", "errors", "runtime", "models", "inference"), never=LIGHTNING
     ),
-    "collm.kernels": Rule(rooms("models.architectures", "models.attention", "inference.cache", "kernels"), never=LIGHTNING),
+    "collm.kernels": Rule(
+        rooms("models.architectures", "models.attention", "inference.cache", "kernels"), never=LIGHTNING
+    ),
     "collm.critics": Rule(
         rooms("trajectory", "packing", "errors", "returns", "objectives", "runtime", "models", "critics"),
         never=LIGHTNING,

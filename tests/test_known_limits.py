@@ -30,7 +30,7 @@ from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.algorithms.collm_dc_shared import CoLLMDCShared
 from collm.algorithms.magrpo import MAGRPO
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.data import RolloutDataModule
 from collm.environments.base import Step
 from collm.environments.writing.tldr import TLDR
@@ -38,6 +38,7 @@ from collm.errors import ConfigurationError
 from collm.metrics import episode_numbers
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
+from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.samplers.parallel import Parallel
 from collm.studies.runs import read_run
@@ -187,7 +188,7 @@ def test_l07_nothing_but_the_environment_ends_an_episode_and_it_is_logged(team: 
 @pytest.mark.parametrize("algorithm", ["CoLLMCC", "MAGRPO"], ids=["l08_with_critic", "l09_without"])
 def test_l08_l09_adapters_are_a_setting(fit: Fit, run_folder: Path, algorithm: str) -> None:
     lora = ["--model.parameters=lora", "--model.policy.lora_rank=2", "--data.num_generations=2"]
-    lora += ["--model.critic.lora_rank=2"] if algorithm == "CoLLMCC" else []
+    lora += ["--model.critic.model.lora_rank=2"] if algorithm == "CoLLMCC" else []
     assert fit(f"--model={algorithm}", *lora, "--trainer.max_epochs=1") == 0
     for agent_id in ("a1", "a2"):
         assert (run_folder / "agents" / agent_id / "adapter_config.json").exists()
@@ -221,7 +222,8 @@ def test_l10_unknown_settings_are_refused(
 def test_l11_no_weight_has_two_optimizers(tiny_folder: str, algorithm: type[MultiAgentModule], mode: str) -> None:
     """Also where all agents and critics name the same path, and where one set of weights plays all agents."""
     rank = 2 if mode == "lora" else 0
-    critics = {} if algorithm is MAGRPO else {"critic": CriticSpec(path=tiny_folder, lora_rank=rank)}
+    critic = LanguageModelCritic(ModelSpec(path=tiny_folder, lora_rank=rank))
+    critics = {} if algorithm is MAGRPO else {"critic": critic}
     module = algorithm(
         agent_ids=("a1", "a2"), policy=PolicySpec(path=tiny_folder, lora_rank=rank), parameters=mode, **critics
     )

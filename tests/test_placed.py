@@ -25,10 +25,10 @@ CASES = {
     "cc": (
         "collm_cc.CoLLMCC",
         "separate",
-        {"kl_weight": 0.1, "normalize_values": True, "lm_loss_weight": 0.1, "value_clip": 0.2, "critic_replay": 2},
+        {"kl_weight": 0.1, "critic": {"normalize": True, "value_clip": 0.2, "replay": 2}},
         ["a1", "a2", "critic"],
     ),
-    "dc": ("collm_dc.CoLLMDC", "separate", {"target_critic_rate": 0.5}, ["a1", "a2", "critic/a1", "critic/a2"]),
+    "dc": ("collm_dc.CoLLMDC", "separate", {}, ["a1", "a2", "critic/a1", "critic/a2"]),
     "dc_shared": ("collm_dc_shared.CoLLMDCShared", "separate", {}, ["a1", "a2"]),
     "team": ("collm_cc.CoLLMCC", "shared", {}, ["team", "critic"]),
 }

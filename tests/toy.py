@@ -134,7 +134,10 @@ def toy_config(tiny_folder: str) -> dict[str, Any]:
             "class_path": "collm.algorithms.collm_cc.CoLLMCC",
             "init_args": {
                 "policy": {"path": tiny_folder, "learning_rate": 1e-3, "max_new_tokens": 4},
-                "critic": {"path": tiny_folder, "learning_rate": 1e-3},
+                "critic": {
+                    "class_path": "collm.critics.language_model.LanguageModelCritic",
+                    "init_args": {"model": {"path": tiny_folder, "learning_rate": 1e-3}},
+                },
             },
         },
         "data": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,10 @@ from collm.algorithms.mareinforce import MAREINFORCE
 from collm.algorithms.maremax import MAReMax
 from collm.algorithms.marloo import MARLOO
 from collm.algorithms.monte_carlo import MonteCarlo
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
 from collm.trajectory import RolloutBatch, collate
@@ -115,17 +115,17 @@ OWN_VALUES = {"first": torch.tensor([[0.0, 2.0], [1.0, 0.0]]), "second": torch.t
 def with_values(algorithm: ActorCritic, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Let the critics be `values`, by name; returns where their targets will be found."""
     targets: dict[str, Tensor] = {}
-    del algorithm.critics  # torch lets only modules take its place
-    algorithm.critics = {name: SimpleNamespace(encode=lambda trajectories: []) for name in values}
-    algorithm.values = lambda name, histories, batch: values[name]
-    algorithm.update_critic = lambda name, histories, values, target, batch: targets.update({name: target})
+    assert algorithm.critics.keys() == values.keys()
+    for name, critic in algorithm.critics.items():
+        critic.values = lambda batch, name=name: values[name]
+        critic.update = lambda batch, old_values, found, name=name: targets.update({name: found})
     algorithm.log_critic = lambda *args: None
     algorithm.num_rollouts = 1
     return targets
 
 
 def actor_critic(cls: type[ActorCritic], folder: str, **kwargs: Any) -> ActorCritic:
-    spec, critic = PolicySpec(path=folder, max_new_tokens=4), CriticSpec(path=folder)
+    spec, critic = PolicySpec(path=folder, max_new_tokens=4), LanguageModelCritic(ModelSpec(path=folder))
     return cls(agent_ids=AGENTS, policy=spec, critic=critic, discount=0.5, **kwargs)
 
 
@@ -156,10 +156,12 @@ def test_dc_by_hand(tiny_folder: str) -> None:
 def test_cc_q_by_hand(tiny_folder: str) -> None:
     algorithm = actor_critic(CoLLMCCQ, tiny_folder)
     # V(h_0), Q(h_0, a_0), V(h_1), Q(h_1, a_1)
-    targets = with_values(algorithm, {"critic": torch.tensor([[3.0, 5.0, 4.0, 2.0], [1.5, 1.0, 0.0, 0.0]])})
+    targets = with_values(
+        algorithm, {"critic": torch.tensor([[3.0, 5.0, 4.0, 2.0], [1.5, 1.0, 0.0, 0.0]]).view(2, 2, 2)}
+    )
     seen = step(algorithm, BATCH)
-    # 1 + 0.5 * 2, 8; 2; the same for both heads
-    assert_close(targets["critic"], torch.tensor([[2.0, 2.0, 8.0, 8.0], [2.0, 2.0, 0.0, 0.0]]))
+    # 1 + 0.5 * 2, 8; 2
+    assert_close(targets["critic"], torch.tensor([[2.0, 8.0], [2.0, 0.0]]))
     assert_close(seen["first"], torch.tensor([[2.0, -2.0], [-0.5, 0.0]]))  # Q - V
     assert_close(seen["second"], seen["first"])
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.models.policy import Policy, PolicySpec
+from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, action_sequences, collate
 from toy import Toy
@@ -28,12 +29,16 @@ ADVANTAGES = torch.tensor([[0.7, -1.3], [2.0, 0.4]])
 def make(tiny_folder: str) -> Make:
     """Makes an algorithm without a trainer whose steps subtract the gradient times `rate`: plain SGD, unclipped."""
 
-    def build(num_agents: int = 2, lora_rank: int = 0, rate: float = 1.0, **kwargs: Any) -> CoLLMCC:
+    def build(
+        num_agents: int = 2, lora_rank: int = 0, rate: float = 1.0, critic_epochs: int = 1, **kwargs: Any
+    ) -> CoLLMCC:
         torch.manual_seed(0)
         module = CoLLMCC(
             agent_ids=Toy(num_agents).agent_ids,
             policy=PolicySpec(tiny_folder, learning_rate=rate, max_new_tokens=5, temperature=0.7, lora_rank=lora_rank),
-            critic=CriticSpec(tiny_folder, learning_rate=rate, lora_rank=lora_rank),
+            critic=LanguageModelCritic(
+                ModelSpec(tiny_folder, learning_rate=rate, lora_rank=lora_rank), epochs=critic_epochs
+            ),
             optimizer=torch.optim.SGD,
             **{"gradient_clip_norm": 0.0, **kwargs},
         )
@@ -150,8 +155,7 @@ def test_critic_gradient_is_that_of_finite_differences(make: Make) -> None:
     batch = play(module)
     targets = torch.tensor([[1.3, -0.4], [0.2, 0.9]])
     critic = module.critics["critic"]
-    torch.nn.init.normal_(critic.head.weight, std=0.2)  # at 0 nothing would reach the language model
-    histories = critic.encode(batch.trajectories)
+    torch.nn.init.normal_(critic.network.head.weight, std=0.2)  # at 0 nothing would reach the language model
 
     def loss() -> float:
         """Mean squared error over turns, every history read on its own."""
@@ -161,13 +165,13 @@ def test_critic_gradient_is_that_of_finite_differences(make: Make) -> None:
                 for turn in range(2):
                     start = replace(trajectory, turns=trajectory.turns[: turn + 1])
                     (history,) = critic.encode([start])
-                    hidden = critic.backbone.lm.base_model(torch.tensor([history.ids])).last_hidden_state[0, -1]
-                    total += (critic.head(hidden).item() - targets[row, turn].item()) ** 2 / 4
+                    hidden = critic.network.backbone.lm.base_model(torch.tensor([history.ids])).last_hidden_state[0, -1]
+                    total += (critic.network.head(hidden).item() - targets[row, turn].item()) ** 2 / 4
         return total
 
     weights = module.learners["critic"]
     before = snapshot(weights)
-    module.update_critic("critic", histories, torch.zeros(2, 2), targets, batch)
+    critic.update(batch, torch.zeros(2, 2), targets)
     gradient = moves(before, weights)
     for weight, old in zip(weights, before, strict=True):
         weight.data.copy_(old)
@@ -194,8 +198,9 @@ def test_advantages_and_targets_by_hand(make: Make, monkeypatch: pytest.MonkeyPa
     batch = play(module)
     batch.turn_mask[1, 1] = False  # as if the second episode had ended after a turn
     given: dict[str, Any] = {}
-    monkeypatch.setattr(module, "values", lambda *_: torch.tensor([[0.5, 0.25], [1.0, 0.0]]))
-    monkeypatch.setattr(module, "update_critic", lambda name, h, values, targets, b: given.update({name: targets}))
+    critic = module.critic
+    monkeypatch.setattr(critic, "values", lambda batch: torch.tensor([[0.5, 0.25], [1.0, 0.0]]))
+    monkeypatch.setattr(critic, "update", lambda batch, values, targets: given.update({"critic": targets}))
     monkeypatch.setattr(module, "update_policies", lambda b, advantages: given.update(advantages))
     module.num_rollouts = 1
     module.training_step(batch, 0)
@@ -300,7 +305,7 @@ def test_micro_batches_do_not_change_the_step(make: Make, mode: str) -> None:
 def test_epochs_and_minibatches_cover_every_trajectory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make(2, num_epochs=3, num_minibatches=2, critic_epochs=2)
     batch = play(module, num_tasks=5)
-    parts = list(module.minibatches(batch, 3))
+    parts = list(module.minibatches(5, 3))
     assert [len(part) for part in parts] == [3, 2] * 3
     for first, second in zip(parts[::2], parts[1::2], strict=True):
         assert first | second == {0, 1, 2, 3, 4}
@@ -314,7 +319,7 @@ def test_epochs_and_minibatches_cover_every_trajectory(make: Make, monkeypatch: 
 def test_more_minibatches_than_trajectories(make: Make) -> None:
     module = make(1, num_minibatches=5, rate=1e-3)
     batch = play(module)
-    assert sorted(map(sorted, filter(None, module.minibatches(batch, 1)))) == [[0], [1]]
+    assert sorted(map(sorted, filter(None, module.minibatches(2, 1)))) == [[0], [1]]
     before = snapshot(module.learners["a1"])
     module.update_policies(batch, {"a1": ADVANTAGES})
     assert moved(before, module.learners["a1"])
@@ -366,10 +371,10 @@ def test_entropy_bonus_follows_the_mean_token_entropy(make: Make) -> None:
     [
         ["--data.environment.num_agents=1"],
         ["--data.environment.num_agents=3", "--model.num_epochs=2", "--model.num_minibatches=2"],
-        ["--model.parameters=lora", "--model.policy.lora_rank=2", "--model.critic.lora_rank=2"],
+        ["--model.parameters=lora", "--model.policy.lora_rank=2", "--model.critic.model.lora_rank=2"],
         ["--model.parameters=shared", "--model.gae_lambda=0.9", "--model.normalize_advantage=true"],
         ["--model.policies={a2: {path: tiny, lora_rank: 2, max_new_tokens: 3, learning_rate: 1.0e-3}}"],
-        ["--trainer.precision=bf16-mixed", "--model.critic.gradient_checkpointing=true"],
+        ["--trainer.precision=bf16-mixed", "--model.critic.model.gradient_checkpointing=true"],
     ],
     ids=["one", "three", "lora", "shared", "heterogeneous", "bfloat16"],
 )

@@ -1,4 +1,4 @@
-"""What else critics may learn from: other targets, earlier rollouts, the text they read."""
+"""What else critics may learn from: other targets and earlier rollouts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch.testing import assert_close
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.critics.language_model import Critic, CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.models.backbone import Backbone
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
+from collm.returns import next_turn
 from collm.studies.runs import read_run
-from collm.trajectory import RolloutBatch, TokenSequence, pad_sequences
+from collm.trajectory import RolloutBatch
 
-SPEC = {"agent_ids": ["a", "b"], "policy": PolicySpec("tiny"), "critic": CriticSpec("tiny")}
+SPEC = {"agent_ids": ["a", "b"], "policy": PolicySpec("tiny"), "critic": LanguageModelCritic(ModelSpec("tiny"))}
 
 
 def test_targets_have_a_lambda_of_their_own() -> None:
@@ -28,25 +29,12 @@ def test_targets_have_a_lambda_of_their_own() -> None:
     errors = torch.tensor([[-1.0, -1.0]])  # of lambda 0
     for setting, expected in ((None, [[4.0, 2.0]]), (1.0, [[3.0, 2.0]]), (0.5, [[3.5, 2.0]])):
         module = CoLLMCC(gae_lambda=0.0, critic_lambda=setting, **SPEC)
-        assert_close(module.value_targets(values, errors, values, batch), torch.tensor(expected))
+        assert_close(
+            module.value_targets(batch, values, next_turn(values, batch.turn_mask), errors), torch.tensor(expected)
+        )
 
 
-def test_lm_loss_is_that_of_every_token_but_the_first(tiny_folder: str) -> None:
-    torch.manual_seed(0)
-    backbone = Backbone(tiny_folder, "float32")
-    critic = Critic(CriticSpec(tiny_folder), backbone, None, ["a"])
-    rows = [TokenSequence(0, [5, 6, 7, 8], [-1, -1, -1, 0]), TokenSequence(1, [9, 10], [-1, 0])]
-    batch = pad_sequences(rows, 0, "cpu")
-    _, found = critic.states_and_lm_loss(batch)
-    expected = sum(
-        len(row.ids[1:]) * backbone.lm(torch.tensor([row.ids]), labels=torch.tensor([row.ids])).loss for row in rows
-    )
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    found.backward()
-    assert backbone.lm.get_input_embeddings().weight.grad.abs().sum() > 0
-
-
-REPLAY = ("--model.critic_replay=2", "--model.critic_replay_steps=3", "--model.critic_replay_batch=3")
+REPLAY = ("--model.critic.replay=2", "--model.critic.replay_steps=3", "--model.critic.replay_batch=3")
 
 
 def test_replay_adds_steps_and_a_resumed_run_goes_on_as_it_would_have(
@@ -71,29 +59,22 @@ def test_replay_adds_steps_and_a_resumed_run_goes_on_as_it_would_have(
     assert resumed["loss/critic/replay"][last] == pytest.approx(whole["loss/critic/replay"][last], rel=1e-5)
 
 
-def test_lm_loss_moves_the_head_of_the_language_model(fit: Callable[..., int], run_folder: Path) -> None:
-    weights = []
-    for version, weight in enumerate((0.0, 1.0)):
-        assert fit("--model.lm_loss_weight", str(weight), "--trainer.max_epochs=1") == 0
-        path = run_folder.with_name(f"version_{version}") / "checkpoints" / "last.ckpt"
-        weights.append(torch.load(path, weights_only=True)["state_dict"])
-    critic = [name for name in weights[0] if name.startswith("backbones.critic.")]
-    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in critic)
-    actors = [name for name in weights[0] if name.startswith("backbones.a")]
-    assert actors
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in actors)
-
-
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"critic_lambda": 1.5}, "critic_lambda is 1.5"),
-        ({"critic_replay": -1}, "critic_replay is -1"),
-        ({"critic_replay": 4, "critic_replay_steps": 0}, "critic_replay_steps 0"),
-        ({"critic_replay_batch": 0}, "critic_replay_batch 0"),
-        ({"lm_loss_weight": -0.1}, "lm_loss_weight is -0.1"),
+        ({"epochs": 0}, "critic.epochs is 0"),
+        ({"replay": -1}, "critic.replay is -1"),
+        ({"replay": 4, "replay_steps": 0}, "critic.replay_steps is 0"),
+        ({"replay_batch": 0}, "critic.replay_batch is 0"),
+        ({"loss_weight": 0.0}, "critic.loss_weight is 0.0"),
+        ({"value_clip": 0.0}, "critic.value_clip is 0.0"),
     ],
 )
-def test_bad_settings(settings: dict[str, float], named: str) -> None:
+def test_bad_settings_of_a_critic(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
-        CoLLMCC(**SPEC, **settings)
+        LanguageModelCritic(**settings)
+
+
+def test_bad_settings_of_an_algorithm() -> None:
+    with pytest.raises(ConfigurationError, match="critic_lambda is 1.5"):
+        CoLLMCC(critic_lambda=1.5, **SPEC)

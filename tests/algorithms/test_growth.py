@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.environments.workload import Workload
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate
 from untrained import without_trainer
@@ -31,7 +32,7 @@ def held_by(num_agents: int, folder: str, rank: int) -> tuple[int, int]:
     module = CoLLMCC(
         agent_ids=game.agent_ids,
         policy=PolicySpec(folder, max_new_tokens=4, lora_rank=rank),
-        critic=CriticSpec(folder, lora_rank=rank),
+        critic=LanguageModelCritic(ModelSpec(folder, lora_rank=rank)),
         parameters="lora" if rank else "separate",
         tokens_per_micro_batch=100,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +10,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from collm.algorithms.collm_cc_loo import CoLLMCCLeaveOneOut
-from collm.critics.counterfactual import CounterfactualCritic
-from collm.critics.language_model import CriticSpec
+from collm.critics.counterfactual import CounterfactualEncoder
+from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.models.backbone import Backbone
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.returns import generalized_advantages
 from collm.trajectory import Action, Message, RolloutBatch, Task, Trajectory, Turn, micro_batches
 from enumerated import FULL, STOPS, Enumerated
 from tabular import AGENTS, TwoTurns
+from untrained import lone_critic
 
 SCALE = torch.tensor([1.0, *[2.0] * 4])[:, None]  # 1 / gamma^t by history, for gamma = 0.5
 # What the first agent does pays little; the second one's actions are large and have nothing to do with it.
@@ -79,7 +79,7 @@ def test_the_luck_of_the_other_is_taken_away(agent_id: str, gae_lambda: float) -
 
 
 def build(folder: str, **kwargs: Any) -> CoLLMCCLeaveOneOut:
-    specs = {"policy": PolicySpec(path=folder, max_new_tokens=4), "critic": CriticSpec(path=folder)}
+    specs = {"policy": PolicySpec(path=folder, max_new_tokens=4), "critic": LanguageModelCritic(ModelSpec(folder))}
     return CoLLMCCLeaveOneOut(agent_ids=AGENTS, **specs, **kwargs)
 
 
@@ -88,19 +88,18 @@ def test_advantages_by_hand(tiny_folder: str) -> None:
     mask = torch.tensor([[True, True], [True, False]])
     batch = RolloutBatch([], torch.tensor([[1.0, 8.0], [2.0, 0.0]]), mask, torch.tensor([0, 0]))
     # V, without the first, without the second; then the second turn
-    found = torch.tensor([[3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [1.5, 1.0, 2.5, 0.0, 0.0, 0.0]])
+    found = torch.tensor([[3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [1.5, 1.0, 2.5, 0.0, 0.0, 0.0]]).view(2, 2, 3)
     regressed, advantages = [], {}
-    del algorithm.critics  # torch lets only modules take its place
-    algorithm.critics = {"critic": SimpleNamespace(encode=lambda trajectories: [])}
-    algorithm.values = lambda name, histories, batch: found
-    algorithm.update_critic = lambda name, histories, values, target, batch: regressed.append(target)
+    critic = algorithm.critic
+    critic.values = lambda batch: found
+    critic.update = lambda batch, values, targets: regressed.append(targets)
     algorithm.update_policies = lambda batch, found: advantages.update(found)
     algorithm.log_critic = lambda *args: None
 
     algorithm.num_rollouts = 1
     algorithm.training_step(batch, 0)
-    # 1 + 0.5 * 4, 8; 2; the same for all heads
-    assert_close(regressed[0], torch.tensor([[3.0] * 3 + [8.0] * 3, [2.0] * 3 + [0.0] * 3]))
+    # 1 + 0.5 * 4, 8; 2
+    assert_close(regressed[0], torch.tensor([[3.0, 8.0], [2.0, 0.0]]))
     assert_close(advantages["first"], torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     assert_close(advantages["second"], torch.tensor([[-2.0, 2.0], [-0.5, 0.0]]))
 
@@ -110,18 +109,16 @@ def test_advantages_by_hand(tiny_folder: str) -> None:
     assert not advantages
     assert len(regressed) == 2
 
-    # a slow copy of the critic that says 2 more: 1 + 0.5 * 6
-    algorithm.bootstrap_values = lambda name, values, histories, batch: values + 2
+    # a critic whose values of next turns are another's: 1 + 0.5 * 6
+    critic.next_values = lambda batch, values: torch.tensor([[6.0, 0.0], [0.0, 0.0]])
     algorithm.training_step(batch, 0)
-    assert_close(regressed[2], torch.tensor([[4.0] * 3 + [8.0] * 3, [2.0] * 3 + [0.0] * 3]))
+    assert_close(regressed[2], torch.tensor([[4.0, 8.0], [2.0, 0.0]]))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"gae_lambda": 1.5}, "gae_lambda is 1.5"),
-        ({"critic_epochs": 0}, "critic_epochs is 0"),
-        ({"value_clip": 0.0}, "value_clip is 0.0"),
         ({"parameters": "lora"}, "lora_rank is 0"),
     ],
 )
@@ -135,11 +132,8 @@ def test_bad_input_loads_nothing(no_weights: None, tiny_folder: str, kwargs: dic
 
 @pytest.fixture
 def make_critic(tiny_folder: str):
-    def make(*reads: str) -> CounterfactualCritic:
-        torch.manual_seed(0)
-        made = CounterfactualCritic(CriticSpec(path=tiny_folder), Backbone(tiny_folder, "float32"), None, reads)
-        torch.nn.init.normal_(made.head.weight)
-        return made.eval()
+    def make(*reads: str) -> LanguageModelCritic:
+        return lone_critic(tiny_folder, reads, CounterfactualEncoder)
 
     return make
 
@@ -152,21 +146,21 @@ def episode(*joint_actions: tuple[str, ...]) -> Trajectory:
     return Trajectory(Task("task", {}), 0, 4, 1.0, turns)
 
 
-def read(critic: CounterfactualCritic, *trajectories: Trajectory) -> Tensor:
+def read(critic: LanguageModelCritic, *trajectories: Trajectory) -> Tensor:
     """V(h_t), then the value without each agent, [B, T, N + 1]."""
-    longest, width = max(len(trajectory.turns) for trajectory in trajectories), critic.values_per_turn
+    longest, width = max(len(trajectory.turns) for trajectory in trajectories), critic.encoder.num_kinds
     shape = (len(trajectories), longest * width)
     values = torch.zeros(shape)
     with torch.no_grad():
         for batch in micro_batches(critic.encode(trajectories), 10_000, 0, "cpu"):
-            values += batch.sum_by_turn(critic(batch), shape)
+            values += batch.sum_by_turn(critic.network(batch), shape)
     return values.view(len(trajectories), longest, width)
 
 
-def prefix(critic: CounterfactualCritic, trajectory: Trajectory, place: int) -> str:
+def prefix(critic: LanguageModelCritic, trajectory: Trajectory, place: int) -> str:
     """The text that the value at `place` is read from."""
     (row,) = [row for row in critic.encode([trajectory]) if place in row.turns]
-    return critic.tokenizer.decode(row.ids[: row.turns.index(place) + 1])
+    return critic.network.tokenizer.decode(row.ids[: row.turns.index(place) + 1])
 
 
 def test_each_value_is_scored_once_in_a_row_per_agent(make_critic) -> None:
@@ -230,7 +224,7 @@ def test_batching_changes_nothing(make_critic) -> None:
 @pytest.mark.parametrize("limit", [8, 60])
 def test_a_short_context_cuts_the_oldest(make_critic, limit: int) -> None:
     critic, played = make_critic("a1", "a2"), episode(("x", "y"), ("z", "u"), ("v", "w"))
-    critic.spec.context_length = limit
+    critic.encoder.max_tokens = limit
     rows = critic.encode([played])
     assert sorted(turn for row in rows for turn in row.turns if turn >= 0) == list(range(9))
     assert max(len(row.ids) for row in rows) <= limit

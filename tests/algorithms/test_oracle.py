@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from collm.studies.oracle_algorithm import OracleActorCritic
 from torch.testing import assert_close
 
 from collm import cli
+from collm.algorithms.actor_critic import ActorCritic
+from collm.algorithms.collm_cc import CoLLMCC
+from collm.algorithms.collm_dc import CoLLMDC
+from collm.critics.oracle import OracleCritic
 from collm.environments.games.relay import Relay
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
@@ -97,13 +99,14 @@ def test_histories_carry_the_chances_the_policies_give_the_right_answers() -> No
             assert turn.values[second] == pytest.approx(mean[index][0] * now[1] + ahead[index], rel=1e-4)
 
 
-@pytest.mark.parametrize(("reads", "names"), [("joint", ("team", "team")), ("local", Relay().agent_ids)])
+@pytest.mark.parametrize(("algorithm", "names"), [(CoLLMCC, ("team", "team")), (CoLLMDC, Relay().agent_ids)])
 def test_advantages_are_the_errors_of_the_noted_values(
-    monkeypatch: pytest.MonkeyPatch, reads: Any, names: tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch, algorithm: type[ActorCritic], names: tuple[str, str]
 ) -> None:
     game = Relay(horizon=3)
     played = Oracle().rollout(game, game.tasks("train")[:3], make_policies(0.3), seed=2, device="cpu")
-    module = OracleActorCritic(reads, gae_lambda=0.5, agent_ids=game.agent_ids, policy=SPEC)
+    module = algorithm(critic=OracleCritic(), gae_lambda=0.5, agent_ids=game.agent_ids, policy=SPEC)
+    module.num_rollouts = 1
     used: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(module, "update_policies", lambda batch, advantages: used.update(advantages))
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
@@ -119,7 +122,7 @@ def test_advantages_are_the_errors_of_the_noted_values(
 def test_without_noted_values_there_is_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     game = Relay(horizon=2)
     played = Parallel().rollout(game, game.tasks("train")[:2], make_policies(0.0), 0, "cpu")
-    module = OracleActorCritic(agent_ids=game.agent_ids, policy=SPEC)
+    module = CoLLMCC(critic=OracleCritic(), agent_ids=game.agent_ids, policy=SPEC)
     with pytest.raises(ConfigurationError, match="set data.sampler to collm.studies.oracle_sampler.Oracle"):
         module.training_step(collate(played), 0)
 

@@ -84,7 +84,7 @@ def test_exactly_what_should_learn_moves(play: Callable[..., int], run_folder: P
 def test_adapters_learn_and_the_backbone_stays(play: Callable[..., int], algorithm: str) -> None:
     lora = ["--model.init_args.parameters=lora", "--model.init_args.policy.lora_rank=2"]
     if algorithm != "magrpo":
-        lora.append("--model.init_args.critic.lora_rank=2")
+        lora.append("--model.init_args.critic.init_args.model.lora_rank=2")
     # a head and an adapter that both begin at 0 take turns to let the gradient through
     assert play(algorithm, *lora, *NO_DECAY, "--trainer.max_epochs=4") == 0
     assert set(Capture.learner.values()) == LEARNERS[algorithm] | {""}
@@ -112,7 +112,7 @@ def test_the_shared_head_warms_up_without_the_policy_loss(play: Callable[..., in
 
 
 def test_the_shared_head_has_no_epochs_of_its_own(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert play("collm_dc_shared", "--model.init_args.critic_epochs=2") == 2
+    assert play("collm_dc_shared", "--model.init_args.critic.init_args.epochs=2") == 2
     assert "use model.num_epochs" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_no_baseline_needs_no_group(play: Callable[..., int]) -> None:
 
 SLOW_LEARNERS = {
     # Q has to tell actions apart before it can teach them, which takes the critic many steps
-    "collm_cc_q": ["--model.init_args.num_minibatches=8", "--model.init_args.critic_epochs=2"],
+    "collm_cc_q": ["--model.init_args.num_minibatches=8", "--model.init_args.critic.init_args.epochs=2"],
     "maremax": ["--data.rollouts_per_epoch=120"],  # the best of a group leaves little to learn from
 }
 # 0.25 is one agent that names a digit, where the Q form stops; 0.5 both

@@ -11,12 +11,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from capture import Capture
-from collm.critics.language_model import Critic, CriticSpec
 from collm.environments.base import EpisodeFailure, Step
-from collm.models.backbone import Backbone
 from collm.studies.runs import read_run
 from collm.trajectory import Action, Task, Trajectory, Turn
 from toy import Toy
+from untrained import lone_critic
 
 Fit = Callable[..., int]
 NO_DECAY = ("--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0")
@@ -101,11 +100,11 @@ def test_a_critic_reads_what_any_tokenizer_wrote(tiny_folder: str, byte_folder: 
     trajectory = Trajectory(Task("task", {}), 0, 2, 1.0, [turn, turn])
     told = []
     for folder in (tiny_folder, byte_folder):
-        critic = Critic(CriticSpec(path=folder), Backbone(folder, "float32"), None, ("a1", "a2"))
+        critic = lone_critic(folder, ("a1", "a2"))
         (row,) = critic.encode([trajectory])
-        assert max(row.ids) < critic.backbone.lm.config.vocab_size
+        assert max(row.ids) < critic.network.backbone.lm.config.vocab_size
         assert [place for place in row.turns if place >= 0] == [0, 1]
-        told.append(critic.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False))
+        told.append(critic.network.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False))
     assert told[0] == told[1]
     assert all(text in told[0] for text in [*written.values(), *turn.observations.values()])
 

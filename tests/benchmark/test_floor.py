@@ -9,8 +9,9 @@ from torch.testing import assert_close
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.benchmark.floor import Floor, actions_by_turn, histories_by_turn, policy_loss, value_loss
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
 from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
@@ -30,7 +31,7 @@ def make(tiny_folder: str):
         module = cls(
             agent_ids=("a1", "a2"),
             policy=PolicySpec(tiny_folder, learning_rate=1.0, max_new_tokens=6, temperature=0.7),
-            critic=CriticSpec(tiny_folder, learning_rate=1.0),
+            critic=LanguageModelCritic(ModelSpec(tiny_folder, learning_rate=1.0)),
             optimizer=torch.optim.SGD,
             gradient_clip_norm=0.0,
         )
@@ -75,17 +76,17 @@ def test_loss_and_gradients_of_the_critics(make, cls) -> None:
     assert floor.critics.keys() == module.critics.keys()
     for name, critic in module.critics.items():
         backbone, head = floor.critics[name]
-        critic.head.load_state_dict(head.state_dict())
+        critic.network.head.load_state_dict(head.state_dict())
         histories = critic.encode(batch.trajectories)
-        before = [weight.detach().clone() for weight in critic.backbone.lm.base_model.parameters()]
-        module.update_critic(name, histories, torch.zeros(3, 2), TARGETS, batch)
+        before = [weight.detach().clone() for weight in critic.network.backbone.lm.base_model.parameters()]
+        critic.update(batch, torch.zeros(3, 2), TARGETS)
         loss = 0.0
         for turn, rows in histories_by_turn(histories).items():
             part = value_loss(backbone, head, rows, TARGETS[:, turn]) / 6
             part.backward()
             loss += part.item()
         assert dict(module.logged)[f"loss/{name}"] == pytest.approx(loss, rel=1e-5)
-        after = critic.backbone.lm.base_model.parameters()
+        after = critic.network.backbone.lm.base_model.parameters()
         moves = [old - new.detach() for old, new in zip(before, after, strict=True)]
         assert max(move.abs().max() for move in moves) > 0.01
         assert_close(moves, [weight.grad for weight in backbone.parameters()], rtol=1e-4, atol=1e-5)

@@ -85,7 +85,7 @@ def test_lora_trains_adapters_on_one_frozen_model(monkeypatch: pytest.MonkeyPatc
     found = planned(
         monkeypatch,
         *files("algorithms/collm_cc", "environments/house_build", "models/qwen3-4b", "critics/qwen3-4b"),
-        *("--model.parameters=lora", "--model.policy.lora_rank=16", "--model.critic.lora_rank=16"),
+        *("--model.parameters=lora", "--model.policy.lora_rank=16", "--model.critic.model.lora_rank=16"),
     )
     assert len(found.module.backbones) == 1
     widths = (2560 + 4096) + 2 * (2560 + 1024) + (4096 + 2560) + 3 * (2560 + 9728)  # in and out of each matrix

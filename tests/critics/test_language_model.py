@@ -8,18 +8,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from collm.critics.language_model import Critic, CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.models.backbone import Backbone
 from collm.trajectory import Action, Task, Trajectory, Turn, pad_sequences
+from untrained import lone_critic
 
 AGENTS = ("a1", "a2")
 
 
-def make(folder: str, reads: tuple[str, ...] = AGENTS, **options) -> Critic:
-    critic = Critic(CriticSpec(path=folder, **options), Backbone(folder, "float32"), None, reads)
-    torch.manual_seed(0)
-    torch.nn.init.normal_(critic.head.weight)  # a fresh head says the same of every history
-    return critic
+def make(folder: str, reads: tuple[str, ...] = AGENTS, **options) -> LanguageModelCritic:
+    return lone_critic(folder, reads, **options)
 
 
 def played(num_turns: int = 3) -> Trajectory:
@@ -42,14 +40,14 @@ def changed(trajectory: Trajectory, turn: int, agent_id: str, what: str) -> Traj
 
 
 @torch.no_grad()
-def values_of(critic: Critic, trajectories: list[Trajectory], num_turns: int = 3) -> torch.Tensor:
-    batch = pad_sequences(critic.encode(trajectories), critic.tokenizer.pad_token_id, "cpu")
-    return batch.sum_by_turn(critic(batch), (len(trajectories), num_turns))
+def values_of(critic: LanguageModelCritic, trajectories: list[Trajectory], num_turns: int = 3) -> torch.Tensor:
+    batch = pad_sequences(critic.encode(trajectories), critic.network.tokenizer.pad_token_id, "cpu")
+    return batch.sum_by_turn(critic.network(batch), (len(trajectories), num_turns))
 
 
-def text_of(critic: Critic, trajectory: Trajectory) -> str:
+def text_of(critic: LanguageModelCritic, trajectory: Trajectory) -> str:
     (row,) = critic.encode([trajectory])
-    return critic.tokenizer.decode(row.ids)
+    return critic.network.tokenizer.decode(row.ids)
 
 
 @pytest.mark.parametrize("agent_id", AGENTS)
@@ -94,8 +92,8 @@ def test_values_are_read_from_the_last_hidden_state(tiny_folder: str) -> None:
     critic = make(tiny_folder)
     (row,) = critic.encode([played(1)])
     assert row.turns == [-1] * (len(row.ids) - 1) + [0]
-    hidden = critic.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1]
-    assert_close(values_of(critic, [played(1)], 1)[0, 0], critic.head(hidden)[0].detach(), atol=1e-5, rtol=1e-5)
+    hidden = critic.network.backbone.lm.model(torch.tensor([row.ids])).last_hidden_state[0, -1]
+    assert_close(values_of(critic, [played(1)], 1)[0, 0], critic.network.head(hidden)[0].detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_joint_history_in_words(tiny_folder: str) -> None:
@@ -137,19 +135,19 @@ def test_every_turn_is_scored_once_however_short_the_context(tiny_folder: str, l
         (row, turn) for row, trajectory in enumerate(trajectories) for turn in range(len(trajectory.turns))
     ]
     assert (len(rows) == 3) == (limit == 400)
-    end = critic.tokenizer("[value]").input_ids
+    end = critic.network.tokenizer("[value]").input_ids
     for row in rows:  # each is read where nobody has acted yet
         places = [index for index, turn in enumerate(row.turns) if turn >= 0]
         assert all(row.ids[index + 1 - len(end) : index + 1] == end for index in places)
     batch = pad_sequences(rows, 0, "cpu")
-    assert critic(batch)[batch.action_mask].isfinite().all()
+    assert critic.network(batch)[batch.action_mask].isfinite().all()
 
 
 def test_where_a_history_is_cut_the_newest_turns_are_kept(tiny_folder: str) -> None:
     critic = make(tiny_folder)
     whole = len(critic.encode([played(3)])[0].ids)
     short = make(tiny_folder, context_length=whole - 1)
-    texts = [short.tokenizer.decode(row.ids) for row in short.encode([played(3)])]
+    texts = [short.network.tokenizer.decode(row.ids) for row in short.encode([played(3)])]
     assert len(texts) == 2
     assert "seen by a1 at 0" in texts[0]
     assert "seen by a1 at 1" in texts[1]
@@ -163,23 +161,22 @@ def test_an_episode_without_turns_has_no_rows(tiny_folder: str) -> None:
 
 def test_the_bias_starts_at_the_mean_return_once(tiny_folder: str) -> None:
     critic = make(tiny_folder)
-    torch.nn.init.zeros_(critic.head.weight)
-    critic.center(torch.tensor([]))  # every episode failed: nothing to go by yet
-    assert critic.head.bias.item() == 0
-    critic.center(torch.tensor([1.0, 2.5]))
-    critic.center(torch.tensor([9.0]))
-    assert critic.head.bias.item() == 1.75
+    torch.nn.init.zeros_(critic.network.head.weight)
+    torch.nn.init.zeros_(critic.network.head.bias)
+    critic.initialize(torch.tensor(1.75))
+    critic.initialize(torch.tensor(9.0))
+    assert critic.network.head.bias.item() == 1.75
     assert_close(values_of(critic, [played()]), torch.full((1, 3), 1.75))
     other = make(tiny_folder)
     other.load_state_dict(critic.state_dict())
-    other.center(torch.tensor([9.0]))
-    assert other.head.bias.item() == 1.75
+    other.initialize(torch.tensor(9.0))
+    assert other.network.head.bias.item() == 1.75
 
 
 def test_what_trains(tiny_folder: str) -> None:
     whole = make(tiny_folder)
-    assert len(whole.trainable_parameters()) == 2 + len(list(whole.backbone.lm.parameters()))
+    assert len(whole.trainable_parameters()) == 2 + len(list(whole.network.backbone.lm.parameters()))
     backbone = Backbone(tiny_folder, "float32")
     backbone.add_adapter("critic", 2, 4.0, 0.0)
-    critic = Critic(CriticSpec(path=tiny_folder, lora_rank=2), backbone, "critic", AGENTS)
+    critic = lone_critic(tiny_folder, AGENTS, backbone=backbone)
     assert len(critic.trainable_parameters()) == 2 + 2 * 2 * 7

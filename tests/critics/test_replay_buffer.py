@@ -3,21 +3,21 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from collm.critics.replay_buffer import Lesson, Replay
+from collm.critics.replay_buffer import Record, ReplayBuffer
 from collm.trajectory import TokenSequence
 
 
-def lesson(first: int, num_rows: int, width: int) -> Lesson:
+def record(first: int, num_rows: int, width: int) -> Record:
     """Row r holds the token, the value and the target `first + r` (times 1, 10 and 100)."""
     numbers = torch.arange(first, first + num_rows).float()[:, None].expand(num_rows, width)
     histories = [TokenSequence(row, [first + row] * 3, [-1, -1, 0]) for row in range(num_rows)]
-    return Lesson(histories, 10 * numbers, 100 * numbers, torch.ones(num_rows, width, dtype=torch.bool))
+    return Record(histories, 10 * numbers, 100 * numbers, torch.ones(num_rows, width, dtype=torch.bool))
 
 
 def test_what_is_drawn_belongs_together_and_short_rows_are_padded() -> None:
-    replay = Replay(3)
-    replay.add(lesson(1, 4, 2))
-    replay.add(lesson(5, 3, 4))
+    replay = ReplayBuffer(3)
+    replay.add(record(1, 4, 2))
+    replay.add(record(5, 3, 4))
     torch.manual_seed(0)
     seen = set()
     for _ in range(30):
@@ -35,17 +35,17 @@ def test_what_is_drawn_belongs_together_and_short_rows_are_padded() -> None:
 
 
 def test_the_oldest_is_forgotten_and_no_more_is_drawn_than_there_is() -> None:
-    replay = Replay(2)
+    replay = ReplayBuffer(2)
     for first in (1, 3, 5):
-        replay.add(lesson(first, 2, 1))
+        replay.add(record(first, 2, 1))
     drawn = replay.draw(10)
     assert sorted(sequence.ids[0] for sequence in drawn.histories) == [3, 4, 5, 6]
 
 
 def test_a_restored_replay_draws_the_same() -> None:
-    replay, other = Replay(2), Replay(2)
-    replay.add(lesson(1, 4, 2))
-    other.add(lesson(50, 1, 1))
+    replay, other = ReplayBuffer(2), ReplayBuffer(2)
+    replay.add(record(1, 4, 2))
+    other.add(record(50, 1, 1))
     other.load_state_dicts([replay.state_dict()], rank=0, num_ranks=1)
     torch.manual_seed(3)
     expected = replay.draw(2)
@@ -55,25 +55,25 @@ def test_a_restored_replay_draws_the_same() -> None:
     assert_close(found.targets, expected.targets)
 
 
-def read_by(replays: list[Replay], num_ranks: int) -> list[list[list[int]]]:
-    """The numbers of the rows of each lesson that each of `num_ranks` processes goes on with."""
+def read_by(replays: list[ReplayBuffer], num_ranks: int) -> list[list[list[int]]]:
+    """The numbers of the rows of each record that each of `num_ranks` processes goes on with."""
     found = []
     for rank in range(num_ranks):
-        own = Replay(2)
+        own = ReplayBuffer(2)
         own.load_state_dicts([replay.state_dict() for replay in replays], rank, num_ranks)
-        for one in own.lessons:  # rows of tokens still belong to their targets
+        for one in own.records:  # rows of tokens still belong to their targets
             assert [one.targets[sequence.row, 0] for sequence in one.histories] == [
                 100.0 * sequence.ids[0] for sequence in one.histories
             ]
-        found.append([[sequence.ids[0] for sequence in one.histories] for one in own.lessons])
+        found.append([[sequence.ids[0] for sequence in one.histories] for one in own.records])
     return found
 
 
 def test_other_processes_share_out_what_was_kept() -> None:
-    first, second = Replay(2), Replay(2)
+    first, second = ReplayBuffer(2), ReplayBuffer(2)
     for one, starts in ((first, ((1, 2), (3, 2))), (second, ((11, 3), (14, 1)))):
         for start, num_rows in starts:
-            one.add(lesson(start, num_rows, 1))
+            one.add(record(start, num_rows, 1))
     assert read_by([first, second], 2) == [[[1, 2], [3, 4]], [[11, 12, 13], [14]]]
     assert read_by([first, second], 1) == [[[1, 2, 11, 12, 13], [3, 4, 14]]]
     assert read_by([first, second], 3) == [[[1, 12], [3]], [[2, 13], [4]], [[11], [14]]]

@@ -9,34 +9,33 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from collm.critics.action_value import QCritic
-from collm.critics.language_model import Critic, CriticSpec
+from collm.critics.value_network import ValueNetwork
 from collm.models.backbone import Backbone
 from collm.trajectory import TokenSequence, pad_sequences
 
 BATCH = pad_sequences([TokenSequence(0, [5, 6, 7], [-1, 0, 1]), TokenSequence(1, [8, 9], [-1, 0])], 0, "cpu")
 
 
-@pytest.fixture(params=[Critic, QCritic])
-def critic(request: pytest.FixtureRequest, tiny_folder: str) -> Critic:
+@pytest.fixture(params=[1, 2])
+def critic(request: pytest.FixtureRequest, tiny_folder: str) -> ValueNetwork:
     torch.manual_seed(0)
-    made = request.param(CriticSpec(path=tiny_folder), Backbone(tiny_folder, "float32"), None, ("a",)).eval()
+    made = ValueNetwork(Backbone(tiny_folder, "float32"), None, request.param, tiny_folder).eval()
     torch.nn.init.normal_(made.head.weight)
     return made
 
 
-def feed(critic: Critic, *targets: list[float]) -> None:
+def feed(critic: ValueNetwork, *targets: list[float]) -> None:
     for rollout in targets:
         found = torch.tensor(rollout)
         critic.rescale(found.mean(), found.square().mean())
 
 
 @torch.no_grad()
-def values(critic: Critic) -> Tensor:
+def values(critic: ValueNetwork) -> Tensor:
     return critic(BATCH)
 
 
-def test_rescaling_changes_no_value(critic: Critic) -> None:
+def test_rescaling_changes_no_value(critic: ValueNetwork) -> None:
     before = values(critic)
     feed(critic, [100.0, 300.0], [-50.0, 0.0])
     assert_close(values(critic), before, rtol=1e-3, atol=1e-3)
@@ -44,32 +43,32 @@ def test_rescaling_changes_no_value(critic: Critic) -> None:
     assert not values(critic)[~BATCH.action_mask].any()
 
 
-def test_the_first_rollouts_count_alike(critic: Critic) -> None:
+def test_the_first_rollouts_count_alike(critic: ValueNetwork) -> None:
     feed(critic, [0.0, 2.0], [6.0, 8.0])
     # of 0, 2, 6, 8: mean 4, variance (16 + 4 + 4 + 16) / 4
     assert_close(critic.shift, torch.tensor(4.0))
     assert_close(critic.scale, torch.tensor(10.0**0.5))
 
 
-def test_later_rollouts_displace_older_ones(critic: Critic) -> None:
+def test_later_rollouts_displace_older_ones(critic: ValueNetwork) -> None:
     feed(critic, *[[0.0, 2.0]] * 20, *[[9.0, 11.0]] * 200)
     assert_close(critic.shift, torch.tensor(10.0), rtol=1e-2, atol=0.0)
     assert_close(critic.scale, torch.tensor(1.0), rtol=5e-2, atol=0.0)
 
 
-def test_equal_targets_leave_a_positive_scale(critic: Critic) -> None:
+def test_equal_targets_leave_a_positive_scale(critic: ValueNetwork) -> None:
     feed(critic, [3.0, 3.0])
     assert critic.scale > 0
     assert values(critic).isfinite().all()
 
 
-def test_the_scale_is_part_of_a_checkpoint(critic: Critic, tmp_path: Path, tiny_folder: str) -> None:
+def test_the_scale_is_part_of_a_checkpoint(critic: ValueNetwork, tmp_path: Path, tiny_folder: str) -> None:
     feed(critic, [1.0, 5.0])
     torch.save(critic.state_dict(), tmp_path / "critic.pt")
-    other = type(critic)(critic.spec, Backbone(tiny_folder, "float32"), None, ("a",)).eval()
+    other = ValueNetwork(Backbone(tiny_folder, "float32"), None, critic.num_kinds, tiny_folder).eval()
     other.load_state_dict(torch.load(tmp_path / "critic.pt"))
     assert_close(values(other), values(critic))
 
 
-def test_without_rescaling_the_unit_is_one(critic: Critic) -> None:
+def test_without_rescaling_the_unit_is_one(critic: ValueNetwork) -> None:
     assert (critic.scale, critic.shift) == (1.0, 0.0)

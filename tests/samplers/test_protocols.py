@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from collm.callbacks.samples import as_markdown
-from collm.critics.language_model import Critic, CriticSpec
+from collm.critics.histories import HistoryEncoder
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.models.dialogue import Dialogue
@@ -127,12 +126,10 @@ def test_all_that_an_agent_wrote_in_a_turn_is_trained(sampler: Sampler, scored: 
 
 def test_critic_reads_messages_only_after_the_turn() -> None:
     (trajectory,), _ = play(Discussion())
-    reader = Critic.__new__(Critic)
-    nn.Module.__init__(reader)
-    reader.reads, reader.same_tokens, reader.spec = ("a1", "a2"), frozenset(), CriticSpec(progress=False)
-    reader.tokens = lambda text: [*map(ord, text)]
-    assert reader.observed(trajectory, 0) == "[a1] task 0 a1\n[a2] task 0 a2\n[value]"
-    assert "".join(map(chr, reader.acted(trajectory, 0))) == "\n[a1] a10\n[a1] a11\n[a2] a20\n[a2] a21\n"
+    encoder = HistoryEncoder("tiny", ("a1", "a2"), (), 1000, progress=False)
+    encoder.tokens = lambda text: [*map(ord, text)]
+    assert encoder.before_actions(trajectory, 0) == "[a1] task 0 a1\n[a2] task 0 a2\n[value]"
+    assert "".join(map(chr, encoder.actions(trajectory, 0))) == "\n[a1] a10\n[a1] a11\n[a2] a20\n[a2] a21\n"
 
 
 def test_transcripts_show_the_conversation() -> None:

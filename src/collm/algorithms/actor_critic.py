@@ -32,6 +32,8 @@ class ActorCritic(MultiAgentModule):
         kwargs: Everything that algorithms share.
     """
 
+    critics_share_weights = False  # True where critics stand on the weights of policies
+
     def __init__(
         self,
         critic: Critic | None = None,
@@ -74,6 +76,8 @@ class ActorCritic(MultiAgentModule):
             critic.check(self.trainer.datamodule.environment)
 
     def networks(self) -> list[str]:
+        if self.critics_share_weights:
+            return super().networks()
         return super().networks() + [name for name, critic in self.critics.items() if critic.learning_rate is not None]
 
     def configure_model(self) -> None:

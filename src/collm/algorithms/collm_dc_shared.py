@@ -16,7 +16,6 @@ from itertools import chain
 from torch import Tensor
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.algorithms.base import MultiAgentModule
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.returns import generalized_advantages
@@ -34,6 +33,8 @@ class CoLLMDCShared(ActorCritic):
         kwargs: Everything that actor-critic algorithms share.
     """
 
+    critics_share_weights = True
+
     def __init__(self, critic: LanguageModelCritic | None = None, **kwargs):
         super().__init__(critic=critic, **kwargs)
         template = self.critic_template[0]
@@ -48,9 +49,6 @@ class CoLLMDCShared(ActorCritic):
                 "together with their actors here; use model.num_epochs and leave replay 0."
             )
         self.own_critics = {agent_id: self.add_critic(f"critic/{agent_id}", [agent_id]) for agent_id in self.agent_ids}
-
-    def networks(self) -> list[str]:
-        return MultiAgentModule.networks(self)  # the critics have no language model of their own
 
     def load_critic(self, critic: LanguageModelCritic) -> None:
         (agent_id,) = critic.agent_ids

@@ -56,7 +56,7 @@ class Work:
             "model.parameters": self.parameters,
         }
         with_critic = not self.algorithm.startswith("ma")
-        networks = ["model.policy", "model.critic"] if with_critic else ["model.policy"]
+        networks = ["model.policy", "model.critic.model"] if with_critic else ["model.policy"]
         for network in networks:
             settings[f"{network}.path"] = model_path
             if self.parameters == "lora":

@@ -35,11 +35,10 @@ class Floor:
         self.actors = {
             agent_id: load_model(spec.path, spec.dtype).to(module.device) for agent_id, spec in module.specs.items()
         }
-        spec = getattr(module, "critic_spec", None)
         self.critics: dict[str, nn.ModuleList] = {}
         for name, critic in getattr(module, "critics", {}).items():
-            backbone = load_model(spec.path, spec.dtype).base_model
-            head = nn.Linear(critic.backbone.hidden_size, 1, dtype=backbone.dtype)
+            backbone = load_model(critic.model.path, critic.model.dtype).base_model
+            head = nn.Linear(critic.network.backbone.hidden_size, 1, dtype=backbone.dtype)
             self.critics[name] = nn.ModuleList([backbone, head]).to(module.device)
         self.optimizers = {
             name: torch.optim.AdamW(network.parameters(), lr=1e-6)

@@ -24,11 +24,12 @@ from collm.benchmark.operations import Iterations
 from collm.benchmark.timed_table import Table
 from collm.benchmark.tiny_model import build_tokenizer
 from collm.callbacks.resources import LogResources
-from collm.critics.language_model import CriticSpec
+from collm.critics.language_model import LanguageModelCritic
 from collm.data import RolloutDataModule
 from collm.environments.workload import Workload
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
+from collm.models.specs import ModelSpec
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-1.7b": {
@@ -208,7 +209,7 @@ class Bench:
         module = CoLLMCC(
             agent_ids=data.agent_ids,
             policy=policy,
-            critic=CriticSpec(**shared),
+            critic=LanguageModelCritic(ModelSpec(**shared)),
             parameters=parameters,
             tokens_per_micro_batch=known.micro_batch,
         )

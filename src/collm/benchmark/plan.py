@@ -243,7 +243,8 @@ class _Planning(cli.CollmCLI):
             config.trainer[name] = value
         config.trainer.callbacks = None
         given = config.model.init_args
-        for spec in [given.policy, given.get("critic"), *(given.get("policies") or {}).values()]:
+        critic = (given.get("critic") or {}).get("init_args", {}).get("model")
+        for spec in [given.policy, critic, *(given.get("policies") or {}).values()]:
             if spec is not None:
                 spec.path = self.described(spec.path)
                 spec.random_weights = True

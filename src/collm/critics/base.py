@@ -27,6 +27,9 @@ class Learner(Protocol):
 
     device: torch.device
     discount: float
+    parameters_mode: str
+    critics_share_weights: bool
+    """Whether critics stand on the weights of policies."""
     specs: Mapping[str, ModelSpec]
     """The language model of each agent."""
 

@@ -88,8 +88,6 @@ class LanguageModelCritic(Critic):
             if value is not None and not value > 0:
                 raise ConfigurationError(f"critic.{name} is {value}; it must be above 0.")
 
-    # Loading
-
     def attach(
         self,
         name: str,
@@ -100,6 +98,12 @@ class LanguageModelCritic(Critic):
         super().attach(name, agent_ids, learner, encoder_class)
         if self.reads != "history":
             self.refuse_individual()
+        if learner.parameters_mode == "lora" and self.model.lora_rank == 0 and not learner.critics_share_weights:
+            raise ConfigurationError(
+                "model.parameters is 'lora' but critic.model.lora_rank is 0; set it to the adapter's rank."
+            )
+
+    # Loading
 
     def check(self, environment: StateSource) -> None:
         if self.reads != "history" and not environment.has_state_text:

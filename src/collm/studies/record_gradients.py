@@ -54,7 +54,7 @@ class MeasureGradients(L.Callback):
         self._rollouts = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not getattr(pl_module, "separate_critics", True):
+        if getattr(pl_module, "critics_share_weights", False):
             raise ConfigurationError(
                 f"{type(pl_module).__name__} has its values on the policies' weights, so they cannot be learned while "
                 "the policies are held still; use CoLLMDC."
