@@ -169,9 +169,11 @@ class Trajectory:
                     "info": turn.info,
                 }
                 | ({"messages": [message.record() for message in turn.messages]} if turn.messages else {})
-                | ({"features": turn.features} if turn.features else {})
-                | ({"state_text": turn.state_text} if turn.state_text else {})
-                | ({"progress": turn.progress} if turn.progress is not None else {})
+                | {
+                    name: told
+                    for name in ("features", "state_text", "progress")
+                    if (told := getattr(turn, name)) not in ({}, "", None)
+                }
                 for turn in self.turns
             ],
         }
