@@ -42,7 +42,9 @@ def episode(group: int, rewards: Sequence[float], features: Sequence[dict[str, f
     return Trajectory(Task(f"task {group}", {}), group, HORIZON, 1.0, turns)
 
 
-def rollout(seed: int, lengths: Sequence[int] = (3, 2, 3, 1, 3, 3), groups: Sequence[int] | None = None) -> RolloutBatch:
+def rollout(
+    seed: int, lengths: Sequence[int] = (3, 2, 3, 1, 3, 3), groups: Sequence[int] | None = None
+) -> RolloutBatch:
     """Episodes whose return follows from their features, and chance."""
     chance = np.random.default_rng(seed)
     episodes = []
@@ -92,7 +94,9 @@ def test_ridge_is_that_of_numpy() -> None:
     targets = inputs @ [1, -0.1, 5, 0] + chance.normal(size=20)
     rows = torch.tensor(np.column_stack([np.ones(20), inputs, targets]))
     products = (rows * torch.tensor(weights)[:, None]).T @ rows
-    assert_close(solve_ridge(products, 3.0), torch.tensor(plain_ridge(inputs, targets, weights, 3.0)), rtol=1e-9, atol=0)
+    assert_close(
+        solve_ridge(products, 3.0), torch.tensor(plain_ridge(inputs, targets, weights, 3.0)), rtol=1e-9, atol=0
+    )
 
 
 def test_constant_inputs_have_no_slope() -> None:
@@ -122,7 +126,7 @@ def test_inputs_by_hand() -> None:
 
 
 def test_the_first_rollout_has_the_mean_of_the_others() -> None:
-    """Returns to go 6, 5, 3 and 4, 1 and 2; the second turn of the second has one other, the third of the first none."""
+    """Returns to go 6, 5, 3 and 4, 1 and 2; the second turn of the second has one other, the third turn none."""
     told = {"x": 0.0, "y": 0.0}
     lengths = {0: [1, 2, 3], 1: [3, 1], 2: [2]}
     batch = collate([episode(group, rewards, [told] * len(rewards)) for group, rewards in lengths.items()])
@@ -148,7 +152,9 @@ def test_values_are_those_of_refits_without_the_own_group(groups: list[int] | No
         fitted = [(0.25, one) for one in plain_rows(earlier[0])] + [(0.5, one) for one in plain_rows(earlier[1])]
         fitted += [(1.0, one) for one in plain_rows(newest) if one[1] != group]
         weights = np.array([weight * by_turn[one[2]] for weight, one in fitted])
-        found = plain_ridge(np.array([one[3] for _, one in fitted]), np.array([one[4] for _, one in fitted]), weights, 2.0)
+        found = plain_ridge(
+            np.array([one[3] for _, one in fitted]), np.array([one[4] for _, one in fitted]), weights, 2.0
+        )
         expected[row, turn] = float(found[0] + found[1:] @ inputs)
     assert_close(critic.values(newest), expected, rtol=1e-6, atol=1e-6)
     assert (critic.values(newest)[~newest.turn_mask] == 0).all()
