@@ -85,6 +85,7 @@ RULES = {
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
     "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
+    "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.tables": Rule(rooms(), only=frozenset()),
     "collm.studies.gradients": Rule(rooms(), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors")),
