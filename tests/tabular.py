@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class TwoTurns(Environment):
 
     agent_ids = AGENTS
     horizon = 2
-    min_reward, max_reward = -10.0, 10.0
+    min_reward, max_reward = -100.0, 100.0
 
     def __init__(
         self,
@@ -151,7 +152,11 @@ def copies(trajectory: Trajectory, count: int) -> Iterator[Trajectory]:
     """Equal trajectories that share nothing a sampler would not share between independent episodes."""
     for _ in range(count):
         turns = [
-            Turn(turn.observations, {name: replace(action) for name, action in turn.actions.items()}, turn.reward)
+            Turn(
+                turn.observations,
+                {name: replace(action, uid=uuid4().hex) for name, action in turn.actions.items()},
+                turn.reward,
+            )
             for turn in trajectory.turns
         ]
         yield replace(trajectory, turns=turns)

@@ -17,6 +17,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from capture import Capture
 from collm import cli
 from collm.environments.base import Step
 from toy import REPOSITORY, Toy, toy_config
@@ -81,7 +82,7 @@ MISTAKES = {
     "not_causal": (["--model.policy.path=./bert"], ["./bert", "'bert'", "not a causal language model"]),
     "prompt": (["--model.policy.max_new_tokens=1020"], ["train_0", "'a1'", "11 tokens", "lower max_new_tokens"]),
     "no_room": (["--model.policy.max_new_tokens=1024"], ["max_new_tokens is 1024", "1024 tokens", "lower it"]),
-    "no_tokens": (["--model.policy.max_new_tokens=0"], ["max_new_tokens is 0", "above 0"]),
+    "no_tokens": (["--model.policy.max_new_tokens=0"], ["max_new_tokens is 0", "at least 1"]),
     "temperature": (["--model.policy.temperature=0"], ["temperature is 0", "above 0"]),
     "negative_temperature": (["--model.policy.temperature=-1"], ["temperature is -1", "above 0"]),
     "learning_rate": (["--model.policy.learning_rate=0"], ["learning_rate is 0", "above 0"]),
@@ -89,7 +90,7 @@ MISTAKES = {
         ["--model.critic.model.learning_rate=-1"],
         ["critic.model.learning_rate is -1", "above 0"],
     ),
-    "top_p": (["--model.policy.top_p=1.5"], ["top_p is 1.5", "at most 1"]),
+    "top_p": (["--model.policy.top_p=1.5"], ["top_p is 1.5", "(0, 1]"]),
     "dtype": (["--model.policy.dtype=int8"], ["dtype is 'int8'", "float32"]),
     "tasks_per_rollout": (["--data.tasks_per_rollout=0"], ["data.tasks_per_rollout is 0", "at least 1"]),
     "num_generations": (["--data.num_generations=-1"], ["data.num_generations is -1", "at least 1"]),
@@ -187,7 +188,7 @@ MISTAKES_IN_FILES = {
         "data: {environment: {class_path: collm.environments.writing.tldr.TDLR}}",
         ["data.environment", "did you mean 'TLDR'"],
     ),
-    "yaml": ("model: [", ["config", "line 2"]),
+    "yaml": ("model: [", ["mistake.yaml line 2"]),
 }
 
 
@@ -287,10 +288,9 @@ QUICK = ["--data.tasks_per_rollout=1", "--trainer.max_epochs=1", "--data.environ
         ["--data.sampler=toy.Scripted", f"--data.sampler.text={GARBAGE[:50]!r}", "--data.sampler.times=2000", *QUICK],
         ["--data.environment.later=" + json.dumps(GARBAGE), *QUICK],
         ["--model.policy.max_new_tokens=1"],
-        ["--data.environment.fail_turn=0", "--data.environment.fail_every=1"],
         ["--data.environment.stop_at=0", "--data.environment.horizon=3"],
     ],
-    ids=["empty", "digit", "long_actions", "long_observations", "one_token", "all_fail", "early_end"],
+    ids=["empty", "digit", "long_actions", "long_observations", "one_token", "early_end"],
 )
 def test_anything_that_is_written_is_data(fit: Fit, run_folder: Path, args: list[str]) -> None:
     assert len(GARBAGE.encode()) > 100_000
@@ -305,10 +305,39 @@ def test_failed_episodes_are_counted(fit: Fit, run_folder: Path) -> None:
     assert fit(*args) == 0
     logged = scalars(run_folder)
     assert [event.value for event in logged["rollout/failed"]] == [0.5]
-    assert [event.value for event in logged["rollout/turns"]] == [1.5]
+    assert [event.value for event in logged["rollout/failed/environment"]] == [2.0]  # and once more when it was retried
+    assert [event.value for event in logged["rollout/turns"]] == [2.0]  # of the episode that is left
+    assert [event.value for event in logged["rollout/joint_samples"]] == [2.0]
     assert [event.value for event in logged["eval/failed"]] == [0.5, 0.5]
+    assert [event.value for event in logged["eval/failed/environment"]] == [2.0, 2.0]
     lines = (run_folder / "transcripts" / "validate-00000000.jsonl").read_text().splitlines()
-    assert [json.loads(line)["error"] for line in lines] == ["the toy broke", None]
+    finished, failed = map(json.loads, lines)
+    assert (finished["task_id"], finished["error"], finished["failures"]) == ("eval_1", None, [])
+    assert (failed["task_id"], failed["error"]) == ("eval_0", "the toy broke")
+    assert failed["failures"] == [{"cause": "environment", "message": "the toy broke"}] * 2
+    assert len(failed["turns"]) == 1
+
+
+ALL_FAIL = ["--data.environment.fail_turn=0", "--data.environment.fail_every=1"]
+
+
+@pytest.mark.parametrize("failed", ["drop", "zero"])
+def test_a_rollout_in_which_every_episode_failed_teaches_nothing(fit: Fit, run_folder: Path, failed: str) -> None:
+    # with momentum, a step without a gradient would move the weights too
+    with pytest.warns(UserWarning, match=r"every episode failed \(environment: 4\): nothing is learned from this"):
+        assert fit(*ALL_FAIL, f"--data.failed_episodes={failed}", "--trainer.callbacks+=capture.Capture") == 0
+    assert not Capture.moved()
+    logged = scalars(run_folder)
+    assert [event.value for event in logged["rollout/failed/environment"]] == [4.0, 4.0]
+    assert ("rollout/return" in logged) == (failed == "zero")
+    assert not {"loss/critic", "loss/policy/a1", "critic/value"} & set(logged)
+
+
+def test_a_run_in_which_all_episodes_fail_stops(fit: Fit, capsys: pytest.CaptureFixture[str], run_folder: Path) -> None:
+    assert fit(*ALL_FAIL, "--trainer.max_epochs=9") == 1
+    assert "every episode failed (environment: 4), as in the 2 rollouts before" in the_message(capsys)
+    lines = (run_folder / "offending_episodes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["error"] for line in lines] == ["the toy broke"] * 2
 
 
 # What a run leaves
@@ -381,7 +410,7 @@ def test_exported_agents_need_nothing_of_this_package(finished: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
         weights = model.state_dict()
-        trained = {name.split(".lm.")[1]: w for name, w in saved.items() if name.startswith(f"backbones.{agent_id}.")}
+        trained = {name.split(".lm.")[1]: w for name, w in saved.items() if name.startswith(f"backbones.<{agent_id}>.")}
         assert trained
         for name, weight in trained.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=0)
@@ -416,11 +445,12 @@ def test_an_evaluation_that_breaks_off_leaves_what_was_played(
         return step(self, state, joint_action)
 
     monkeypatch.setattr(Toy, "step", break_off)
-    with pytest.raises(RuntimeError, match="the machine broke"):
-        fit("--data.environment.num_eval=4", "--data.eval_batch_size=1", command=command)
+    assert fit("--data.environment.num_eval=4", "--data.eval_batch_size=1", command=command) == 1
     lines = (run_folder / file).read_text().splitlines()
     assert [json.loads(line)["task_id"] for line in lines] == ["eval_0", "eval_1"]
-    assert "[turn 2, 1 episodes]" in "".join(capsys.readouterr())
+    written = "".join(capsys.readouterr())
+    assert "[turn 2, 1 episodes]" in written
+    assert "error: RuntimeError: the machine broke" in written
 
 
 def test_predict_writes_transcripts(finished: Path, fit: Fit, run_folder: Path) -> None:

@@ -63,13 +63,17 @@ def config(tiny_folder: str, algorithm: str, parameters: str, given: dict[str, A
 
 def result(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
     """Weights and curves at the end of a run."""
-    logs = folder / LOGS
-    weights = torch.load(logs / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    events = EventAccumulator(str(logs)).Reload()
+    weights = torch.load(folder / LOGS / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return weights, curves_of(folder)
+
+
+def curves_of(folder: Path) -> dict[str, list[float]]:
+    """Curves of a run."""
+    events = EventAccumulator(str(folder / LOGS)).Reload()
     curves = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     # what depends on how the work is shared out
     measured = ("time/", "memory/", "throughput/", "rollout/padding_share", "update/padding_share")
-    return weights, {name: values for name, values in curves.items() if not name.startswith(measured)}
+    return {name: values for name, values in curves.items() if not name.startswith(measured)}
 
 
 # How runs are stopped after two updates, and how they go on to the third

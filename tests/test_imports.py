@@ -48,13 +48,21 @@ RULES = {
     "collm.packing": Rule(rooms(), only=TORCH),
     "collm.trajectory": Rule(rooms("packing"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
-    "collm.optimizers": Rule(rooms(), only=TORCH),
+    "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
     "collm.schedules": Rule(rooms(), only=frozenset()),
-    "collm.runtime.command": Rule(rooms("errors"), only=frozenset({"jsonargparse"})),
+    "collm.runtime.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
+    "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
+    "collm.runtime.run_folder": Rule(rooms("errors", "runtime")),
+    "collm.runtime.naming": Rule(rooms("errors"), only=TORCH),
+    "collm.runtime.checks": Rule(rooms("errors"), only=frozenset()),
+    "collm.runtime.versions": Rule(rooms("errors"), only=frozenset({"packaging"})),
+    "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
+    "collm.runtime.command": Rule(rooms("errors", "runtime.configuration"), only=frozenset({"jsonargparse"})),
+    "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
-        rooms("trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
+        rooms("runtime.checks", "trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
@@ -65,36 +73,41 @@ RULES = {
         rooms("trajectory", "packing", "errors", "runtime", "models", "inference"), never=LIGHTNING
     ),
     "collm.kernels": Rule(
-        rooms("models.architectures", "models.attention", "inference.cache", "kernels"), never=LIGHTNING
+        rooms("models.architectures", "models.attention", "models.forward", "inference.cache", "kernels"),
+        never=LIGHTNING,
     ),
     "collm.critics": Rule(
         rooms("trajectory", "packing", "errors", "returns", "objectives", "runtime", "models", "critics"),
         never=LIGHTNING,
     ),
     "collm.samplers": Rule(
-        rooms("trajectory", "environments.base", "errors", "runtime", "samplers"), never=LIGHTNING | {"transformers"}
+        rooms("trajectory", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
+        never=LIGHTNING | {"transformers"},
     ),
-    "collm.data": Rule(rooms("samplers", "environments.base", "trajectory", "errors", "returns", "runtime")),
+    "collm.data": Rule(
+        rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "returns", "runtime")
+    ),
     "collm.algorithms": Rule(
         rooms(
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
             *("schedules", "runtime"),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
+            "algorithms.settings",
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
-    "collm.callbacks": Rule(rooms("trajectory", "errors", "metrics", "runtime")),
+    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
-    "collm.studies.tables": Rule(rooms(), only=frozenset()),
-    "collm.studies.gradients": Rule(rooms(), only=TORCH),
-    "collm.studies.launch": Rule(rooms("errors")),
+    "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
+    "collm.studies.gradients": Rule(rooms("runtime.files"), only=TORCH),
+    "collm.studies.launch": Rule(rooms("errors", "runtime.files")),
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
-    "collm.studies.plots": Rule(rooms("errors") | studies("runs")),
+    "collm.studies.plots": Rule(rooms("errors", "files") | studies("runs")),
     "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
     "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
-    "collm.studies.gradient_page": Rule(studies("gradients", "plots", "tables")),
+    "collm.studies.gradient_page": Rule(rooms("files") | studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),

@@ -42,7 +42,7 @@ from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.samplers.parallel import Parallel
 from collm.studies.runs import read_run
-from collm.trajectory import Action, Task, Trajectory, Turn, action_sequences, pad_sequences
+from collm.trajectory import Action, Task, Trajectory, Turn, action_sequences, collate, pad_sequences
 from test_cli import the_message
 from toy import REPOSITORY, Toy, toy_config
 
@@ -179,7 +179,7 @@ def test_l07_nothing_but_the_environment_ends_an_episode_and_it_is_logged(team: 
         game = Toy(horizon=3, stop_at=stop_at)
         trajectories = Parallel().rollout(game, game.tasks("train"), team, 0, "cpu")
         assert all(0 <= turn.reward <= 1 for trajectory in trajectories for turn in trajectory.turns)
-        assert episode_numbers(trajectories)["turns"] == [num_turns] * 4  # under rollout/turns and eval/turns
+        assert episode_numbers(collate(trajectories))["turns"] == [num_turns] * 4  # under rollout/turns and eval/turns
 
 
 # Adapters, settings and optimizers: L8 to L11
@@ -529,7 +529,7 @@ def test_l30_gradients_are_clipped_and_rates_follow_a_schedule(fit: Fit, run_fol
     squares = [
         (weight - start[name.partition(".lm.")[2]]).square().sum()
         for name, weight in state["state_dict"].items()
-        if name.startswith("backbones.a1.") and "lm_head" not in name
+        if name.startswith("backbones.<a1>.") and "lm_head" not in name
     ]
     # one step of size 1 and one of 0.1 along gradients of length 1e-4
     assert 0.8e-4 < torch.stack(squares).sum().sqrt() < 1.2e-4
@@ -586,7 +586,7 @@ def test_l30_what_is_saved_can_be_loaded(finished: Path) -> None:
         folder = finished / "agents" / agent_id
         weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
         assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
-        trained = {name: weight for name, weight in last(finished)["state_dict"].items() if f".{agent_id}." in name}
+        trained = {name: weight for name, weight in last(finished)["state_dict"].items() if f".<{agent_id}>." in name}
         assert len(trained) > 10
         for name, weight in trained.items():
             assert_close(weights[name.partition(".lm.")[2]], weight, rtol=0, atol=0)

@@ -20,8 +20,9 @@ from collm.returns import (
     group_mean_baseline,
     group_standardize,
     leave_one_out_baseline,
+    next_turn,
+    node_returns,
     normalize_advantages,
-    td_targets,
 )
 
 NAN = math.nan
@@ -49,7 +50,7 @@ def every_function(groups: Tensor) -> dict[str, Callable[[Tensor, Tensor, Tensor
     """All functions [B, T] -> [B, T] of this module as functions of (rewards, values, turn_mask)."""
     return {
         "returns": lambda r, v, m: discounted_returns(r, m, 0.9),
-        "td_targets": lambda r, v, m: td_targets(r, v, m, 0.9),
+        "next_turn": lambda r, v, m: next_turn(v, m),
         "gae": lambda r, v, m: generalized_advantages(r, v, m, 0.9, 0.7),
         "mean": lambda r, v, m: group_mean_baseline(r, groups, m),
         "leave_one_out": lambda r, v, m: leave_one_out_baseline(r, groups, m),
@@ -76,9 +77,8 @@ def test_discounted_returns_without_discount_are_sums() -> None:
     assert_close(discounted_returns(REWARDS, MASK, 1.0), torch.tensor([[7.0, 6.0, 4.0], [8.0, 5.0, 0.0]]))
 
 
-def test_td_targets() -> None:
-    # Row 0: 1 + 0.5*1, 2 + 0.5*2, 4. Row 1: 3 + 0.5*3, 5.
-    assert_close(td_targets(REWARDS, VALUES, MASK, 0.5), torch.tensor([[1.5, 3.0, 4.0], [4.5, 5.0, 0.0]]))
+def test_values_of_the_next_turn() -> None:
+    assert_close(next_turn(VALUES, MASK), torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]))
 
 
 def test_one_step_td_error_is_gae_with_lambda_zero() -> None:
@@ -92,9 +92,9 @@ def test_generalized_advantages() -> None:
 
 
 def test_values_of_next_turns_from_elsewhere() -> None:
-    # V' of row 0 is 8, 6, -2, of row 1 -4, 2 and never read after the end. Errors, gamma = 0.5:
+    # Never read after the end of a row. Errors, gamma = 0.5:
     # 1 + 0.5*6 - 0.5 = 3.5, 2 - 0.5*2 - 1 = 0, 4 - 2 = 2; 3 + 0.5*2 - 1 = 3, 5 - 3 = 2.
-    later = torch.tensor([[8.0, 6.0, -2.0], [-4.0, 2.0, NAN]])
+    later = torch.tensor([[6.0, -2.0, 9.0], [2.0, 9.0, NAN]])
     errors = torch.tensor([[3.5, 0.0, 2.0], [3.0, 2.0, 0.0]])
     assert_close(generalized_advantages(REWARDS, VALUES, MASK, 0.5, 0.0, next_values=later), errors)
     # gamma*lambda = 0.25. Row 0: 2; 0 + 0.25*2 = 0.5; 3.5 + 0.25*0.5 = 3.625. Row 1: 2; 3 + 0.25*2 = 3.5.
@@ -114,7 +114,7 @@ def test_gae_limits(seed: int) -> None:
     rewards, values, mask = random_batch(seed, [4, 1, 3], 4)
     played_values = values.masked_fill(~mask, 0.0)
     monte_carlo = discounted_returns(rewards, mask, 0.9) - played_values
-    td_error = td_targets(rewards, values, mask, 0.9) - played_values
+    td_error = torch.where(mask, rewards + 0.9 * next_turn(values, mask) - played_values, 0.0)
     assert_close(generalized_advantages(rewards, values, mask, 0.9, 1.0), monte_carlo)
     assert_close(generalized_advantages(rewards, values, mask, 0.9, 0.0), td_error)
 
@@ -126,9 +126,10 @@ def test_a_value_after_the_end_would_give_another_number() -> None:
     shifted = torch.cat([values[:, 1:], torch.zeros(2, 1)], dim=1)
     leaking = (REWARDS + 0.5 * shifted) * MASK
     assert leaking[1, 1] == 55.0
-    assert_close(td_targets(REWARDS, values, MASK, 0.5)[1, 1], torch.tensor(5.0))
+    targets = generalized_advantages(REWARDS, values, MASK, 0.5, 0.0) + values * MASK
+    assert_close(targets[1, 1], torch.tensor(5.0))
     with pytest.raises(AssertionError):
-        assert_close(td_targets(REWARDS, values, MASK, 0.5), leaking)
+        assert_close(targets, leaking)
 
 
 def test_a_discount_off_by_one_turn_would_give_another_number() -> None:
@@ -339,3 +340,13 @@ def test_permuted_rows_give_permuted_results(name: str) -> None:
     groups, order = torch.tensor([4, 9, 4, 9, 4]), torch.tensor([3, 0, 4, 2, 1])
     expected = every_function(groups)[name](rewards, values, mask)[order]
     assert_close(every_function(groups[order])[name](rewards[order], values[order], mask[order]), expected)
+
+
+def test_node_returns_weigh_the_paths_of_an_uneven_tree() -> None:
+    """Joint action 0 is followed by 1, which ends the episode, and by 2, which is followed by 3 and 4."""
+    nodes = torch.tensor([[0, 1, 0], [0, 2, 3], [0, 2, 4]])
+    played = torch.tensor([[True, True, False], [True] * 3, [True] * 3])
+    returns = torch.tensor([[8.0, 7.0, torch.nan], [2.0, 1.0, 3.0], [4.0, 5.0, 9.0]])
+    found = node_returns(returns, nodes, torch.tensor([2.0, 1.0, 1.0]), played)
+    # (2 * 8 + 2 + 4) / 4; then each its own, and (1 + 5) / 2
+    assert_close(found, torch.tensor([5.5, 7.0, 3.0, 3.0, 9.0]))

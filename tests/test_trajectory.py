@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,10 +19,13 @@ from collm.trajectory import (
     Turn,
     action_sequences,
     collate,
+    distinct_actions,
     first_non_finite,
     micro_batches,
     pad_sequences,
+    pool_shared_actions,
 )
+from tabular import copies
 
 
 def make_action(prompt_ids: list[int], token_ids: list[int], log_probs: list[float]) -> Action:
@@ -85,9 +90,24 @@ def test_each_agent_reads_its_own_tokens() -> None:
 
 def test_rows_never_span_trajectories_and_name_their_own() -> None:
     """Equal trajectories, with one that never played between them."""
-    sequences = action_sequences([CHAIN, make_trajectory(), copy.deepcopy(CHAIN)], "alice")
+    (equal,) = copies(CHAIN, 1)
+    sequences = action_sequences([CHAIN, make_trajectory(), equal], "alice")
     assert [sequence.row for sequence in sequences] == [0, 2]
     assert sequences[0].ids == sequences[1].ids
+
+
+@pytest.mark.parametrize("made", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
+def test_a_copy_of_an_action_is_the_same_action_and_an_equal_one_is_another(made: Callable) -> None:
+    """Objects tell nothing: what is scored once is what has one uid."""
+    again = made(CHAIN)
+    assert again.turns[0].actions["alice"] is not CHAIN.turns[0].actions["alice"]
+    assert [sequence.row for sequence in action_sequences([CHAIN, again], "alice")] == [0]
+    (equal,) = copies(CHAIN, 1)
+    assert equal.turns[0].actions == CHAIN.turns[0].actions  # in all but the uid
+    advantages = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+    pooled = pool_shared_actions(advantages, collate([CHAIN, equal, again]), "alice")
+    assert_close(pooled, torch.tensor([[101.0, 202.0], [10.0, 20.0], [0.0, 0.0]]))
+    assert len(distinct_actions([CHAIN, equal, again])) == 8  # four of each of two
 
 
 def test_action_sequences_leave_the_actions_alone() -> None:

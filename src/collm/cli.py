@@ -13,13 +13,14 @@ import os
 import pkgutil
 import re
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -30,23 +31,29 @@ import collm.samplers
 from collm.algorithms.base import MultiAgentModule
 from collm.data import RolloutDataModule
 from collm.environments.base import Environment
-from collm.errors import ConfigurationError, TrainingError
+from collm.errors import ConfigurationError, TrainingError, shortened
 from collm.runtime import memory
+from collm.runtime.checks import SEED, check_number
 from collm.runtime.collectives import is_about_a_lost_rank
+from collm.runtime.configuration import StrictFiles
+from collm.runtime.files import is_about_a_full_disk, unwritable
+from collm.runtime.resuming import NAMED, find_named, while_restoring
+from collm.runtime.run_folder import RunFolder
+from collm.runtime.trainer_settings import check_trainer
 from collm.samplers.base import Sampler
-from collm.strategies.checkpoints import FileOrFolder, meta_file
+from collm.strategies.checkpoints import FileOrFolder, meta_file, read_meta
 
 _TRACEBACK = "COLLM_TRACEBACK"
 
 
-class _Parser(LightningArgumentParser):
+class _Parser(StrictFiles, LightningArgumentParser):
     """A parser whose errors are one message: the setting, its value and what would be right in its place."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # a cut name is a mistake, not a shorthand
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        raise ConfigurationError(_readable(message, self)) from ex
+        raise ConfigurationError(_readable(shortened(message, 20_000), self)) from ex
 
 
 class CollmCLI(LightningCLI):
@@ -60,26 +67,7 @@ class CollmCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config[self.subcommand].trainer
-        if trainer.max_steps not in (None, -1):
-            raise ConfigurationError(
-                f"trainer.max_steps is {trainer.max_steps}, but a step is counted for every optimizer of every agent "
-                "here; set the length of a run with trainer.max_epochs (an epoch is data.rollouts_per_epoch rollouts)."
-            )
-        if trainer.max_epochs is not None and trainer.max_epochs < 1 and trainer.max_epochs != -1:
-            raise ConfigurationError(
-                f"trainer.max_epochs is {trainer.max_epochs}; it must be at least 1, or -1 for a run without an end."
-            )
-        for name, neutral in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-            if getattr(trainer, name) not in neutral:
-                raise ConfigurationError(
-                    f"trainer.{name} is {getattr(trainer, name)}, but it does not work with several optimizers; remove "
-                    "it and use model.gradient_clip_norm and model.tokens_per_micro_batch."
-                )
-        if str(trainer.precision).startswith("16"):
-            raise ConfigurationError(
-                f"trainer.precision is {trainer.precision}, which needs a gradient scaling that is not done here; use "
-                "bf16-mixed or 32-true."
-            )
+        check_trainer(trainer, self.subcommand, self.config[self.subcommand].data.rollouts_per_epoch)
         for switch, class_name in (
             ("enable_progress_bar", "RolloutProgress"),
             ("enable_checkpointing", "ModelCheckpoint"),
@@ -89,6 +77,28 @@ class CollmCLI(LightningCLI):
                 trainer.callbacks = [one for one in callbacks if one and not one.class_path.endswith(f".{class_name}")]
         _check_writable(trainer)
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_number("seed_everything", seed, SEED)
+        super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if _cause(error) is not None:
+                raise
+            raise ConfigurationError(_with_place(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:  # Lightning refuses its arguments with errors of many kinds
+            if _cause(error) is not None:
+                raise
+            raise ConfigurationError(f"trainer: {error} ({type(error).__name__})") from error
+
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint belongs to this configuration, before any weights load.
 
@@ -96,7 +106,7 @@ class CollmCLI(LightningCLI):
         is what counts, and a checkpoint of another algorithm or team is an error.
         """
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if not path or path in ("last", "best", "hpc"):
+        if not path or path in NAMED:
             return
         if not meta_file(path).is_file():
             raise ConfigurationError(
@@ -107,12 +117,12 @@ class CollmCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self.trainer.strategy.checkpoint_io = FileOrFolder()
         path = self.config[self.subcommand].get("ckpt_path")
-        if not path or path in ("last", "best", "hpc"):
+        if path in NAMED:
+            path = str(find_named(path, self.trainer))
+            self.config_init[self.subcommand]["ckpt_path"] = path
+        if not path:
             return
-        try:
-            found = torch.load(meta_file(path), weights_only=True, map_location="cpu", mmap=True).get("collm", {})
-        except Exception as error:  # whatever the unpickler makes of a file that is no checkpoint
-            raise ConfigurationError(f"checkpoint {path!r} could not be read: {error}") from error
+        found = read_meta(path)["collm"]
         for name, expected in self.model.identity().items():
             if found.get(name) != expected:
                 raise ConfigurationError(
@@ -139,7 +149,8 @@ def main(
                 importlib.import_module(module.name)
     memory.keep()
     # Lightning's own use of torch; the length of the rollout dataset, and numbers of all ranks together: on purpose
-    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*"):
+    in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # which is how dropout is off
+    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):
         warnings.filterwarnings("ignore", message)
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
     try:
@@ -149,22 +160,26 @@ def main(
             subclass_mode_model=True,
             parser_class=_Parser,
             parser_kwargs={name: dict(defaults) for name in ("fit", "validate", "test", "predict")},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunFolder,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             args=args,
         )
     except Exception as error:
-        cause = _cause(error)
+        cause = _cause(error) or while_restoring(error)
+        if cause is None and is_about_a_full_disk(error):
+            cause = TrainingError(unwritable(error.filename or "a file of the run", error))
         if cause is None and is_about_a_lost_rank(error):
             cause = TrainingError(
                 f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}). What went "
                 "wrong there is in its own output; --ckpt_path with the run's checkpoints/last.ckpt goes on from the "
                 "last checkpoint."
             )
+        if cause is None and _place(error).foreign:
+            cause = TrainingError(_with_place(error))
         if cause is None or os.environ.get(_TRACEBACK):
             raise
-        print(f"\nerror: {cause}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
+        print(f"\nerror: {shortened(str(cause))}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
         return 1 if isinstance(cause, TrainingError) else 2
     return 0
 
@@ -174,6 +189,30 @@ def _cause(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, (ConfigurationError, TrainingError, MisconfigurationException)):
         error = error.__cause__
     return error
+
+
+class _Place(NamedTuple):
+    """The last line of a traceback that is in nobody's library; `foreign` if it is not in this project either."""
+
+    text: str
+    foreign: bool
+
+
+def _place(error: BaseException) -> _Place:
+    if isinstance(error, SyntaxError) and error.filename:
+        return _Place(f"{error.filename} line {error.lineno}: {(error.text or '').strip()}", True)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    frames = [frame for frame in frames if not frame.filename.startswith(("<", sysconfig.get_path("stdlib")))]
+    if not frames:
+        return _Place("", False)
+    last = frames[-1]
+    own = Path(last.filename).resolve().is_relative_to(Path(collm.algorithms.__file__).resolve().parents[1])
+    return _Place(f"{last.filename} line {last.lineno}, in {last.name}: {last.line}", not own)
+
+
+def _with_place(error: BaseException) -> str:
+    """The message of an error that is nobody's in particular, and where it was raised."""
+    return f"{type(error).__name__}: {error}\n{_place(error).text}".rstrip()
 
 
 def _check_writable(trainer: Any) -> None:
@@ -225,6 +264,8 @@ def _readable(message: str, parser: LightningArgumentParser) -> str:
             causes.append(text)
     where = ".".join(dict.fromkeys(keys))
     causes = [_explained(cause, where, parser) for cause in dict.fromkeys(causes)]
+    if (missing := re.search(r"No module named '([\w.]+)'", message)) and f"'{missing[1]}." not in message:
+        given, causes = "", [f"no module named {missing[1]!r}, which it imports; install it or correct the name"]
     if given and all(cause.startswith("Expected") and "Got value" not in cause for cause in causes):
         causes.append(given)
     text = (f"{where}: " if where else "") + "; ".join(causes or [message.strip()])
@@ -235,12 +276,20 @@ def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
     """`cause` in the words of this project, with the nearest right name where one is unknown."""
     if cause.startswith("unknown setting"):  # explained by the parser of a component already
         return cause
+    if cause.endswith(" is abstract"):
+        return f"no class is chosen yet; put --{where}=... in front of its settings"
     if match := re.search(r"arguments are required: (.*)", cause):
         return f"{match[1]} missing; give a --config that sets it, such as a complete one of configs/experiments"
     if match := _UNKNOWN.search(cause):
         name = match[1] or match[2]
         subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
         known = {action.dest for one in (parser, *subcommands) for action in one._actions} - {"help"}
+        shared = {*inspect.signature(MultiAgentModule).parameters}
+        if {dest.partition(".")[0] for dest in known} - {"print_shtab"} == shared:
+            return (
+                f"unknown setting {name!r}; no algorithm is chosen yet, or one that lacks it: put --model=... in front "
+                "of its settings"
+            )
         return f"unknown setting {name!r}; {_nearest(name, known, 1)}"
     if match := _CLASS.search(cause):
         name = match[1]

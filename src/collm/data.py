@@ -9,23 +9,27 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from collm.environments.base import Environment, check_observations, check_tasks
+from collm.environments.base import Environment, EpisodeFailure, check_tasks
+from collm.environments.contract import begun, check_environment, measured, tasks_of
 from collm.errors import ConfigurationError
 from collm.returns import equal_groups
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.memory import give_back
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, Task, collate
+from collm.trajectory import RolloutBatch, Task, collate, without_failed
 
 _EVALUATION_SEED = 2**40  # far from every training rollout
 _REPLACEMENT_SEED = 2**41
+_MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -49,6 +53,10 @@ class RolloutDataModule(L.LightningDataModule):
         eval_greedy: Evaluate the most likely responses instead of sampled ones.
         eval_batch_size: Episodes played side by side in an evaluation.
         predict_split: Tasks that `predict` plays: `eval` or `train`.
+        episode_retries: How often a turn in which the environment failed (a sandbox broke, say) is tried again, with
+            the same actions in a fresh episode.
+        failed_episodes: What becomes of an episode that fails all the same. `drop`: nothing is learned from it, and
+            groups are those left. `zero`: it counts with the reward of the turns it has, and 0 after them.
         seed: Seed of task order, environments and sampling.
     """
 
@@ -65,6 +73,8 @@ class RolloutDataModule(L.LightningDataModule):
         eval_greedy: bool = False,
         eval_batch_size: int = 64,
         predict_split: str = "eval",
+        episode_retries: int = 1,
+        failed_episodes: Literal["drop", "zero"] = "drop",
         seed: int = 0,
     ):
         super().__init__()
@@ -79,35 +89,32 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_greedy = eval_greedy
         self.eval_batch_size = eval_batch_size
         self.predict_split = predict_split
+        self.episode_retries = episode_retries
+        self.failed_episodes = failed_episodes
         self.seed = seed
         self.on_turn: Callable[[int, int], None] | None = None  # set by who shows progress
-        for name in (
-            "tasks_per_rollout",
-            "num_generations",
-            "rollouts_per_epoch",
-            "eval_episodes_per_task",
-            "eval_batch_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"data.{name} is {getattr(self, name)}; it must be at least 1.")
-        if replace_equal_groups < 0 or (replace_equal_groups and num_generations < 2):
+        check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
+        check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
+        check_numbers("data", self, episode_retries=COUNT_OR_ZERO, replace_equal_groups=COUNT_OR_ZERO)
+        if failed_episodes not in ("drop", "zero"):
+            raise ConfigurationError(f"data.failed_episodes is {failed_episodes!r}; use 'drop' or 'zero'.")
+        if replace_equal_groups and (num_generations < 2 or not self.sampler.independent):
             raise ConfigurationError(
-                f"data.replace_equal_groups is {replace_equal_groups} with data.num_generations {num_generations}; use "
-                "0, or a positive number and groups of 2 or more."
-            )
-        if replace_equal_groups and not self.sampler.independent:
-            raise ConfigurationError(
-                f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} does not play "
-                "independent episodes; set it to 0."
+                f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} with "
+                f"data.num_generations {num_generations} does not play groups of independent episodes; set it to 0, or "
+                "take Parallel and groups of 2 or more."
             )
         if predict_split not in ("train", "eval"):
             raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
-        self.train_tasks = list(environment.tasks("train"))
-        self.eval_tasks = list(environment.tasks("eval"))
+        check_environment(environment)
+        self.train_tasks = tasks_of(environment, "train")
+        self.eval_tasks = tasks_of(environment, "eval")
         check_tasks(type(environment).__name__, self.train_tasks, self.eval_tasks)
+        check_size(environment, "tasks_per_rollout", tasks_per_rollout, "num_generations", num_generations)
         self.sampler.check(environment, tasks_per_rollout, num_generations)
-        at_once = max(1, eval_batch_size // eval_episodes_per_task)
-        self.eval_sampler.check(environment, min(at_once, len(self.eval_tasks)), eval_episodes_per_task)
+        at_once = min(max(1, eval_batch_size // eval_episodes_per_task), len(self.eval_tasks))
+        check_size(environment, "eval_batch_size", at_once, "eval_episodes_per_task", eval_episodes_per_task)
+        self.eval_sampler.check(environment, at_once, eval_episodes_per_task)
 
     @property
     def agent_ids(self) -> list[str]:
@@ -118,8 +125,13 @@ class RolloutDataModule(L.LightningDataModule):
         """Check that every first prompt fits its agent's context; only tokenizers are read for it."""
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
-            _, observations = self.environment.reset(task, random.Random(self.seed))
-            check_observations(self.environment, observations)
+            try:
+                _, observations = begun(self.environment, task, random.Random(self.seed))
+            except EpisodeFailure as failure:
+                raise ConfigurationError(
+                    f"{type(self.environment).__name__} could not begin task {task.task_id!r}: {failure}. Mend what it "
+                    "needs, or leave the task out."
+                ) from failure
             for agent_id, observation in observations.items():
                 dialogues[agent_id].check_fits(agent_id, task.task_id, observation)
 
@@ -166,13 +178,16 @@ class RolloutDataModule(L.LightningDataModule):
                 num_generations=num_generations,
                 greedy=greedy,
                 on_turn=self.on_turn,
+                retries=self.episode_retries,
             )
+        drop = self.failed_episodes == "drop"
+        trajectories, left_out = without_failed(trajectories) if drop else (trajectories, [])
         with meter.phase("environment"):
             for trajectory in trajectories:
                 if trajectory.turns:
-                    trajectory.metrics = self.environment.metrics(trajectory)
+                    trajectory.metrics = measured(self.environment, trajectory)
         give_back()  # key/value states, above all
-        return collate(trajectories, time.perf_counter() - began)
+        return collate(trajectories, time.perf_counter() - began, left_out)
 
     def play_until_different(self, tasks: Sequence[Task], others: Sequence[Task], seed: int) -> RolloutBatch:
         """A training rollout whose groups differ in their returns, as far as `replace_equal_groups` goes.
@@ -192,14 +207,35 @@ class RolloutDataModule(L.LightningDataModule):
             enough = len(groups) <= len(others)
             chosen = chance.sample(others, len(groups)) if enough else chance.choices(others, k=len(groups))
             fresh = self.play(self.sampler, chosen, seed + attempt * _REPLACEMENT_SEED, self.num_generations)
-            for trajectory in fresh.trajectories:
+            for trajectory in [*fresh.trajectories, *fresh.left_out]:
                 trajectory.group = groups[trajectory.group]
             kept = [path for path, gone in zip(batch.trajectories, equal.tolist(), strict=True) if not gone]
             replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
             together = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
-            batch = collate(together, batch.seconds + fresh.seconds)
+            batch = collate(together, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
             batch.replaced_joint_samples = replaced
         return batch
+
+
+def check_size(environment: Environment, first: str, num_tasks: int, second: str, num_episodes: int) -> None:
+    """Refuse a rollout that nobody could wait for or hold in memory, before anything of it is made.
+
+    Args:
+        environment: The game.
+        first: Setting behind `num_tasks`.
+        num_tasks: Tasks played side by side.
+        second: Setting behind `num_episodes`.
+        num_episodes: Episodes of each task.
+    """
+    joint_samples = num_tasks * num_episodes * environment.horizon
+    responses = joint_samples * len(environment.agent_ids)
+    if responses > _MOST_RESPONSES:
+        raise ConfigurationError(
+            f"{num_tasks:,} tasks at once (data.{first}), {num_episodes:,} episodes of each (data.{second}) and a "
+            f"horizon of {environment.horizon:,} turns are {joint_samples:,} joint samples in one rollout, and "
+            f"{responses:,} responses of {len(environment.agent_ids):,} agents; at most {_MOST_RESPONSES:,} are "
+            "allowed. Lower one of them."
+        )
 
 
 class _TrainRollouts(IterableDataset):

@@ -14,3 +14,9 @@ class TrainingError(RuntimeError):
 
     The command line prints the message alone and exits with status 1.
     """
+
+
+def shortened(text: str, most: int = 2000) -> str:
+    """`text` without its middle, if it is longer than `most` characters."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} [...] {text[-half:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from collm.returns import discounted_returns, equal_groups, node_returns
-from collm.trajectory import RolloutBatch, Trajectory
+from collm.trajectory import RolloutBatch
 
 NUM_RESAMPLES = 2000
 SEED = 0
@@ -116,13 +117,20 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - all_wrong
 
 
-def episode_numbers(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
-    """What is logged of every episode, a list over episodes for each name."""
+def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
+    """What is logged of a batch, a list for each name.
+
+    `failed` is over all episodes, those left out included. `failed/<cause>` has a 1 for each failure, also for those
+    that a retry made good. All else is over the episodes of the batch. See `summarized`.
+    """
     numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
-    for trajectory in trajectories:
+    for trajectory in (*batch.trajectories, *batch.left_out):
+        numbers["failed"].append(float(trajectory.error is not None))
+        for cause, _ in trajectory.failures:
+            numbers.setdefault(f"failed/{cause}", []).append(1.0)
+    for trajectory in batch.trajectories:
         numbers["return"].append(trajectory.total_reward)
         numbers["turns"].append(float(len(trajectory.turns)))
-        numbers["failed"].append(float(trajectory.error is not None))
         for name, value in trajectory.metrics.items():
             numbers.setdefault(name, []).append(value)
         for agent_id in trajectory.turns[0].actions if trajectory.turns else ():
@@ -135,6 +143,27 @@ def episode_numbers(trajectories: Sequence[Trajectory]) -> dict[str, list[float]
             total = sum(turn.terms.get(term, 0.0) for turn in trajectory.turns)
             numbers.setdefault(f"reward/{term}", []).append(total)
     return numbers
+
+
+def summarized(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Each list of `episode_numbers` as one number: counts of failures by cause, means of all else; none if empty."""
+    return {
+        name: sum(values) if name.startswith("failed/") else sum(values) / len(values)
+        for name, values in numbers.items()
+        if values
+    }
+
+
+def groups_of_one(batch: RolloutBatch) -> int:
+    """Number of groups that failed episodes have left with one member, which has nothing to be compared with."""
+    if batch.tree is None:
+        lost = {trajectory.group for trajectory in batch.left_out}
+        sizes = Counter(batch.groups.tolist())
+    else:  # the joint actions at a node are a group, and a path that failed is missing at every node that it passed
+        lost = {-1 - trajectory.group for trajectory in batch.left_out}
+        lost |= {turn.branch.node for path in batch.left_out for turn in path.turns if turn.branch}
+        sizes = Counter(batch.tree.siblings.tolist())
+    return sum(sizes[group] == 1 for group in lost)
 
 
 def group_numbers(batch: RolloutBatch) -> Tensor:

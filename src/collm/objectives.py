@@ -35,7 +35,8 @@ def policy_gradient_loss(
     Args:
         log_probs: Log-probability of each response under the policy, summed over its tokens, [B, T].
         old_log_probs: The same under the behaviour policy, [B, T].
-        advantages: Advantage of each response; no gradient flows into it, [B, T].
+        advantages: Advantage of each response; no gradient flows into it, [B, T]. Of a response that several
+            trajectories share, the positive and the negative ones, [2, B, T]; their terms are added.
         turn_mask: True at turns that count, [B, T].
         clip: Largest distance of the ratio from 1, None for the plain ratio.
 

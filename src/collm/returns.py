@@ -67,13 +67,15 @@ def generalized_advantages(
         discount: gamma.
         gae_lambda: lambda.
         next_values: V(h_{t+1}), [B, T]; by default those of `values`. With those of another critic, lambda 1 is no
-            longer the return minus the value.
+            longer the return minus the value. What stands at the last played turn of a row is not read.
 
     Returns:
         Advantages, 0 at masked turns, [B, T].
     """
     if next_values is None:
         next_values = next_turn(values, turn_mask)
+    is_followed = torch.cat([turn_mask[:, 1:], torch.zeros_like(turn_mask[:, :1])], dim=1)
+    next_values = _masked(next_values, is_followed)
     deltas = _masked(rewards + discount * next_values - values, turn_mask)
     return _discounted_sum(deltas, discount * gae_lambda)
 

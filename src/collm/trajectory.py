@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -48,6 +49,9 @@ class Action:
         log_probs: Log-probability of each sampled token under the behaviour policy.
         truncated: True when the response was cut at the token limit instead of ended by the agent.
         seconds: How long it took to write; 0 where it was not timed on its own.
+        policy_version: Number of updates behind the weights that wrote it; None where no policy did (demonstrations).
+        uid: Identity. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
+            uid, also after they were copied or pickled.
     """
 
     text: str
@@ -56,6 +60,8 @@ class Action:
     log_probs: Sequence[float] = ()
     truncated: bool = False
     seconds: float = 0.0
+    policy_version: int | None = None
+    uid: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -133,8 +139,9 @@ class Trajectory:
         max_reward: Largest reward a turn can bring; the scale of the progress shown to critics.
         turns: What happened.
         metrics: Numbers the environment has about the finished episode.
-        error: Why the episode failed, if the environment reported that it did; such an episode keeps the turns
-            it has and counts in `rollout/failed`.
+        failures: Every `EpisodeFailure` that the environment reported, those that a retry made good included, as its
+            cause and its message.
+        error: Why the episode failed for good; such an episode keeps the turns it has.
         weight: How likely a random descent of its rollout tree takes this path; 1 for an episode of its own.
     """
 
@@ -144,6 +151,7 @@ class Trajectory:
     max_reward: float
     turns: list[Turn] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    failures: list[tuple[str, str]] = field(default_factory=list)
     error: str | None = None
     weight: float = 1.0
 
@@ -159,6 +167,7 @@ class Trajectory:
             "return": self.total_reward,
             "metrics": self.metrics,
             "error": self.error,
+            "failures": [{"cause": cause, "message": message} for cause, message in self.failures],
             "turns": [
                 {
                     "observations": turn.observations,
@@ -262,6 +271,7 @@ class RolloutBatch:
         groups: Group of each trajectory, [B].
         seconds: What it took to play them.
         tree: How they hang together, None where every trajectory is an episode of its own.
+        left_out: Episodes that failed and are not among `trajectories`: nothing is learned from them.
         replaced_joint_samples: Joint actions of groups that were played and replaced by others.
     """
 
@@ -271,6 +281,7 @@ class RolloutBatch:
     groups: Tensor
     seconds: float = 0.0
     tree: RolloutTree | None = None
+    left_out: list[Trajectory] = field(default_factory=list)
     replaced_joint_samples: int = 0
 
     @property
@@ -288,11 +299,32 @@ class RolloutBatch:
             self.groups.to(device),
             self.seconds,
             None if self.tree is None else self.tree.to(device),
+            self.left_out,
             self.replaced_joint_samples,
         )
 
 
-def collate(trajectories: Sequence[Trajectory], seconds: float = 0.0) -> RolloutBatch:
+def without_failed(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Split `trajectories` into those that were finished and those that failed.
+
+    Where paths of a rollout tree failed, the weights of the paths left are worked out anew: a random descent chooses
+    evenly among the children that lead on to a path that is left.
+    """
+    left = [trajectory for trajectory in trajectories if trajectory.error is None]
+    failed = [trajectory for trajectory in trajectories if trajectory.error is not None]
+    children: dict[int, set[int]] = {}
+    for turn in (turn for trajectory in left for turn in trajectory.turns if turn.branch):
+        children.setdefault(turn.branch.parent, set()).add(turn.branch.node)
+    if failed:
+        for trajectory in left:
+            chosen = [len(children[turn.branch.parent]) for turn in trajectory.turns if turn.branch]
+            trajectory.weight = 1 / math.prod(chosen)
+    return left, failed
+
+
+def collate(
+    trajectories: Sequence[Trajectory], seconds: float = 0.0, left_out: Sequence[Trajectory] = ()
+) -> RolloutBatch:
     """Put the rewards of `trajectories` side by side; T is the longest of them, at least 1."""
     width = max((len(trajectory.turns) for trajectory in trajectories), default=0) or 1
     rewards = torch.zeros(len(trajectories), width)
@@ -302,7 +334,9 @@ def collate(trajectories: Sequence[Trajectory], seconds: float = 0.0) -> Rollout
             rewards[row, index] = turn.reward
             turn_mask[row, index] = True
     groups = torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.long)
-    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width))
+    return RolloutBatch(
+        list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width), [*left_out]
+    )
 
 
 def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:
@@ -322,17 +356,29 @@ def pool_shared_actions(advantages: Tensor, batch: RolloutBatch, agent_id: str) 
 
     An action that several trajectories share (paths of a rollout tree, crossed joint actions) is scored once, in the
     first of them. A loss that is linear in the advantages is the same if that place gets their weighted sum, and the
-    others 0. Where nothing is shared, nothing changes.
+    others 0. Where nothing is shared, nothing changes. A loss with a ratio clip is linear in positive and in negative
+    advantages only, see `signed_shares`.
     """
-    first: dict[int, int] = {}
+    first: dict[str, int] = {}
     places = list(range(advantages.numel()))
     for row, trajectory in enumerate(batch.trajectories):
         for place, turn in enumerate(trajectory.turns, start=row * advantages.shape[1]):
-            places[place] = first.setdefault(id(turn.actions[agent_id]), place)
+            places[place] = first.setdefault(turn.actions[agent_id].uid, place)
     weighted = advantages if batch.tree is None else advantages * batch.tree.weights[:, None]
     pooled = torch.zeros_like(advantages).flatten()
     index = torch.tensor(places, dtype=torch.long, device=pooled.device)  # a rank may have none
     return pooled.index_add(0, index, weighted.flatten()).view(advantages.shape)
+
+
+def signed_shares(advantages: Tensor, batch: RolloutBatch, agent_id: str) -> Tensor:
+    """`pool_shared_actions` of the positive and of the negative advantages on their own, [B, T] -> [2, B, T].
+
+    PPO's surrogate, min(rho A, clip(rho) A), is min(rho, clip(rho)) A for A >= 0 and max(rho, clip(rho)) A for A <= 0.
+    So its sum over the trajectories that share an action is that of the two pooled advantages, and without a clip it is
+    that of their sum.
+    """
+    signs = (advantages.clamp(min=0), advantages.clamp(max=0))
+    return torch.stack([pool_shared_actions(part, batch, agent_id) for part in signs])
 
 
 def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[TokenSequence]:
@@ -345,13 +391,13 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
     them alone; see `pool_shared_actions`.
     """
     sequences: list[TokenSequence] = []
-    scored: set[int] = set()
+    scored: set[str] = set()
     for row, trajectory in enumerate(trajectories):
         current: TokenSequence | None = None
         written: list[tuple[int, Action]] = []
         for turn, played in enumerate(trajectory.turns):
-            place = -1 if id(played.actions[agent_id]) in scored else turn
-            scored.add(id(played.actions[agent_id]))
+            place = -1 if played.actions[agent_id].uid in scored else turn
+            scored.add(played.actions[agent_id].uid)
             written += [(place, message.action) for message in played.written_by(agent_id)]
         for turn, action in written:
             prompt = list(action.prompt_ids)
@@ -366,6 +412,18 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
             current.turns.extend([turn] * len(action.token_ids))
             current.old_log_probs.extend(action.log_probs if turn >= 0 else [0.0] * len(action.token_ids))
     return [sequence for sequence in sequences if any(turn >= 0 for turn in sequence.turns)]
+
+
+def distinct_actions(trajectories: Iterable[Trajectory]) -> list[Action]:
+    """All that agents wrote, messages to each other included; what trajectories share counts once."""
+    written = (
+        message.action
+        for trajectory in trajectories
+        for turn in trajectory.turns
+        for agent_id in turn.actions
+        for message in turn.written_by(agent_id)
+    )
+    return list({action.uid: action for action in written}.values())
 
 
 def micro_batches(

@@ -49,8 +49,10 @@ def test_the_models_of_the_paper_have_their_published_size(house_build: plan.Pla
 def test_one_device_holds_everything(house_build: plan.Plan) -> None:
     needs = house_build.needs(1, sharded=False)
     weights = 3 * QWEN3_4B * 2 + HEAD * 4
-    assert needs.parameters == needs.gradients == weights
-    assert needs.optimizer == pytest.approx(2 * weights, rel=1e-6)  # and the count of steps of each tensor
+    assert needs.parameters == weights
+    assert needs.gradients == weights + QWEN3_4B * 2  # in float32 for one network at a time
+    # copies of the weights and two moments, in float32, and the count of steps of each tensor
+    assert needs.optimizer == pytest.approx(3 * QWEN3_4B * 12 + HEAD * 8, rel=1e-6)
     layer = (8 + 4 * 2) * 2560 + (2 * 2 + 6) * (4096 + 1024) + 4 * 2 * 9728
     assert needs.activations == 16384 * (36 * 2 * 2560 + layer) + 4 * 2**23 * 4
     # 16 episodes of 4 turns of 1024 + 512 tokens; keys and values of 8 heads of 128
@@ -59,10 +61,18 @@ def test_one_device_holds_everything(house_build: plan.Plan) -> None:
     assert needs.peak == needs.held + needs.cache  # more than the activations
 
 
+def test_without_float32_copies_half_as_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3-4b")
+    args = ("--data.num_generations=4", "--model.float32_weights=false")
+    needs = planned(monkeypatch, *files(*names), *args).needs(1, sharded=False)
+    assert needs.parameters == needs.gradients == 2 * QWEN3_4B * 2
+    assert needs.optimizer == pytest.approx(2 * QWEN3_4B * 4, rel=1e-6)
+
+
 def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
     one, ddp, fsdp = (house_build.needs(*how) for how in ((1, False), (8, False), (8, True)))
     assert (ddp.parameters, ddp.optimizer) == (one.parameters, one.optimizer)
-    assert ddp.gradients == 2 * one.gradients  # with the buckets
+    assert ddp.gradients == one.gradients + one.parameters  # with the buckets
     for name in ("parameters", "gradients", "optimizer"):
         assert getattr(fsdp, name) == pytest.approx(getattr(one, name) / 8, rel=1e-5), name
     assert fsdp.cache == ddp.cache == one.cache / 8
@@ -73,9 +83,9 @@ def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
 
 def test_a_network_with_a_device_of_its_own_needs_what_it_would_alone(house_build: plan.Plan) -> None:
     one, agent, critic = (house_build.needs(1, sharded=False), *map(house_build.needs_of, ("builder_1", "critic")))
-    assert agent.parameters == agent.gradients == QWEN3_4B * 2
-    assert critic.parameters == critic.gradients == QWEN3_4B * 2 + HEAD * 4
-    assert agent.optimizer == pytest.approx(4 * QWEN3_4B, rel=1e-6)
+    assert (agent.parameters, agent.gradients) == (QWEN3_4B * 2, QWEN3_4B * 4)
+    assert (critic.parameters, critic.gradients) == (QWEN3_4B * 2 + HEAD * 4, QWEN3_4B * 4 + HEAD * 4)
+    assert agent.optimizer == pytest.approx(12 * QWEN3_4B, rel=1e-6)
     assert (agent.activations, agent.cache) == (one.activations, one.cache)
     assert critic.cache == 0
     assert house_build.placed() == agent  # whose cache is more than the critic's head

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.models.backbone import Backbone
-from collm.trajectory import Action, Task, Trajectory, Turn, pad_sequences
+from collm.models.loading import load_tokenizer
+from collm.trajectory import Action, Message, Task, Trajectory, Turn, pad_sequences
 from untrained import lone_critic
 
 AGENTS = ("a1", "a2")
@@ -180,3 +182,13 @@ def test_what_trains(tiny_folder: str) -> None:
     backbone.add_adapter("critic", 2, 4.0, 0.0)
     critic = lone_critic(tiny_folder, AGENTS, backbone=backbone)
     assert len(critic.trainable_parameters()) == 2 + 2 * 2 * 7
+
+
+def test_the_token_that_ended_a_response_is_not_part_of_what_is_read(tiny_folder: str) -> None:
+    encoder = HistoryEncoder(tiny_folder, ("a",), ("a",), 1000, progress=False)
+    before, end = encoder.tokens("x"), load_tokenizer(tiny_folder).eos_token_id
+    ended, cut = (Action("?", [1], [5, 6, last], truncated=last != end) for last in (end, 7))
+    assert encoder.message("x", Message("a", "", ended)) == [*before, 5, 6]
+    assert encoder.message("x", Message("a", "", cut)) == [*before, 5, 6, 7]
+    other = Message("b", "", ended)  # who writes in other tokens is read as text
+    assert encoder.message("x", other) == encoder.tokens("x?")

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.functional import delete_adapter, inject_adapter_in_model, set_adapter, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from collm.errors import ConfigurationError
@@ -53,18 +56,21 @@ class LLM:
     def add_lora(self, request: LoRARequest) -> None:
         assert Path(request.lora_path, "adapter_model.safetensors").is_file()
         name = f"number_{request.lora_int_id}"
-        self.model.load_adapter(request.lora_path, adapter_name=name)
+        inject_adapter_in_model(LoraConfig.from_pretrained(request.lora_path), self.model, name)
+        weights = load_file(Path(request.lora_path, "adapter_model.safetensors"))
+        weights = {key.removeprefix("base_model.model."): weight for key, weight in weights.items()}
+        set_peft_model_state_dict(self.model, weights, adapter_name=name)
         self.adapters[request.lora_int_id] = name
 
     def remove_lora(self, number: int) -> None:
-        self.model.delete_adapter(self.adapters.pop(number))
+        delete_adapter(self.model, self.adapters.pop(number), prefix="lora_")
 
     def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool, lora_request: Any) -> list[Any]:
         self.params = sampling_params
         answers = []
         for index, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
             if self.enable_lora:
-                self.model.set_adapter(self.adapters[lora_request[index].lora_int_id])
+                set_adapter(self.model, self.adapters[lora_request[index].lora_int_id])
             greedy = params.temperature == 0
             sampling = Sampling(
                 params.max_tokens, params.temperature or 1.0, greedy=greedy, allowed_ids=params.allowed_token_ids

@@ -14,12 +14,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from collm.callbacks.resources import LogResources, distinct_actions
+from collm.callbacks.resources import LogResources
 from collm.inference.forward import reader_for
 from collm.inference.generation import Sampling, generate
 from collm.models.backbone import Backbone
 from collm.runtime.profiler import Meter, Reading, meter
-from collm.trajectory import Action, Task, Trajectory, Turn, collate
+from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions
 
 
 class Clock:
@@ -148,7 +148,7 @@ def test_what_trajectories_share_counts_once() -> None:
         Turn({"x": "?", "y": "?"}, {"x": shared, "y": shared}, 0.0),
     ]
     batch = collate([Trajectory(Task("t", {}), 0, 1, 1.0, [turn]) for turn in turns])
-    assert distinct_actions(batch) == [shared, own]
+    assert distinct_actions(batch.trajectories) == [shared, own]
 
 
 class Watch(LogResources):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import site
 import socket
+import sysconfig
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS, TEST, TOTAL, Attack
 
+from collm.sandbox import frames
 from collm.sandbox.case import Case, Verdict
 from collm.sandbox.limits import LAYERS, Protections
 from collm.sandbox.pool import Sandbox
@@ -58,8 +61,12 @@ def listen(server: socket.socket, heard: list[bytes]) -> None:
         heard.append(repr(data).encode())
 
 
+FORGED = [attack for attack in ATTACKS if attack.kind == "forge"]
+OTHERS = [attack for attack in ATTACKS if attack.kind != "forge"]
+
+
 # Each of these sets of layers is enough for the essential protections.
-@pytest.fixture(scope="module", params=[LAYERS, ("landlock", "seccomp"), ("namespaces",)], ids="+".join)
+@pytest.fixture(scope="module", params=[LAYERS, ("landlock", "seccomp"), ("namespaces", "seccomp")], ids="+".join)
 def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Battlefield:
     folder = tmp_path_factory.mktemp("home")
     temporary = tmp_path_factory.mktemp("temporary")
@@ -94,7 +101,7 @@ def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         patch.setenv("HOME", str(folder))
         patch.setattr("tempfile.tempdir", str(temporary))
         sandbox = Sandbox(
-            workers=2,
+            workers=4,
             call_seconds=1.0,
             judgement_seconds=6.0,
             max_timeouts=1,
@@ -112,9 +119,11 @@ def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             "TRAINER": os.getpid(),
             "PORT": port,
             "SOCKET": path,
+            "PACKAGES": sorted({*site.getsitepackages(), *map(sysconfig.get_path, ("purelib", "platlib"))}),
+            "COLLM": frames.__file__,
         }
-        cases = [Case(attack.program(facts), "f", TEST) for attack in ATTACKS]
-        verdicts = dict(zip((attack.name for attack in ATTACKS), sandbox.judge_all(cases), strict=True))
+        cases = [Case(attack.program(facts), "f", TEST) for attack in OTHERS]
+        verdicts = dict(zip((attack.name for attack in OTHERS), sandbox.judge_all(cases), strict=True))
         after = sandbox.judge(Case(HONEST, "f", TEST))
         sandbox.close()
         left = [entry.name for entry in temporary.iterdir()]
@@ -126,7 +135,24 @@ def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return Battlefield(protections, verdicts, after, heard, signals, victim, outside, processes, left)
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+@pytest.fixture(scope="module")
+def forged() -> dict[str, Verdict]:
+    """What came of forged answers, which does not depend on the layers."""
+    sandbox = Sandbox(workers=4, call_seconds=1.0, judgement_seconds=6.0, max_timeouts=1, memory_mb=256)
+    verdicts = sandbox.judge_all([Case(attack.program({}), "f", TEST) for attack in FORGED])
+    sandbox.close()
+    return dict(zip((attack.name for attack in FORGED), verdicts, strict=True))
+
+
+@pytest.mark.parametrize("attack", FORGED, ids=lambda attack: attack.name)
+def test_a_forged_answer_earns_nothing(forged: dict[str, Verdict], attack: Attack) -> None:
+    verdict = forged[attack.name]
+    assert (verdict.passed, verdict.broke) == (0, False), verdict
+    for unit in verdict.units:
+        unit.detail.encode("utf-8")
+
+
+@pytest.mark.parametrize("attack", OTHERS, ids=lambda attack: attack.name)
 def test_the_verdict_is_right(battlefield: Battlefield, attack: Attack) -> None:
     verdict = battlefield.verdicts[attack.name]
     assert verdict.passed == attack.passed, verdict
@@ -148,7 +174,8 @@ def test_nothing_got_out(battlefield: Battlefield) -> None:
     assert battlefield.signals == []
     assert battlefield.victim.read_text() == "precious"
     assert not battlefield.outside.exists()
-    assert not Path("/dev/shm/collm-escape").exists()
+    for folder in ("/dev/shm", "/tmp", "/var/tmp", "/run", "/mnt", "/var"):
+        assert not Path(folder, "collm-escape").exists()
 
 
 def test_nothing_is_left_behind(battlefield: Battlefield) -> None:
@@ -157,4 +184,4 @@ def test_nothing_is_left_behind(battlefield: Battlefield) -> None:
 
 
 def test_names_are_distinct() -> None:
-    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 40
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 250

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import Counter, OrderedDict, deque, namedtuple
 from enum import IntEnum
 
@@ -105,6 +106,54 @@ def test_depth_is_bounded() -> None:
 def test_bytes_that_stand_for_nothing_are_refused(data: bytes) -> None:
     with pytest.raises(NotPlain):
         loads(data)
+
+
+HUGE = b"1" + b"0" * 400
+# To put them into a set takes Python half a minute.
+COLLIDING = [dumps(k * (2**61 - 1)) for k in range(1, 45_001)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"complex":[' + HUGE + b",0]}",
+        b'{"complex":[1,2]}',
+        b'{"complex":["1","2"]}',
+        b'{"complex":[1.0]}',
+        HUGE,
+        b"1." + b"0" * 40,
+        b'{"int":"0x' + b"f" * (1 << 18) + b'"}',
+        b'{"int":"0x_f"}',
+        b'{"int":" 0xf"}',
+        b'{"int":15}',
+        b'{"int":"0xf","int":"0xf"}',
+        b'{"dict":[[1,2],[1,3]]}',
+        b'{"dict":[[1,2],[true,3]]}',
+        b'{"dict":[[1,2,3]]}',
+        b'{"dict":"ab"}',
+        b'{"tuple":"ab"}',
+        b'{"set":{"dict":[]}}',
+        b'{"bytes":"0"}',
+        b'{"bytes":7}',
+        b'{"set":[{"dict":[]}]}',
+        b'{"tuple":[' * 5000 + b"]}" * 5000,
+        b'{"set":[%s]}' % b",".join(COLLIDING),
+        b'{"dict":[%s]}' % b",".join(b"[%s,1]" % key for key in COLLIDING),
+        b'{"frozenset":[%s]}' % b",".join(b'{"tuple":[%s]}' % key for key in COLLIDING),
+        dumps({complex(-1000003 * k, k) for k in range(1, 100)}),
+    ],
+    ids=lambda data: repr(data[:30]),
+)
+def test_hostile_bytes_are_refused_at_once(data: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(NotPlain):
+        loads(data)
+    assert time.process_time() - began < 5
+
+
+def test_nan_equals_nothing_wherever_it_stands() -> None:
+    assert loads(b"[NaN]") != loads(b"[NaN]")
+    assert len(loads(b'{"set":[NaN,NaN]}')) == 2
 
 
 @given(st.binary(max_size=60))

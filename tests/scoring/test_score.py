@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from collm.environments.building.str_build import StrBuild
-from collm.scoring.score import score as scoring
+from collm.scoring import score as scoring
 from collm.trajectory import Action, Trajectory, Turn
 
 REPOSITORY = Path(__file__).parents[2]

@@ -118,7 +118,7 @@ def moved_by(folder: Path, tiny_folder: str) -> Tensor:
     """How far all weights of the agents are from where they began, [P]."""
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     began = dict(Backbone(tiny_folder, "float32").named_parameters())
-    pieces = [state[f"backbones.{agent}.{name}"] - began[name] for agent in ("a1", "a2") for name in began]
+    pieces = [state[f"backbones.<{agent}>.{name}"] - began[name] for agent in ("a1", "a2") for name in began]
     return torch.cat([piece.detach().flatten() for piece in pieces])
 
 

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
 from collm.critics.base import Critic
 from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
-from collm.errors import ConfigurationError
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
+from collm.runtime.checks import COUNT_OR_ZERO, SHARE, check_numbers
 from collm.runtime.collectives import on_all_rows, sum_over_ranks
+from collm.runtime.naming import NamedModules
 from collm.trajectory import RolloutBatch
 
 
@@ -47,20 +48,13 @@ class ActorCritic(MultiAgentModule):
         self.gae_lambda = gae_lambda
         self.critic_lambda = gae_lambda if critic_lambda is None else critic_lambda
         self.critic_warmup = critic_warmup
-        self.critics = nn.ModuleDict()
-        self.num_rollouts = 0
-        for setting in ("gae_lambda", "critic_lambda"):
-            if not 0 <= getattr(self, setting) <= 1:
-                raise ConfigurationError(f"model.{setting} is {getattr(self, setting)}; it must be in [0, 1].")
-        if critic_warmup < 0:
-            raise ConfigurationError(f"model.critic_warmup is {critic_warmup}; it must be at least 0.")
+        self.critics = NamedModules()
+        check_numbers("model", self, gae_lambda=SHARE, critic_lambda=SHARE, critic_warmup=COUNT_OR_ZERO)
 
     def add_critic(
         self, name: str, agent_ids: Sequence[str], encoder_class: type[HistoryEncoder] = HistoryEncoder
     ) -> Critic:
         """A critic of its own for `agent_ids`; see `Critic.attach`. Its weights are loaded by `configure_model`."""
-        if name in (*self.agent_ids, "team"):
-            raise ConfigurationError(f"an agent is called {name!r}, which is the critic's name; rename the agent.")
         critic = copy.deepcopy(self.critic_template[0])
         critic.attach(name, agent_ids, self, encoder_class)
         self.critics[name] = critic
@@ -74,6 +68,9 @@ class ActorCritic(MultiAgentModule):
     def setup(self, stage: str) -> None:
         for critic in self.critics.values():
             critic.check(self.trainer.datamodule.environment)
+
+    def critic_names(self) -> list[str]:
+        return list(self.critics)
 
     def networks(self) -> list[str]:
         if self.critics_share_weights:
@@ -114,8 +111,9 @@ class ActorCritic(MultiAgentModule):
             self.log(f"{name}/explained_variance/turn_{turn}", share)
         played = [values[batch.turn_mask].sum(), targets[batch.turn_mask].sum(), batch.turn_mask.float().sum()]
         value, target, count = sum_over_ranks(torch.stack(played), self.device)
-        self.log(f"{name}/value", value / count)
-        self.log(f"{name}/target", target / count)
+        if count:
+            self.log(f"{name}/value", value / count)
+            self.log(f"{name}/target", target / count)
 
     @property
     def policies_learn(self) -> bool:
@@ -133,15 +131,12 @@ class ActorCritic(MultiAgentModule):
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         self.initialize_critics(batch)
-        self.num_rollouts += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["collm"]["num_rollouts"] = self.num_rollouts
         checkpoint["collm"]["critics"] = {name: critic.checkpoint() for name, critic in self.critics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.num_rollouts = checkpoint["collm"]["num_rollouts"]
         for name, critic in self.critics.items():
             critic.restore(checkpoint["collm"]["critics"].get(name, {}))

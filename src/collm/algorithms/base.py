@@ -7,7 +7,7 @@ optimizer per agent (one for all of them where parameters are shared) and whatev
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -16,20 +16,25 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from collm.algorithms.checkpoints import Checkpointed
+from collm.algorithms.settings import check_parameters, specs_of
 from collm.critics.value_network import ValueNetwork
-from collm.errors import ConfigurationError, TrainingError
-from collm.metrics import BootstrapMean, episode_numbers, group_numbers, merged
+from collm.errors import TrainingError
+from collm.metrics import BootstrapMean, episode_numbers, group_numbers, groups_of_one, merged, summarized
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.policy import Policy, PolicySpec, make_dialogue
 from collm.objectives import kl_penalty, policy_gradient_loss
-from collm.optimizers import fused
+from collm.optimizers import check_optimizer, drop_gradients, float32_copies, fused, stepping_for
 from collm.returns import clip_advantages, normalize_advantages
+from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import evened, gather_objects, on_all_rows, sum_gradients, sum_over_ranks, whole
+from collm.runtime.files import write_text
+from collm.runtime.naming import NamedModules, module_name
 from collm.runtime.profiler import meter
 from collm.trajectory import (
     RolloutBatch,
@@ -37,11 +42,15 @@ from collm.trajectory import (
     TokenSequence,
     Trajectory,
     action_sequences,
+    distinct_actions,
     first_non_finite,
     micro_batches,
     pad_sequences,
-    pool_shared_actions,
+    signed_shares,
 )
+
+MAX_EMPTY_ROLLOUTS = 3
+"""Rollouts in a row in which every episode failed, after which a run stops."""
 
 
 class MultiAgentModule(Checkpointed):
@@ -64,6 +73,8 @@ class MultiAgentModule(Checkpointed):
         entropy_weight: Weight of the mean token entropy, added to the objective.
         kl_weight: Weight of the mean token KL divergence from the initial policy, subtracted from the objective.
         gradient_clip_norm: Largest gradient norm of each network; 0 turns clipping off.
+        float32_weights: Step float32 copies of weights of lower precision, whose small steps would be lost to rounding;
+            a bfloat16 weight that trains takes 16 bytes instead of 8 (AdamW).
         tokens_per_micro_batch: Largest number of tokens in one forward and backward pass; gradients accumulate.
     """
 
@@ -84,6 +95,7 @@ class MultiAgentModule(Checkpointed):
         entropy_weight: float = 0.0,
         kl_weight: float = 0.0,
         gradient_clip_norm: float = 1.0,
+        float32_weights: bool = True,
         tokens_per_micro_batch: int = 16384,
     ):
         super().__init__()
@@ -91,7 +103,7 @@ class MultiAgentModule(Checkpointed):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what trains; frozen weights come from where they were
         self.agent_ids = tuple(agent_ids)
-        self.specs = self._specs(policy, policies or {})
+        self.specs = specs_of(self.agent_ids, policy, policies or {})
         self.parameters_mode = parameters
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -104,18 +116,20 @@ class MultiAgentModule(Checkpointed):
         self.entropy_weight = entropy_weight
         self.kl_weight = kl_weight
         self.gradient_clip_norm = gradient_clip_norm
+        self.float32_weights = float32_weights
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self._check_numbers()
+        check_numbers("model", self, num_epochs=COUNT, num_minibatches=COUNT, tokens_per_micro_batch=COUNT)
+        check_numbers("model", self, ratio_clip=POSITIVE.or_none, advantage_clip=POSITIVE.or_none, discount=SHARE)
+        check_numbers("model", self, entropy_weight=NOT_NEGATIVE, kl_weight=NOT_NEGATIVE)
+        check_numbers("model", self, gradient_clip_norm=NOT_NEGATIVE)
+        check_optimizer(optimizer, lr_schedule)
         for agent_id, spec in self.specs.items():
             spec.check(f"policy of {agent_id!r}")
-        if parameters == "lora" and any(spec.lora_rank == 0 for spec in self.specs.values()):
-            raise ConfigurationError("parameters is 'lora' but policy.lora_rank is 0; set it to the adapter's rank.")
-        if parameters == "shared" and len({str(spec) for spec in self.specs.values()}) > 1:
-            raise ConfigurationError(
-                "parameters is 'shared' but the agents' policies differ; drop `policies` or use 'separate' or 'lora'."
-            )
+        check_parameters(parameters, self.specs)
 
-        self.backbones = nn.ModuleDict()
+        self.backbones = NamedModules()
+        self.reference_backbones = NamedModules()  # frozen copies, by the name of the learner
+        self._shared_backbones: dict[tuple[Any, ...], str] = {}  # their names, by what they start from
         self.policies: dict[str, Policy] = {}
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
@@ -124,35 +138,10 @@ class MultiAgentModule(Checkpointed):
         # set by a strategy that shards weights: has policies ready to be sampled from
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
+        self.num_rollouts = 0  # that were learned from, the one under way included
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
-
-    def _specs(self, policy: PolicySpec, policies: Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
-        if not self.agent_ids:
-            raise ConfigurationError("there are no agents; the environment must name at least one.")
-        for agent_id in self.agent_ids:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", agent_id):
-                raise ConfigurationError(f"agent id {agent_id!r} may hold letters, digits, '_' and '-' only.")
-        unknown = sorted(set(policies) - set(self.agent_ids))
-        if unknown:
-            raise ConfigurationError(
-                f"model.policies names {', '.join(unknown)}, but the environment's agents are "
-                f"{', '.join(self.agent_ids)}; rename or remove them."
-            )
-        return {agent_id: policies.get(agent_id, policy) for agent_id in self.agent_ids}
-
-    def _check_numbers(self) -> None:
-        for name in ("num_epochs", "num_minibatches", "tokens_per_micro_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("ratio_clip", "advantage_clip"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use null to turn it off.")
-        for name in ("entropy_weight", "kl_weight", "gradient_clip_norm"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"model.{name} is {getattr(self, name)}; use 0 to turn it off.")
-        if not 0 <= self.discount <= 1:
-            raise ConfigurationError(f"model.discount is {self.discount}; it must be in [0, 1].")
+        self._empty_rollouts = 0  # in a row, that under way included
 
     # Building
 
@@ -162,33 +151,49 @@ class MultiAgentModule(Checkpointed):
 
     def networks(self) -> list[str]:
         """Names of all that has weights of its own; the frozen copy of an agent, if it has one, goes with it."""
-        return ["team"] if self.parameters_mode == "shared" else list(self.agent_ids)
+        return list(dict.fromkeys(map(self.learner_name, self.agent_ids)))
+
+    def critic_names(self) -> list[str]:
+        """Names of the critics; none here."""
+        return []
+
+    def learner_name(self, agent_id: str) -> str:
+        """Name of the optimizer that trains an agent: its id, unless a critic is called so too."""
+        if self.parameters_mode == "shared":
+            return "team"
+        name, critics = agent_id, self.critic_names()
+        while name in critics or (name != agent_id and name in self.agent_ids):
+            name = f"policy/{name}"
+        return name
 
     def configure_model(self) -> None:
         """Load the weights: the first moment at which anything large is read."""
         if self.policies:
             return
         for agent_id, spec in self.specs.items():
-            name = "team" if self.parameters_mode == "shared" else agent_id
-            adapter = name if spec.lora_rank else None
+            name = self.learner_name(agent_id)
+            adapter = module_name(name) if spec.lora_rank else None
             policy = Policy(agent_id, spec, self.backbone(name, spec, adapter), adapter)
             self.policies[agent_id] = policy
             self.team.setdefault(name, []).append(agent_id)
             self.learners[name] = policy.parameters()
             if self.kl_weight and adapter is None:
-                frozen = self.backbone(name, spec, None, "reference_")
-                frozen.freeze()
-                self.references[agent_id] = Policy(agent_id, spec, frozen, None)
+                if name not in self.reference_backbones:
+                    self.reference_backbones[name] = policy.backbone.frozen_copy()
+                self.references[agent_id] = Policy(agent_id, spec, self.reference_backbones[name], None)
 
-    def backbone(self, name: str, spec: Any, adapter: str | None, prefix: str = "") -> Backbone:
+    def backbone(self, name: str, spec: Any, adapter: str | None) -> Backbone:
         """The language model for `name`, shared where `parameters` says so, with `adapter` on it."""
-        key = prefix + name
         if self.parameters_mode == "lora" and adapter is not None:
-            key = "backbone_" + re.sub(r"\W", "_", f"{spec.path}_{spec.dtype}")
-        if key not in self.backbones:
-            given = (spec.path, spec.dtype, spec.random_weights, spec.gradient_checkpointing)
-            self.backbones[key] = Backbone(*given, self.places.get(name))
-        backbone = self.backbones[key]
+            start = (spec.path, spec.dtype, spec.random_weights, spec.dropout)
+            name = self._shared_backbones.setdefault(start, f"base {len(self._shared_backbones)}")
+        if name not in self.backbones:
+            given = (spec.path, spec.dtype, spec.random_weights)
+            # shared ones have no place of their own
+            self.backbones[name] = Backbone(*given, dropout=spec.dropout, home=self.places.get(name))
+        backbone = self.backbones[name]
+        if spec.gradient_checkpointing:
+            backbone.recompute_activations()
         if adapter is not None and adapter not in backbone.adapters:
             backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
         return backbone
@@ -199,9 +204,11 @@ class MultiAgentModule(Checkpointed):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         rates = self.learning_rates()
-        optimizers = [
-            fused(self.optimizer([{"params": weights, "lr": rates[name]}])) for name, weights in self.learners.items()
-        ]
+        optimizers = []
+        for name, weights in self.learners.items():
+            copies = float32_copies(weights) if self.float32_weights else weights
+            optimizer = fused(self.optimizer([{"params": copies, "lr": rates[name]}]))
+            optimizers.append(stepping_for(optimizer, weights))
         return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
 
     # Acting
@@ -211,6 +218,8 @@ class MultiAgentModule(Checkpointed):
         """While it lasts, the policies are as they act: without dropout, and gathered where they are sharded."""
         training = self.training
         self.eval()
+        for policy in self.policies.values():
+            policy.version = self.num_rollouts
         try:
             with self.gathering() if self.gathering else nullcontext():
                 yield
@@ -255,7 +264,7 @@ class MultiAgentModule(Checkpointed):
 
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
         """Policy-gradient steps of every agent on `advantages` [B, T], by agent id."""
-        advantages = {name: pool_shared_actions(values, batch, name) for name, values in advantages.items()}
+        advantages = {name: signed_shares(values, batch, name) for name, values in advantages.items()}
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
             for name, members in self.team.items():
@@ -265,13 +274,16 @@ class MultiAgentModule(Checkpointed):
     def policy_losses(
         self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor
     ) -> Iterator[Tensor]:
-        """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`."""
+        """Losses of one agent, one per micro-batch; their sum is the mean over the trajectories in `rows`.
+
+        `advantages` are [B, T], or those of `signed_shares`, [2, B, T].
+        """
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
         device = self.device_of(policy)
         advantages = advantages.to(device)
         own_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
         num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), device).clamp(min=1)
-        shape = tuple(advantages.shape)
+        shape = tuple(advantages.shape[-2:])
         sums = torch.zeros(3, device=device)  # of entropy, KL and drift
         for chunk in self.micro_batches(sequences, rows, policy):
             mask = chunk.action_mask
@@ -321,10 +333,12 @@ class MultiAgentModule(Checkpointed):
         Raises:
             TrainingError: The loss or its gradient is not finite; the rollout is saved beside the logs.
         """
+        if self._empty_rollouts:  # on all ranks
+            return
         optimizers = self.optimizers()
         optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[list(self.learners).index(name)]
         with meter.phase("update/policy" if name in self.team else "update/critic"):
-            optimizer.zero_grad()
+            drop_gradients(self.learners[name])
             total = torch.zeros((), device=self.device)
             for loss in losses:
                 self.manual_backward(loss)
@@ -338,7 +352,7 @@ class MultiAgentModule(Checkpointed):
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:
                 nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
             optimizer.step()
-            optimizer.zero_grad()  # their memory is for the next network
+            drop_gradients(self.learners[name])  # their memory is for the next network
         self.log(metric, total)
         self.log(f"optim/grad_norm/{name}", norm)
 
@@ -347,8 +361,7 @@ class MultiAgentModule(Checkpointed):
         trajectories = list(chain.from_iterable(gather_objects(list(trajectories))))
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "offending_episodes.jsonl"
         if self.trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+            write_text(path, "".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
         raise TrainingError(f"training stopped: {reason}. The episodes are in {path}.")
 
     # Lightning hooks
@@ -363,8 +376,36 @@ class MultiAgentModule(Checkpointed):
         anywhere = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
         if anywhere:
             self.stop(f"a reward of task {anywhere[0]!r} is not finite", [offending] if offending else [])
-        self.joint_samples += int(sum_over_ranks(batch.joint_samples, self.device))
+        self.check_policy_versions(batch)
+        self.num_rollouts += 1
+        played = int(sum_over_ranks(batch.joint_samples, self.device))
+        self.joint_samples += played
         self.log_rollout(batch)
+        self._empty_rollouts = 0 if played else self._empty_rollouts + 1
+        if not played:
+            self.go_without(batch)
+
+    def check_policy_versions(self, batch: RolloutBatch) -> None:
+        """Stop where actions were not written by the policies as they are: every update here is on-policy."""
+        own = {action.policy_version for action in distinct_actions(batch.trajectories)} - {None}
+        versions = set(chain.from_iterable(gather_objects(own)))
+        if versions - {self.num_rollouts}:
+            self.stop(
+                f"actions were written by the policies after {', '.join(map(str, sorted(versions)))} updates, but "
+                f"{self.num_rollouts} were made: the update is not on-policy; sample after each update",
+                batch.trajectories,
+            )
+        if versions:
+            self.log("rollout/policy_version", float(self.num_rollouts))
+
+    def go_without(self, batch: RolloutBatch) -> None:
+        """Skip the update of a rollout in which no episode was played on any rank; stop after several in a row."""
+        episodes = [*batch.trajectories, *batch.left_out]
+        causes = Counter(chain.from_iterable(gather_objects([c for one in episodes for c, _ in one.failures])))
+        told = f"every episode failed ({', '.join(f'{cause}: {count}' for cause, count in sorted(causes.items()))})"
+        if self._empty_rollouts == MAX_EMPTY_ROLLOUTS:
+            self.stop(f"{told}, as in the {MAX_EMPTY_ROLLOUTS - 1} rollouts before", episodes)
+        rank_zero_warn(f"{told}: nothing is learned from this rollout.")
 
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
         schedules = self.lr_schedulers() or []
@@ -376,9 +417,9 @@ class MultiAgentModule(Checkpointed):
         """What the agents did, under `rollout/`; the x axis of every curve is the number of joint samples."""
         self.log("step", float(self.joint_samples))
         self.log("rollout/joint_samples", float(self.joint_samples))
-        for name, values in merged(gather_objects(episode_numbers(batch.trajectories))).items():
-            mean = sum(values) / max(1, len(values))
-            self.log(f"rollout/{name}", mean, prog_bar=name == "return", batch_size=len(batch.trajectories))
+        for name, value in summarized(merged(gather_objects(episode_numbers(batch)))).items():
+            self.log(f"rollout/{name}", value, prog_bar=name == "return", batch_size=len(batch.trajectories))
+        self.log("rollout/groups_of_one", float(sum_over_ranks(groups_of_one(batch), self.device)))
         equal, groups, replaced = sum_over_ranks(group_numbers(batch), self.device)
         if groups:
             self.log("rollout/equal_groups", equal / groups)
@@ -386,23 +427,23 @@ class MultiAgentModule(Checkpointed):
         self.log("time/rollout", batch.seconds)
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        self._evaluation = merged([self._evaluation, episode_numbers(batch.trajectories)])
+        self._evaluation = merged([self._evaluation, episode_numbers(batch)])
 
     def on_validation_epoch_end(self) -> None:
         """Means over held-out episodes under `eval/`; the return has a 95% bootstrap interval."""
         self.log("step", float(self.joint_samples))
         numbers, self._evaluation = merged(gather_objects(self._evaluation)), {}
-        for name, values in numbers.items():
+        for name, value in summarized(numbers).items():
+            self.log(f"eval/{name}", value, prog_bar=name == "return")
+        if numbers.get("return"):
             metric = BootstrapMean(sync_on_compute=False)
-            metric.update(torch.tensor(values))
+            metric.update(torch.tensor(numbers["return"]))
             result = metric.compute()
-            self.log(f"eval/{name}", result["mean"], prog_bar=name == "return")
-            if name == "return":
-                self.log("eval/return_low", result["low"])
-                self.log("eval/return_high", result["high"])
+            self.log("eval/return_low", result["low"])
+            self.log("eval/return_high", result["high"])
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
-        return [trajectory.record() for trajectory in batch.trajectories]
+        return [trajectory.record() for trajectory in (*batch.trajectories, *batch.left_out)]

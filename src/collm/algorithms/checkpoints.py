@@ -1,24 +1,35 @@
-"""What an algorithm writes into checkpoints and expects of them: what trains, and nothing that is frozen."""
+"""What an algorithm writes into checkpoints and expects of them: what trains, and what could not be had again.
+
+Frozen weights that come from a folder or the hub are not written; those that were drawn at random are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from collm.errors import ConfigurationError
+from collm.models.backbone import Backbone
 from collm.schedules import follow_learning_rates
+
+# What the optimizers of torch.optim keep of a weight is a tensor of its shape, except
+_SCALARS = ("step", "eta", "mu", "mu_product")
+_FACTORS = ("row_var", "col_var")
 
 
 class Checkpointed(L.LightningModule):
-    """A module with several `learners` whose checkpoints hold only their weights."""
+    """A module with several `learners` whose checkpoints hold their weights."""
 
     agent_ids: tuple[str, ...]
     parameters_mode: str
     learners: dict[str, list[nn.Parameter]]  # what trains, by the name of its optimizer
+    optimizer: Callable[..., torch.optim.Optimizer]
     joint_samples: int
+    num_rollouts: int
 
     def learning_rates(self) -> Mapping[str, float]:
         """Step size of each optimizer."""
@@ -29,26 +40,116 @@ class Checkpointed(L.LightningModule):
         return {"algorithm": type(self).__name__, "agent_ids": list(self.agent_ids), "parameters": self.parameters_mode}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = self._trainable_names()
+        kept = self.stored_names()
         frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         rates = self.learning_rates()
         checkpoint["collm"] = {
             **self.identity(),
             "joint_samples": self.joint_samples,
+            "num_rollouts": self.num_rollouts,
             "learning_rates": {name: rates[name] for name in self.learners},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        missing = sorted(self._trainable_names() - set(checkpoint["state_dict"]))
-        if missing:
-            raise ConfigurationError(
-                f"the checkpoint lacks {len(missing)} weights that train here, {missing[0]!r} among them; use the "
-                "configuration it was made with."
-            )
-        self.joint_samples = checkpoint["collm"]["joint_samples"]
-        follow_learning_rates(checkpoint, checkpoint["collm"].get("learning_rates", {}), self.learning_rates())
+        self._check_weights(checkpoint["state_dict"])
+        kept = checkpoint["collm"]
+        rates = kept.get("learning_rates", {})
+        if not is_count(kept.get("joint_samples")):
+            raise self.misfit(f"its joint_samples is {kept.get('joint_samples')!r}, not a count")
+        if not isinstance(rates, dict) or not all(is_rate(rate) for rate in rates.values()):
+            raise self.misfit(f"its learning_rates are {rates!r}, not positive numbers")
+        if self.trainer.state.fn == "fit":
+            if not rates.keys() <= self.learners.keys():
+                raise self.misfit(f"it has optimizers of {', '.join(rates)}, this run of {', '.join(self.learners)}")
+            self._check_optimizers(checkpoint.get("optimizer_states"))
+            wrong = mismatch(checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict(), "loops.fit_loop")
+            if wrong:
+                raise self.misfit(wrong)
+        if not is_count(kept.get("num_rollouts")):
+            raise self.misfit(f"its num_rollouts is {kept.get('num_rollouts')!r}, not a count")
+        self.joint_samples, self.num_rollouts = kept["joint_samples"], kept["num_rollouts"]
+        follow_learning_rates(checkpoint, rates, self.learning_rates())
 
-    def _trainable_names(self) -> set[str]:
-        trainable = {id(parameter) for parameters in self.learners.values() for parameter in parameters}
-        return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in trainable}
+    def misfit(self, cause: str) -> ConfigurationError:
+        """The error for a checkpoint whose contents are not those of this run."""
+        return ConfigurationError(
+            f"checkpoint {str(self.trainer.ckpt_path)!r} does not fit this run: {cause}; use the configuration it was "
+            "made with, which lies beside it in config.yaml, or another checkpoint."
+        )
+
+    def _check_weights(self, state: dict[str, Any]) -> None:
+        missing = sorted(self.stored_names() - set(state))
+        if missing:
+            raise self.misfit(f"it lacks {len(missing)} weights that this run needs, {missing[0]!r} among them")
+        for name, weight in self.state_dict().items():
+            if name in state and (wrong := misshapen(state[name], weight)):
+                raise self.misfit(f"{name!r} is {wrong}")
+
+    def _check_optimizers(self, states: Any) -> None:
+        """That there is a state for each optimizer, with moments in the shapes of the weights they belong to."""
+        if not isinstance(states, list) or len(states) != len(self.learners):
+            found = len(states) if isinstance(states, list) else "no"
+            raise self.misfit(f"it has {found} optimizers, this run has {len(self.learners)}")
+        for (name, weights), state in zip(self.learners.items(), states, strict=True):
+            try:
+                numbers = [number for group in state["param_groups"] for number in group["params"]]
+                entries = [(number, *entry) for number, kept in state["state"].items() for entry in kept.items()]
+            except (AttributeError, KeyError, TypeError) as error:
+                raise self.misfit(f"the state of the optimizer of {name!r} is not one ({error!r})") from error
+            if len(numbers) != len(weights) or not {number for number, _, _ in entries} <= set(range(len(weights))):
+                raise self.misfit(f"the optimizer of {name!r} has {len(numbers)} weights there and {len(weights)} here")
+            for number, key, value in entries if self._has_known_states() else ():
+                expected = torch.zeros(()) if key in _SCALARS else weights[number]
+                if key not in _FACTORS and (wrong := misshapen(value, expected)):
+                    raise self.misfit(f"{key!r} of weight {number} of {name!r} is {wrong}")
+
+    def _has_known_states(self) -> bool:
+        """Whether the optimizer is one of torch's; what others keep may have any shape."""
+        optimizer = self.optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))], "lr": 1.0}])
+        return type(optimizer).__module__.startswith("torch.optim")
+
+    def stored_names(self) -> set[str]:
+        """Names of the weights in checkpoints: all that train, and frozen ones that were drawn at random."""
+        needed = [weight for weights in self.learners.values() for weight in weights]
+        needed += [w for one in self.modules() if isinstance(one, Backbone) and one.drawn for w in one.parameters()]
+        ids = set(map(id, needed))
+        return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in ids}
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is a number of things."""
+    return type(value) is int and value >= 0
+
+
+def is_rate(value: Any) -> bool:
+    """Whether `value` is a learning rate."""
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def misshapen(value: Any, weight: Tensor) -> str | None:
+    """What is wrong with `value` in place of a tensor like `weight`, if anything is."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} there, a tensor here"
+    if value.shape != weight.shape:
+        return f"of shape {list(value.shape)} there and {list(weight.shape)} here"
+    if value.is_floating_point() != weight.is_floating_point():
+        return f"of type {value.dtype} there and {weight.dtype} here"
+    return None
+
+
+def mismatch(found: Any, expected: Any, where: str) -> str | None:
+    """The first place where nested dictionaries lack something or hold another type than is expected, if there is one.
+
+    Lists, and what is None on either side, may hold anything.
+    """
+    if found is None or expected is None:
+        return None
+    if type(found) is not type(expected):
+        return f"{where} is a {type(found).__name__}, not a {type(expected).__name__}"
+    if not isinstance(expected, dict):
+        return None
+    if missing := expected.keys() - found.keys():
+        return f"{where}.{min(missing)} is missing"
+    wrong = (mismatch(found[key], one, f"{where}.{key}") for key, one in expected.items())
+    return next(filter(None, wrong), None)

@@ -19,7 +19,7 @@ from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.returns import generalized_advantages
-from collm.trajectory import RolloutBatch, action_sequences, pool_shared_actions
+from collm.trajectory import RolloutBatch, action_sequences, signed_shares
 
 
 class CoLLMDCShared(ActorCritic):
@@ -70,7 +70,7 @@ class CoLLMDCShared(ActorCritic):
             actions[agent_id] = action_sequences(batch.trajectories, agent_id)
             records[agent_id] = critic.record(batch, values, targets)
             errors = self.shape_advantages(errors, batch.turn_mask)
-            advantages[agent_id] = pool_shared_actions(errors, batch, agent_id)
+            advantages[agent_id] = signed_shares(errors, batch, agent_id)
 
         def losses(agent_id: str, rows: set[int]) -> Iterator[Tensor]:
             if self.policies_learn:

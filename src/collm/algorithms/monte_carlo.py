@@ -18,6 +18,7 @@ from torch import Tensor
 from collm.algorithms.base import MultiAgentModule
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns, group_standardize, node_returns
+from collm.runtime.checks import COUNT, check_number
 from collm.trajectory import RolloutBatch
 
 
@@ -36,7 +37,7 @@ class MonteCarlo(MultiAgentModule):
     def __init__(self, num_generations: int = 2, group_standardize: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.group_standardize = group_standardize
-        if num_generations < self.min_generations:
+        if check_number("data.num_generations", num_generations, COUNT) < self.min_generations:
             raise ConfigurationError(
                 f"data.num_generations is {num_generations}, but {type(self).__name__} compares the joint samples of a "
                 f"group; set it to {self.min_generations} or more, or use MAREINFORCE, which has no baseline."

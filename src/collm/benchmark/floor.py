@@ -104,13 +104,13 @@ class Floor:
 
 def actions_by_turn(trajectories: Sequence[Trajectory], agent_id: str) -> list[list[Action]]:
     """What one agent wrote at each turn; an action that several trajectories share is there once."""
-    turns: list[dict[int, Action]] = []
+    turns: list[dict[str, Action]] = []
     for trajectory in trajectories:
         for index, turn in enumerate(trajectory.turns):
             if index == len(turns):
                 turns.append({})
             for message in turn.written_by(agent_id):
-                turns[index][id(message.action)] = message.action
+                turns[index][message.action.uid] = message.action
     return [list(actions.values()) for actions in turns]
 
 

@@ -46,8 +46,9 @@ class Needs:
     Args:
         parameters: All weights, frozen ones included.
         gradients: Of all that trains, though one network's go before the next one's come; replicas (ddp) reserve
-            buckets of the same size.
-        optimizer: States of all optimizers.
+            buckets of the same size. Where float32 copies of weights are stepped, the gradients of one network at a
+            time are float32.
+        optimizer: States of all optimizers, float32 copies of weights included.
         activations: Of the largest micro-batch of the largest network, and its logits.
         gathered: Layers in one piece, where weights are sharded.
         sampled: The agents' weights in one piece, for a rollout.
@@ -85,6 +86,7 @@ class Plan:
         self.module = module
         self.rows = rows
         self.history = history
+        self.copied: set[nn.Parameter] = set()  # weights whose optimizers step a copy
         self.states = self.optimizer_states()
 
     def needs(self, devices: int, sharded: bool) -> Needs:
@@ -97,7 +99,8 @@ class Plan:
         rows = -(-self.rows // devices)
         return Needs(
             parameters=sum(size(weight) / split[weight] for weight in split),
-            gradients=sum(size(weight) / split[weight] for weight in trains) * (1 if sharded or devices == 1 else 2),
+            gradients=sum(size(weight) / split[weight] for weight in trains) * (1 if sharded or devices == 1 else 2)
+            + max(sum(self.widening(w) / split[w] for w in weights) for weights in self.module.learners.values()),
             optimizer=sum(states / split[weight] for weight, states in self.states.items()),
             activations=max(self.activations(one) for one in self.backbones()) + _LOGITS,
             gathered=max(self.largest_layers(one) for one in self.backbones()) if parts > 1 else 0.0,
@@ -111,12 +114,13 @@ class Plan:
 
     def needs_of(self, name: str) -> Needs:
         """What one network needs, with its frozen copy if it has one."""
-        backbones = [one for key, one in self.module.backbones.items() if key in (name, f"reference_{name}")]
+        both = (self.module.backbones, self.module.reference_backbones)
+        backbones = [modules[name] for modules in both if name in modules]
         trains = self.module.learners[name]
         acts = name in self.module.team
         return Needs(
             parameters=sum(map(size, {*trains, *(weight for one in backbones for weight in one.parameters())})),
-            gradients=sum(map(size, trains)),
+            gradients=sum(map(size, trains)) + sum(map(self.widening, trains)),
             optimizer=sum(self.states.get(weight, 0) for weight in trains),
             activations=max(map(self.activations, backbones)) + _LOGITS,
             gathered=0.0,
@@ -130,16 +134,24 @@ class Plan:
     def adapters(self) -> set[nn.Parameter]:
         return {w for one in self.backbones() for name in one.adapters for w in one.adapter_parameters(name)}
 
+    def widening(self, weight: nn.Parameter) -> int:
+        """Bytes by which the gradient of a weight grows where a float32 copy of the weight is stepped."""
+        return weight.numel() * torch.float32.itemsize - size(weight) if weight in self.copied else 0
+
     def optimizer_states(self) -> dict[nn.Parameter, int]:
-        """Bytes that the optimizers keep for each weight after a step."""
+        """Bytes that the optimizers keep for each weight after a step; notes of which they keep a copy."""
         found = {}
-        for optimizer in self.module.configure_optimizers()[0]:
-            for group in optimizer.param_groups:
-                for weight in group["params"]:
-                    weight.grad = torch.zeros_like(weight)
+        optimizers = self.module.configure_optimizers()[0]
+        for weights, optimizer in zip(self.module.learners.values(), optimizers, strict=True):
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight)
             optimizer.step()
-            for weight, states in optimizer.state.items():
-                found[weight] = sum(size(state) for state in states.values() if torch.is_tensor(state))
+            for weight, stepped in zip(weights, optimizer.param_groups[0]["params"], strict=True):
+                states = optimizer.state.get(stepped, {}).values()
+                found[weight] = sum(size(state) for state in states if torch.is_tensor(state))
+                if stepped is not weight:
+                    self.copied.add(weight)
+                    found[weight] += size(stepped)
                 weight.grad = None
         return found
 
@@ -274,7 +286,8 @@ class _Planning(cli.CollmCLI):
 def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
     """The networks, what was assumed, and the table."""
     module = plan.module
-    for name, backbone in module.backbones.items():
+    copies = [(f"reference of {name}", one) for name, one in module.reference_backbones.items()]
+    for name, backbone in [*module.backbones.items(), *copies]:
         count = sum(weight.numel() for weight in backbone.lm.parameters())
         adapters = f", adapters {', '.join(backbone.adapters)}" if backbone.adapters else ""
         yield f"{name}: {count:,} parameters in {backbone.lm.dtype}{adapters}".replace("torch.", "")

@@ -6,18 +6,18 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
 from collm.benchmark.floor import Floor
-from collm.callbacks.resources import LogResources, distinct_actions, peak_memory
+from collm.callbacks.resources import LogResources, peak_memory
 from collm.errors import ConfigurationError
 from collm.runtime.collectives import sum_over_ranks
+from collm.runtime.files import write_text
 from collm.runtime.profiler import meter
-from collm.trajectory import RolloutBatch
+from collm.trajectory import RolloutBatch, distinct_actions
 
 MARK = "@round "
 
@@ -53,7 +53,7 @@ class Rounds(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         reading = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources)).reading
-        actions = distinct_actions(batch)
+        actions = distinct_actions(batch.trajectories)
         sizes = (
             batch.joint_samples,
             sum(len(action.prompt_ids) for action in actions),
@@ -89,7 +89,7 @@ class Rounds(L.Callback):
             "summary": summarize(self.rounds[self.warmup :]),
         }
         if trainer.is_global_zero:
-            Path(self.path).write_text(json.dumps(result, indent=1))
+            write_text(self.path, json.dumps(result, indent=1))
 
     def _wait(self, trainer: L.Trainer) -> None:
         """Until it is this run's turn; the time is nobody's."""

@@ -41,6 +41,7 @@ from collm.environments.workload import LATER, Workload
 from collm.errors import ConfigurationError, TrainingError
 from collm.models.loading import resolve_path
 from collm.models.policy import PolicySpec, make_dialogue
+from collm.runtime.files import write_text
 from collm.runtime.profiler import meter
 from collm.trajectory import Action
 
@@ -199,11 +200,11 @@ class Suite:
                 print(f"\nerror: {cell.name}: {error}", file=sys.stderr, flush=True)
                 complete = False
                 continue
-            path.write_text(json.dumps(result, indent=1))
+            write_text(path, json.dumps(result, indent=1))
             print(row(cell, result), flush=True)
         measured = {cell: json.loads(self.path(cell).read_text()) for cell in everything if self.path(cell).is_file()}
         text = table_of(measured)
-        (self.out / "table.md").write_text(text)
+        write_text(self.out / "table.md", text)
         print("\n" + text)
         return complete
 

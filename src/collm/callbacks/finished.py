@@ -7,11 +7,14 @@ from pathlib import Path
 
 import lightning as L
 
+from collm.runtime.files import write_text
+
 
 class MarkFinished(L.Callback):
     """Writes `finished.json` to the run's folder when training has reached its end, and only then."""
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # the name is broadcast, so all ranks have to ask
         if trainer.is_global_zero:
             record = {"epochs": trainer.current_epoch, "joint_samples": pl_module.joint_samples}
-            (Path(trainer.log_dir or trainer.default_root_dir) / "finished.json").write_text(json.dumps(record))
+            write_text(folder / "finished.json", json.dumps(record))

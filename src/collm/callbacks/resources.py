@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import Reading, meter
-from collm.trajectory import Action, RolloutBatch
+from collm.trajectory import RolloutBatch, distinct_actions
 
 
 class LogResources(L.Callback):
@@ -38,9 +38,9 @@ class LogResources(L.Callback):
         self._interrupted = Reading({}, {}, {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        slower = [name for name, policy in pl_module.policies.items() if not policy.knows_model]
-        if slower:
-            rank_zero_info(f"sampled by the forward pass of transformers, which is slower: {', '.join(slower)}")
+        for name, policy in pl_module.policies.items():
+            if policy.slower:
+                rank_zero_info(f"{name}: {policy.slower}, which is slower: its model is not one of the fastest kinds.")
         meter.synchronize = self.synchronize
         meter.take()
 
@@ -58,7 +58,7 @@ class LogResources(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         self.reading = reading = meter.take()
-        num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch))
+        num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch.trajectories))
         totals = sum_over_ranks(torch.tensor([num_tokens, batch.joint_samples]), pl_module.device).tolist()
         scalars = {f"time/{name}": seconds for name, seconds in reading.seconds.items()} | {
             "time/update": meter.clock() - self._update_began,
@@ -71,18 +71,6 @@ class LogResources(L.Callback):
             pl_module.log(name, value)
         for name, gigabytes in peak_memory(pl_module.device, *pl_module.places.values()).items():
             pl_module.log(f"memory/{name}", gigabytes)
-
-
-def distinct_actions(batch: RolloutBatch) -> list[Action]:
-    """All that agents wrote in `batch`, messages to each other included; what trajectories share counts once."""
-    written = (
-        message.action
-        for trajectory in batch.trajectories
-        for turn in trajectory.turns
-        for agent_id in turn.actions
-        for message in turn.written_by(agent_id)
-    )
-    return list({id(action): action for action in written}.values())
 
 
 def peak_memory(*devices: torch.device) -> dict[str, float]:

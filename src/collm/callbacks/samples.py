@@ -12,7 +12,10 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw
 
+from collm.environments.contract import pictured
+from collm.runtime.checks import COUNT_OR_ZERO, check_number
 from collm.runtime.collectives import gather_objects
+from collm.runtime.files import replacing
 from collm.trajectory import RolloutBatch, Trajectory
 
 
@@ -28,7 +31,7 @@ class LogSamples(L.Callback):
     """
 
     def __init__(self, num_shown: int = 4):
-        self.num_shown = num_shown
+        self.num_shown = check_number("LogSamples.num_shown", num_shown, COUNT_OR_ZERO)
         self._shown: dict[str, Trajectory] = {}
         self._first: np.ndarray | None = None
 
@@ -64,7 +67,7 @@ class LogSamples(L.Callback):
         folder, step = _folder(trainer), pl_module.joint_samples
         if not trainer.is_global_zero or not shown:
             return
-        picture = side_by_side([trainer.datamodule.environment.render(trajectory) for trajectory in shown])
+        picture = side_by_side([pictured(trainer.datamodule.environment, trajectory) for trajectory in shown])
         if picture is not None:
             if self._first is None:
                 self._first = picture
@@ -93,7 +96,8 @@ class LogSamples(L.Callback):
 
 def _keep(trainer: L.Trainer, name: str, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
     """Add a batch, of all ranks, to a file of the run's folder: one JSON object per episode and line."""
-    trajectories, path = list(chain.from_iterable(gather_objects(batch.trajectories))), _folder(trainer) / name
+    trajectories = list(chain.from_iterable(gather_objects([*batch.trajectories, *batch.left_out])))
+    path = _folder(trainer) / name
     if trainer.is_global_zero:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w" if batch_idx == 0 else "a") as file:
@@ -141,5 +145,5 @@ def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: in
     canvas.paste(Image.fromarray(before), (0, caption))
     draw.text((4, caption + before.shape[0] + 4), f"after {step} joint samples: target and build", fill="black")
     canvas.paste(Image.fromarray(after), (0, 2 * caption + before.shape[0]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, "PNG")

@@ -21,7 +21,9 @@ from collm.models.backbone import Backbone
 from collm.models.loading import same_tokens
 from collm.models.specs import ModelSpec
 from collm.objectives import clipped_value_loss, value_loss
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
+from collm.runtime.naming import module_name
 from collm.runtime.profiler import meter
 from collm.trajectory import RolloutBatch, TokenSequence, Trajectory
 
@@ -79,14 +81,8 @@ class LanguageModelCritic(Critic):
         model.check("critic.model")
         if reads not in ("history", "state", "both"):
             raise ConfigurationError(f"critic.reads is {reads!r}; choose history, state or both.")
-        for name, lowest in (("epochs", 1), ("replay", 0), ("replay_steps", 1), ("replay_batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ConfigurationError(f"critic.{name} is {value}; it must be at least {lowest}.")
-        for name in ("loss_weight", "value_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"critic.{name} is {value}; it must be above 0.")
+        check_numbers("critic", self, epochs=COUNT, replay=COUNT_OR_ZERO, replay_steps=COUNT)
+        check_numbers("critic", self, replay_batch=COUNT.or_none, loss_weight=POSITIVE, value_clip=POSITIVE.or_none)
 
     def attach(
         self,
@@ -113,7 +109,7 @@ class LanguageModelCritic(Critic):
             )
 
     def load(self) -> None:
-        adapter = self.name if self.model.lora_rank else None
+        adapter = module_name(self.name) if self.model.lora_rank else None
         self.read_with(self.learner.backbone(self.name, self.model, adapter), adapter, self.model.path)
 
     def read_with(self, backbone: Backbone, adapter: str | None, path: str) -> None:

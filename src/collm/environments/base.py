@@ -10,18 +10,22 @@ To add one: subclass `Environment` in a new file, fill `tasks`, `reset` and `ste
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import Range
 from collm.trajectory import Task, Trajectory
 
 SPLITS = ("train", "eval")
+AGENTS = Range(1, 1000, whole=True)
+TURNS = Range(1, 1_000_000, whole=True)
+TASKS = Range(1, 1_000_000, whole=True)
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,21 @@ class Step:
 
 
 class EpisodeFailure(Exception):
-    """An episode that could not be finished for reasons that are data, not bugs (a sandbox that timed out, say).
+    """`reset` or `step` could not do its work, and neither a bug nor the agents are to blame: a sandbox broke, say.
 
-    The episode keeps the turns it has, carries the message as `error` and counts in `rollout/failed`.
+    The turn is tried again in a fresh episode (`data.episode_retries`). An episode that fails for good is left out of
+    the batch (`data.failed_episodes`). Failures are counted in `rollout/failed/<cause>`.
+
+    Args:
+        message: What happened, for transcripts.
+        cause: Name under which it is counted: letters, digits, '_' and '-'.
     """
+
+    def __init__(self, message: str, cause: str = "environment"):
+        super().__init__(message)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", cause):
+            raise ValueError(f"the cause of an EpisodeFailure is {cause!r}; use letters, digits, '_' and '-'.")
+        self.cause = cause
 
 
 class Environment(ABC):
@@ -60,12 +75,14 @@ class Environment(ABC):
         horizon: Largest number of turns of an episode.
         max_reward: Largest reward of one turn.
         min_reward: Smallest reward of one turn.
+        reward_noise: Standard deviation of noise that is added to rewards and may take them out of that range.
     """
 
     agent_ids: tuple[str, ...]
     horizon: int
     max_reward: float
     min_reward: float
+    reward_noise: float = 0.0
 
     @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
@@ -75,7 +92,8 @@ class Environment(ABC):
     def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
         """Begin an episode: its state and what each agent is shown first.
 
-        `rng` is the only source of chance; trajectories of one group get equal generators.
+        `rng` is the only source of chance; trajectories of one group get equal generators. Raises `EpisodeFailure`
+        where the episode cannot begin.
         """
 
     @abstractmethod
@@ -167,26 +185,4 @@ def check_tasks(name: str, train: Sequence[Task], evaluation: Sequence[Task]) ->
     if shared:
         raise ConfigurationError(
             f"{name}: held-out tasks must not be trained on, but {shared[:5]} are in both splits; remove them from one."
-        )
-
-
-def check_observations(environment: Environment, observations: Mapping[str, str]) -> None:
-    """Refuse observations that are not one text for each agent."""
-    name, agents = type(environment).__name__, list(environment.agent_ids)
-    if not isinstance(observations, Mapping) or set(observations) != set(agents):
-        got = list(observations) if isinstance(observations, Mapping) else type(observations).__name__
-        raise ConfigurationError(
-            f"{name} returned observations of {got}, but its agents are {agents}; show each a text."
-        )
-    for agent_id, text in observations.items():
-        if not isinstance(text, str):
-            raise ConfigurationError(f"{name} showed {agent_id!r} {text!r:.60}; an observation is one text (a str).")
-
-
-def check_reward(environment: Environment, reward: float) -> None:
-    """Refuse a reward that is not one number; whether it is finite is checked where it is trained on."""
-    if not isinstance(reward, Real):
-        raise ConfigurationError(
-            f"{type(environment).__name__} returned the reward {reward!r:.60}; a joint action earns one number, which "
-            "the whole team shares."
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import check_utf8
 
 
 class Source(NamedTuple):
@@ -121,20 +122,27 @@ def jsonl_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless nesting
             raise ConfigurationError(
-                f'{path} line {number} is not JSON ({error.msg}); write one object like {{"{field}": "..."}} per line.'
+                f"{path} line {number} is not JSON ({reason(error)}); write one object like "
+                f'{{"{field}": "..."}} per line.'
             ) from error
+
+
+def reason(error: Exception) -> str:
+    """Why a JSON parser gave up, in short."""
+    return getattr(error, "msg", None) or str(error).partition(";")[0]
 
 
 def json_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
     """Position and value of each entry of the list."""
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ConfigurationError(
-            f"{path} line {error.lineno} is not JSON ({error.msg}); a .json file holds one list of objects, a .jsonl "
-            "file one object per line."
+            f"{path}{line} is not JSON ({reason(error)}); a .json file holds one list of objects, a .jsonl file one "
+            "object per line."
         ) from error
     if not isinstance(rows, list):
         raise ConfigurationError(f"{path} line 1: expected a list of objects with the field {field!r}.")
@@ -168,6 +176,7 @@ def checked(path: Path, task_id: str, place: str, row: Any, field: str) -> Sourc
     text = row[field]
     if not isinstance(text, str) or not text.strip():
         raise ConfigurationError(f"{location}: the field {field!r} must be text that is not blank, got {text!r:.60}.")
+    check_utf8(f"{location}, field {field!r}", text)
     return Source(task_id, location, text)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from collm.environments.base import Environment, Step
-from collm.errors import ConfigurationError
+from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
+from collm.runtime.checks import Range, check_number
 from collm.trajectory import Task
 
 WORDS = (
@@ -35,9 +35,10 @@ class Workload(Environment):
     min_reward, max_reward = 0.0, 1.0
 
     def __init__(self, num_agents: int = 2, horizon: int = 1, prompt_words: int = 64, num_tasks: int = 64):
-        for name, value in (("num_agents", num_agents), ("horizon", horizon), ("prompt_words", prompt_words)):
-            if value < 1:
-                raise ConfigurationError(f"Workload: {name} is {value}; it must be at least 1.")
+        check_number("num_agents", num_agents, AGENTS)
+        check_number("horizon", horizon, TURNS)
+        check_number("prompt_words", prompt_words, Range(1, 1_000_000, whole=True))
+        check_number("num_tasks", num_tasks, TASKS)
         self.agent_ids = tuple(f"agent_{number + 1}" for number in range(num_agents))
         self.horizon = horizon
         self.prompt_words = prompt_words

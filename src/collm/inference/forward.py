@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from transformers import DynamicCache, PretrainedConfig
 
 from collm.inference.decoder import LeanReader, is_small
 from collm.models.architectures import decoder_of
-from collm.models.backbone import Backbone
+from collm.models.forward import cache_argument
+
+if TYPE_CHECKING:
+    from collm.models.backbone import Backbone
 
 
 class Reader(Protocol):
@@ -78,9 +81,9 @@ class StockReader:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(type(self.backbone.lm)): cache},
         )
         return output.logits[:, -1]
 

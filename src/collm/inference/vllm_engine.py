@@ -140,7 +140,7 @@ class Engine:
         if adapter in self.adapters:
             self.llm.llm_engine.remove_lora(self.adapters[adapter].lora_int_id)
         self.loaded += 1
-        with TemporaryDirectory() as folder, self.backbone.using(adapter):
-            self.backbone.lm.save_pretrained(folder)
+        with TemporaryDirectory() as folder:
+            self.backbone.save_adapter(folder, adapter)
             self.adapters[adapter] = LoRARequest(f"{adapter}_{self.loaded}", self.loaded, folder)
             self.llm.llm_engine.add_lora(self.adapters[adapter])  # reads the folder

@@ -6,9 +6,10 @@ their queries, and not its feed-forward network at their places.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from collm.models.architectures import Layer, decoder_of
 from collm.models.attention import attention
 
 _WORTH_IT = 0.75  # of all places
+_READ = ("cache", "past_key_values", "attention_mask", "position_embeddings")
+# positions are in the embeddings or rotations already, and whether to use a cache is said by giving one
+_WITHOUT_EFFECT = ("position_ids", "cache_position", "use_cache")
 _NOISE = ("attention_dropout", "attn_pdrop", "resid_pdrop")
 
 
@@ -71,7 +75,8 @@ def _adapter_in_use(layer: Layer) -> tuple[str | None, bool]:
     if not isinstance(first, LoraLayer) or first.disable_adapters:
         return None, False
     (adapter,) = first.active_adapters
-    return adapter, first.training and not isinstance(first.lora_dropout[adapter], nn.Identity)
+    noise = first.lora_dropout[adapter]
+    return adapter, noise.training and not isinstance(noise, nn.Identity)
 
 
 def _forward(
@@ -80,13 +85,15 @@ def _forward(
     adapter: str | None,
     places: Tensor | None,
     states: Tensor,
-    past_key_values: Cache | None = None,
-    attention_mask: Tensor | None = None,
-    *others: Any,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    *args: Any,
     **given: Any,
 ) -> Tensor:
-    """The layer at `places` [R, n] of `states` [R, S, hidden size], and 0 elsewhere; None: everywhere."""
+    """The layer at `places` [R, n] of `states` [R, S, hidden size], and 0 elsewhere; None: everywhere.
+
+    Raises:
+        TypeError: The layer is given an argument that is not known here.
+    """
+    cache, attention_mask, position_embeddings = _arguments(layer.whole, args, given)
 
     def chosen(everywhere: Tensor) -> Tensor:
         return everywhere if places is None else _at(everywhere, places)
@@ -110,8 +117,8 @@ def _forward(
         keys = keys * cos[:, :, None] + rotate_half(keys) * sin[:, :, None]
         queries = queries * chosen(cos)[:, :, None] + rotate_half(queries) * chosen(sin)[:, :, None]
     queries, keys, values = (one.transpose(1, 2) for one in (queries, keys, values))
-    if past_key_values is not None:
-        keys, values = past_key_values.update(keys, values, layer.number)
+    if cache is not None:
+        keys, values = cache.update(keys, values, layer.number)
     read = attention(
         queries,
         keys,
@@ -130,6 +137,26 @@ def _forward(
     if places is None:
         return here
     return torch.zeros_like(states).scatter(1, places[..., None].expand(-1, -1, states.shape[-1]), here)
+
+
+def _arguments(
+    layer: nn.Module, args: Sequence[Any], given: Mapping[str, Any]
+) -> tuple[Cache | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Cache, attention mask and position embeddings among the arguments of a layer after its states.
+
+    Versions of transformers differ in their names and order, so positional ones are named by the layer's signature.
+    """
+    names = list(signature(type(layer).forward).parameters)[2:]  # after self and the states
+    everything = {**dict(zip(names, args, strict=False)), **given}
+    known = {name: everything.pop(name) for name in _READ if name in everything}
+    unknown = [name for name, value in everything.items() if value is not None and name not in _WITHOUT_EFFECT]
+    if unknown or len(args) > len(names):
+        raise TypeError(
+            f"{type(layer).__name__} was given {', '.join(map(repr, unknown or args[len(names) :]))}, which the fast "
+            "updates of this version do not know; install a version of transformers that pyproject.toml allows."
+        )
+    cache = known.get("cache") if known.get("past_key_values") is None else known["past_key_values"]
+    return cache, known.get("attention_mask"), known.get("position_embeddings")
 
 
 def _seen(

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from collm.inference.cache import is_plain, make_cache
 from collm.kernels.layers import needed_at
+from collm.models.forward import base_of, cache_argument, last_hidden_states
 
 _WORTH_A_LEVEL = 128  # tokens; computing them again takes longer than another pass
 _WORTH_IT = 0.85  # of the tokens of all rows; splitting has costs of its own
@@ -64,7 +65,7 @@ def split(rows: Sequence[Sequence[int]]) -> list[list[Segment]]:
 def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor) -> Tensor:
     """Last hidden states, [R, L, hidden size], right where they are `needed`, with what rows share computed once.
 
-    Noise, where a model has dropout, is drawn once for what is shared.
+    Dropout, where it is switched on, is drawn once for what is shared.
 
     Args:
         lm: The model.
@@ -74,10 +75,16 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
     """
     levels = _worthwhile(lm, ids, mask)
     if levels is None:
-        with needed_at(lm, needed):  # no token sees the padding behind it, so there is nothing to mask
-            return lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    cache, before, computed, offset = DynamicCache(), mask.new_zeros(1, 0), [], 0
-    places = torch.zeros(mask.shape, dtype=torch.long)  # of every position among all that is computed
+        with needed_at(lm, needed):
+            return last_hidden_states(lm, ids)
+    return by_level(lm, levels, ids, needed)
+
+
+def by_level(lm: PreTrainedModel, levels: Sequence[Sequence[Segment]], ids: Tensor, needed: Tensor) -> Tensor:
+    """Last hidden states of rows that are split into segments; see `hidden_states`."""
+    base = base_of(lm)
+    cache, before, computed, offset = DynamicCache(), needed.new_zeros(1, 0), [], 0
+    places = torch.zeros(ids.shape, dtype=torch.long)  # of every position among all that is computed
     for segments in levels:
         sizes = torch.tensor([segment.stop - segment.start for segment in segments], device=ids.device)
         steps = torch.arange(int(sizes.max()), device=ids.device)
@@ -90,12 +97,12 @@ def hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor, needed: Tensor
             layer.keys, layer.values = _taken(layer.keys, parents), _taken(layer.values, parents)
         read = torch.stack([needed[segment.rows].any(0) for segment in segments]).gather(1, positions)
         with needed_at(lm, read & (steps < sizes[:, None])):
-            output = lm.base_model(
+            output = base(
                 input_ids=ids[first[:, None], positions],
                 attention_mask=before,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(type(base)): cache},
             )
         computed.append(output.last_hidden_state.flatten(0, 1))
         for number, segment in enumerate(segments):

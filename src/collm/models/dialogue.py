@@ -7,13 +7,15 @@ pass score an episode and one key/value cache serve it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from collm.errors import ConfigurationError
+from collm.models.loading import control_tokens, encode_data, tokens_of
 from collm.trajectory import Action
 
 _ANSWER = "collm-answer-goes-here"
@@ -27,7 +29,9 @@ class Dialogue:
         max_prompt_tokens: Room for the prompt: the context length less the longest response.
         chat_template: False writes observations and responses as plain lines even if there is a template.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking`.
-        system_prompt: First message of every dialogue.
+        system_prompt: First message of every dialogue; where the chat template has no system messages, the beginning of
+            the first message of the user.
+        control_tokens_in_data: Whether control tokens that an observation spells are control tokens in the prompt.
     """
 
     def __init__(
@@ -37,12 +41,17 @@ class Dialogue:
         chat_template: bool = True,
         template_arguments: Mapping[str, Any] | None = None,
         system_prompt: str | None = None,
+        control_tokens_in_data: bool = False,
     ):
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self.use_template = chat_template and bool(tokenizer.chat_template)
         self.template_arguments = dict(template_arguments or {})
+        self.control_tokens_in_data = control_tokens_in_data
         self.system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self.preface = ""
+        if self.use_template and system_prompt and not self._shows_system(system_prompt):
+            self.system, self.preface = [], f"{system_prompt}\n\n"
 
     def prompt(self, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t; the newest turns are kept where it does not fit.
@@ -75,15 +84,18 @@ class Dialogue:
 
     def opening(self, observation: str) -> list[int]:
         """Tokens of the first observation, up to where the agent begins to write."""
+        observation, marks = self._marked(observation)
         if not self.use_template:
-            return self.tokenizer(self._system_text() + observation + "\n").input_ids
-        messages = [*self.system, {"role": "user", "content": observation}]
-        return self._encode(self._render(messages, add_generation_prompt=True))
+            text = self._system_text() + observation + "\n"
+            return [*self._begin(), *self._encode(text, marks)]
+        messages = [*self.system, {"role": "user", "content": self.preface + observation}]
+        return self._encode(self._render(messages, add_generation_prompt=True), marks)
 
     def bridge(self, observation: str, action: Action) -> list[int]:
         """Tokens between the end of `action` and where the agent begins to write again."""
+        observation, marks = self._marked(observation)
         if not self.use_template:
-            return self._encode("\n" + observation + "\n")
+            return self._encode("\n" + observation + "\n", marks)
         text = self._render(
             [
                 *self.system,
@@ -94,9 +106,12 @@ class Dialogue:
             add_generation_prompt=True,
         )
         # the observation itself may contain anything, so the first mark is the one that was put there
-        ids = self._encode(text.partition(_ANSWER)[2])
-        ended = bool(action.token_ids) and not action.truncated
-        return ids[1:] if ended and ids and ids[0] == action.token_ids[-1] else ids
+        ids = self._encode(text.partition(_ANSWER)[2], marks)
+        if action.truncated or not action.token_ids or action.token_ids[-1] not in ids:
+            return ids
+        # the end token that the agent wrote is the one with which the template ends its message, spaces or not
+        end = ids.index(action.token_ids[-1])
+        return ids if self.tokenizer.decode(ids[:end]).strip() else ids[end + 1 :]
 
     def check_fits(self, agent_id: str, task_id: str, observation: str) -> None:
         """Refuse a first observation that leaves no room for a response."""
@@ -108,19 +123,53 @@ class Dialogue:
                 "model with a longer context."
             )
 
+    def _shows_system(self, system_prompt: str) -> bool:
+        """Whether the chat template accepts system messages, as Gemma's does not, and shows them."""
+        try:
+            text = self._render([*self.system, {"role": "user", "content": "?"}], add_generation_prompt=True)
+        except TemplateError:
+            return False
+        return system_prompt.strip() in text
+
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.template_arguments
         )
 
-    def _encode(self, text: str) -> list[int]:
-        return list(_tokens(self.tokenizer, text))
+    def _marked(self, observation: str) -> tuple[str, dict[str, str]]:
+        """`observation` with a mark in the place of each control token that it spells, and what the marks stand for."""
+        spelled = None if self.control_tokens_in_data else control_tokens(self.tokenizer)
+        if spelled is None:
+            return observation, {}
+        fence = "\ue000"
+        while fence in observation:
+            fence += "\ue000"
+        marks: dict[str, str] = {}  # by the spelling
+
+        def mark(found: re.Match[str]) -> str:
+            return marks.setdefault(found.group(), f"{fence}{len(marks)}\ue001")
+
+        return spelled.sub(mark, observation), {name: text for text, name in marks.items()}
+
+    def _encode(self, text: str, marks: Mapping[str, str]) -> list[int]:
+        """Tokens of `text`, with what `marks` stand for as ordinary characters."""
+        if not marks:
+            return list(tokens_of(self.tokenizer, text))
+        pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
+        encoded = (
+            encode_data(self.tokenizer, marks[piece]) if piece in marks else tokens_of(self.tokenizer, piece)
+            for piece in pieces
+            if piece
+        )
+        return [token for ids in encoded for token in ids]
+
+    def _begin(self) -> list[int]:
+        """What the tokenizer puts in front of a text, such as its begin token; what it appends ends a text."""
+        text = "\n"
+        plain = self._encode(text, {})
+        ids = list(self.tokenizer(text).input_ids)
+        starts = range(len(ids) - len(plain) + 1)
+        return ids[: next((start for start in starts if ids[start : start + len(plain)] == plain), 0)]
 
     def _system_text(self) -> str:
         return self.system[0]["content"] + "\n" if self.system else ""
-
-
-@lru_cache(maxsize=4096)
-def _tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Tokens of `text` as it stands; what is said in one turn is often said in the next and in other episodes."""
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)

@@ -7,12 +7,16 @@ that a mistake costs a second instead of a model load.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 from functools import cache, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -21,6 +25,7 @@ from collm.errors import ConfigurationError
 from collm.models.relay_model import initialize
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -113,10 +118,22 @@ def load_tokenizer(path: str) -> Tokenizer:
             f"no tokenizer could be read from {path!r}: {str(error).splitlines()[0]} Save one into the folder with "
             "tokenizer.save_pretrained(folder)."
         ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # some versions make one up
+        raise ConfigurationError(
+            f"the tokenizer of {path!r} has no tokens but special ones; save a whole one into the folder with "
+            "tokenizer.save_pretrained(folder)."
+        )
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
             f"the tokenizer of {path!r} has no end-of-sequence token, so an agent could never end a response; set "
             "'eos_token' in its tokenizer_config.json."
+        )
+    rows, largest = load_config(path).get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ConfigurationError(
+            f"the tokenizer of {path!r} has tokens up to number {largest}, but its model has embeddings for {rows} "
+            "tokens only; use the tokenizer that the model was trained with, or enlarge the model with "
+            "model.resize_token_embeddings(len(tokenizer)) and save it."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -125,8 +142,49 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 @lru_cache(maxsize=4096)
 def encode(path: str, text: str) -> tuple[int, ...]:
-    """Tokens of `text` as it stands, without any special ones around it."""
-    return tuple(load_tokenizer(path)(text, add_special_tokens=False).input_ids)
+    """Tokens of `text`, which is data: control tokens that are spelled in it are ordinary characters."""
+    return tuple(encode_data(load_tokenizer(path), text))
+
+
+def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of `text` in which the spelling of a control token, such as `<|im_end|>`, is ordinary characters.
+
+    Text without such a spelling has the tokens that the tokenizer gives it. Nothing is added around it.
+    """
+    spelled = control_tokens(tokenizer)
+    if spelled is None or not spelled.search(text):
+        return list(tokens_of(tokenizer, text))
+    ids: list[int] = []
+    end = 0
+    for found in spelled.finditer(text):
+        # cut after its first character, a spelling is not recognized; what stands between spellings stays in one piece
+        pieces = (text[end : found.start() + 1], found.group()[1:])
+        end = found.end()
+        for piece in pieces:
+            if spelled.search(piece):  # a control token within another one
+                ids += [token for letter in piece for token in tokens_of(tokenizer, letter)]
+            else:
+                ids += tokens_of(tokenizer, piece)
+    return [*ids, *tokens_of(tokenizer, text[end:])]
+
+
+@lru_cache(maxsize=4096)
+def tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Tokens of `text`, control tokens included, with nothing added around it; texts that come again are kept."""
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@cache
+def control_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Finds spellings of the tokenizer's control tokens, longest first; None if it has none.
+
+    They are its special tokens and all others that were added to the vocabulary in angle brackets, such as `<think>`.
+    Added runs of spaces, which some tokenizers have, are text.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    spelled = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
+    spelled = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, spelled))) if spelled else None
 
 
 @cache
@@ -135,10 +193,93 @@ def same_tokens(path: str, other: str) -> bool:
     return path == other or load_tokenizer(path).get_vocab() == load_tokenizer(other).get_vocab()
 
 
+def starts_at_random(path: str, random_weights: bool) -> bool:
+    """Whether the weights of a model are drawn, and not loaded."""
+    return random_weights or path == "relay"  # which never learned anything
+
+
 def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:
-    """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned."""
-    if path == "relay":  # which never learned anything
-        return initialize(AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype]))
-    if random_weights:
-        return AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
-    return AutoModelForCausalLM.from_pretrained(resolve_path(path), dtype=DTYPES[dtype])
+    """The causal language model at `path`; `random_weights` keeps its shape and forgets what it learned.
+
+    Raises:
+        ConfigurationError: The weights cannot be read, are not those of this architecture, or are not all there.
+    """
+    if starts_at_random(path, random_weights):
+        model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
+        return initialize(model) if path == "relay" else model
+    try:
+        # what is pickled is read as tensors only: code in it does not run
+        model, found = AutoModelForCausalLM.from_pretrained(
+            resolve_path(path),
+            dtype=DTYPES[dtype],
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any kind, as what is in the files decides where it fails
+        raise unreadable(path, error) from error
+    wrong = [f"{name!r} is missing" for name in sorted(found["missing_keys"])]
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        wrong.append(f"{name!r} has shape {list(stored)} instead of {list(expected)}")
+    if wrong:
+        others = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
+        raise ConfigurationError(
+            f"the weights of {path!r} are not those of its config.json: {wrong[0]}{others}. Save the model into the "
+            "folder again, or mend its config.json."
+        )
+    return model
+
+
+def check_source(path: str, random_weights: bool) -> None:
+    """Refuse what cannot be a model with its tokenizer, without loading weights.
+
+    Raises:
+        ConfigurationError: Names what is wrong and how to mend it.
+    """
+    load_tokenizer(path)
+    if not starts_at_random(path, random_weights):
+        check_weights(path)
+
+
+@cache
+def check_weights(path: str) -> None:
+    """Refuse files of weights in a local folder that are missing or cut off, without reading the weights.
+
+    Raises:
+        ConfigurationError: Names the file, what is wrong with it and how to mend it.
+    """
+    folder = Path(resolve_path(path))
+    if not folder.is_dir():
+        return
+    safe, pickled = _WEIGHTS
+    needed = {file.name for file in folder.glob(safe)}
+    index = folder / "model.safetensors.index.json"
+    if "model.safetensors" not in needed and index.exists():
+        try:
+            needed = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise unreadable(path, ValueError(f"{index.name} is no index of weights ({error!r})")) from error
+    if not needed and not list(folder.glob(pickled)):
+        raise unreadable(path, ValueError("there is neither model.safetensors nor pytorch_model.bin"))
+    for name in sorted(needed):
+        try:
+            with safe_open(folder / name, framework="pt"):  # compares the length of the file with its header
+                pass
+        except (OSError, SafetensorError) as error:
+            raise unreadable(path, ValueError(f"{name}: {error}")) from error
+
+
+def unreadable(path: str, error: Exception) -> ConfigurationError:
+    """That the weights at `path` cannot be read, in one line."""
+    if isinstance(error, UnpicklingError):
+        reason = "a file holds pickled objects other than tensors, which might run code and are not loaded."
+    else:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = reason.rstrip(".")
+    files = sorted(file.name for pattern in _WEIGHTS for file in Path(resolve_path(path)).glob(pattern))
+    return ConfigurationError(
+        f"no weights could be read from {path!r} ({', '.join(files) or 'no file of weights'}): {reason}. Copy or "
+        "download the model again, or save it into the folder with model.save_pretrained(folder)."
+    )

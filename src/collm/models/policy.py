@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,14 @@ from collm.inference.prefill import Memory
 from collm.models.architectures import decoder_of
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.loading import load_config, load_tokenizer
+from collm.models.loading import encode_data, load_tokenizer
 from collm.models.specs import ModelSpec
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
 from collm.runtime.profiler import meter
 from collm.runtime.seeding import forked
 from collm.trajectory import Action, SequenceBatch
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
-_HEAD_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass
@@ -44,6 +44,8 @@ class PolicySpec(ModelSpec):
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dropout: Train with the dropout that the model's configuration has, although it samples without: importance
+            ratios then differ from 1 before the first step.
         max_new_tokens: Longest response, in tokens.
         min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
             responses have the same length, for measuring speed.
@@ -59,6 +61,8 @@ class PolicySpec(ModelSpec):
         chat_template: Use the tokenizer's chat template at every turn, if it has one.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
         system_prompt: First message of every dialogue, if any.
+        control_tokens_in_data: Let what agents are shown contain control tokens: an observation that spells one of the
+            tokenizer's, such as `<|im_end|>`, then ends a message in the prompt. By default it is ordinary characters.
         allowed_words: All it may write, each word one token of its tokenizer; by default anything. Log-probabilities
             are those of the policy that is restricted so.
     """
@@ -74,6 +78,7 @@ class PolicySpec(ModelSpec):
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
+    control_tokens_in_data: bool = False
     allowed_words: list[str] | None = None
 
     def check(self, name: str) -> None:
@@ -83,31 +88,18 @@ class PolicySpec(ModelSpec):
             ConfigurationError: Names the setting, its value and how to mend it.
         """
         super().check(name)
-        for setting in ("max_new_tokens", "temperature", "top_p"):
-            if getattr(self, setting) <= 0:
-                raise ConfigurationError(f"{name}.{setting} is {getattr(self, setting)}; it must be above 0.")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
+        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO)
+        check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
+        if self.min_new_tokens > self.max_new_tokens:
             raise ConfigurationError(
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
         if self.engine not in ("collm", "transformers", "vllm"):
             raise ConfigurationError(f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm.")
-        if not 0 < self.engine_memory < 1:
-            raise ConfigurationError(f"{name}.engine_memory is {self.engine_memory}; it is a share, between 0 and 1.")
         if self.engine == "vllm":
             vllm_engine.check(name, self)
-        if self.top_p > 1:
-            raise ConfigurationError(f"{name}.top_p is {self.top_p}; it is a probability, at most 1.")
-        if self.top_k < 0:
-            raise ConfigurationError(f"{name}.top_k is {self.top_k}; use 0 to turn it off.")
-        config = load_config(self.path)
-        scaled = [key for key in _HEAD_SCALING if getattr(config.get_text_config(), key, None) not in (None, 1.0)]
-        if scaled:
-            raise ConfigurationError(
-                f"{name}.path: {self.path!r} scales its logits after the head ({', '.join(scaled)}), which the "
-                "log-probabilities here do not follow; choose a model without it."
-            )
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
@@ -161,6 +153,7 @@ class Policy:
         self.eos_ids = {self.tokenizer.eos_token_id} | set([eos] if isinstance(eos, int) else eos or [])
         self.allowed_ids = spec.allowed_ids()
         self.memory: Memory | None = None
+        self.version = 0  # number of updates behind its weights, noted in what it writes
         self.readers: dict[tuple, Reader] | None = None  # by what they read with
         self.together: Hashable = None  # equal for policies that one reader serves
 
@@ -186,19 +179,26 @@ class Policy:
         return self.backbone.device
 
     @property
-    def knows_model(self) -> bool:
-        """Whether it can sample straight from the weights, if that is what it is told to do."""
-        return self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
+    def engine(self) -> str:
+        """What samples: the engine it is told to use, or `transformers` for a model that no other engine can read."""
+        falls_back = self.spec.engine == "collm" and not self.backbone.support.cached_decoding
+        return "transformers" if falls_back else self.spec.engine
+
+    @property
+    def slower(self) -> str | None:
+        """How it samples and trains, where the model does not allow what is fastest; None where it does."""
+        embedded = self.spec.engine != "collm" or decoder_of(self.backbone.lm) is not None
+        return self.backbone.support.slower(self.engine, embedded)
 
     @property
     def decoder(self) -> Hashable:
         """Policies for which this is equal can be sampled in one decode loop."""
-        if self.spec.engine == "transformers":
+        if self.engine == "transformers":
             return id(self)
         if self.readers is None or self.together is None:
             ours = self.spec.engine == "collm"
             self.together = side_by_side(self.backbone) if ours else id(self.backbone)
-        return self.together, self.spec.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
+        return self.together, self.engine, repr(self.sampling(greedy=False)), frozenset(self.eos_ids)
 
     def sampling(self, greedy: bool) -> Sampling:
         """How its tokens are drawn."""
@@ -237,10 +237,10 @@ class Policy:
         """
         everything = [prompt for own in prompts for prompt in own]
         how = (everything, self.sampling(greedy), sorted(self.eos_ids), self.own(generator))
-        if self.spec.engine == "transformers":
+        if self.engine == "transformers":
             with self.backbone.using(self.adapter):
-                drawn = stock.generate(self.backbone.lm, *how)
-        elif self.spec.engine == "vllm":
+                drawn = stock.generate(self.backbone.lm, *how, self.backbone.support.batching)
+        elif self.engine == "vllm":
             if self.backbone.engine is None:
                 self.backbone.engine = vllm_engine.Engine(self.backbone, self.spec)
             adapters = [policy.adapter for policy, own in zip(policies, prompts, strict=True) for _ in own]
@@ -271,13 +271,13 @@ class Policy:
         """Sampled tokens and their log-probabilities as responses."""
         texts = self.tokenizer.batch_decode([ids for ids, _ in drawn], skip_special_tokens=True)
         return [
-            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids)
+            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids, policy_version=self.version)
             for text, prompt, (ids, log_probs) in zip(texts, prompts, drawn, strict=True)
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
         """`text` as if this policy had written it, ended by the end-of-sequence token if it may write that."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = encode_data(self.tokenizer, text)
         if self.allowed_ids is None:
             ids = [*ids[: self.spec.max_new_tokens - 1], self.tokenizer.eos_token_id]
         else:
@@ -305,41 +305,48 @@ class Policy:
         # the token at position l is predicted from position l - 1; a prompt has at least one token
         hidden = self.backbone.hidden_states(batch.ids, batch.attention_mask, mask.roll(-1, dims=1))
         states, targets = hidden[:, :-1][mask[:, 1:]], batch.ids[:, 1:][mask[:, 1:]]
-        head = self.backbone.lm.get_output_embeddings()
-        size = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
+        size = max(1, LOGITS_PER_CHUNK // self.backbone.vocabulary_size)
         how = (self.spec.temperature, self.allowed_ids)
         pieces = []
         for chunk, target in zip(states.split(size), targets.split(size), strict=True):
             if len(states) > size and torch.is_grad_enabled():
-                pieces.append(checkpoint(_score, head, chunk, target, *how, use_reentrant=False))
+                pieces.append(checkpoint(_score, self.backbone.logits, chunk, target, *how, use_reentrant=False))
             else:
-                pieces.append(_score(head, chunk, target, *how))
+                pieces.append(_score(self.backbone.logits, chunk, target, *how))
         scored = [torch.cat(values) for values in zip(*pieces, strict=True)]
         log_probs, entropies = (values.new_zeros(mask.shape) for values in scored)
         log_probs[mask], entropies[mask] = scored
         return log_probs, entropies
 
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write the agent as a Hugging Face folder, or as a PEFT folder if it is an adapter, with its tokenizer.
+        """Write the agent as a Hugging Face folder, or as a PEFT folder, with its tokenizer; see `Backbone.save`.
 
         Args:
             folder: Where to; it is made.
             weights: The state dict of the language model, where it is not at hand in one piece.
         """
-        with self.backbone.using(self.adapter):
-            self.backbone.lm.save_pretrained(folder, state_dict=weights)
+        self.backbone.save(folder, self.adapter, weights)
         self.tokenizer.save_pretrained(folder)
 
 
 def make_dialogue(spec: PolicySpec) -> Dialogue:
     """The dialogue format of `spec`; needs the tokenizer only, no weights."""
     return Dialogue(
-        load_tokenizer(spec.path), spec.prompt_room(), spec.chat_template, spec.template_arguments, spec.system_prompt
+        load_tokenizer(spec.path),
+        spec.prompt_room(),
+        spec.chat_template,
+        spec.template_arguments,
+        spec.system_prompt,
+        spec.control_tokens_in_data,
     )
 
 
 def _score(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, allowed_ids: Sequence[int] | None
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    allowed_ids: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `targets` [M] and entropy, [M] each, from hidden states [M, hidden size]."""
     logits = head(hidden)

@@ -13,11 +13,10 @@ class Resident(nn.Module):
 
     home: torch.device | None = None
 
-    def settle(self, home: torch.device | None) -> None:
+    def settle(self, home: torch.device | None) -> Resident:
         """Move to `home` and stay there; None: go along as before."""
         self.home = home
-        if home is not None:
-            self.to(home)
+        return self if home is None else self.to(home)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Resident:
         home = self.home

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from collm.errors import ConfigurationError
-from collm.models.loading import DTYPES, load_config, load_tokenizer
+from collm.models.loading import DTYPES, check_source, load_config
+from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_numbers
+
+_LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
 
 
 @dataclass
@@ -22,6 +25,7 @@ class ModelSpec:
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dropout: Train with the dropout that the model's configuration has, although it samples and values without.
         context_length: Longest sequence it reads, in tokens; by default what the model allows.
     """
 
@@ -33,6 +37,7 @@ class ModelSpec:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
+    dropout: bool = False
     context_length: int | None = None
 
     def check(self, name: str) -> None:
@@ -46,17 +51,9 @@ class ModelSpec:
         """
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"{name}.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
-        if self.learning_rate <= 0:
-            raise ConfigurationError(f"{name}.learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.lora_rank < 0:
-            raise ConfigurationError(f"{name}.lora_rank is {self.lora_rank}; use 0 to train all weights.")
-        if self.lora_alpha <= 0:
-            raise ConfigurationError(f"{name}.lora_alpha is {self.lora_alpha}; it must be above 0.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigurationError(f"{name}.lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
-        if self.context_length is not None and self.context_length < 1:
-            raise ConfigurationError(f"{name}.context_length is {self.context_length}; it must be above 0.")
-        load_tokenizer(self.path)
+        check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
+        check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
+        check_source(self.path, self.random_weights)
 
     def max_tokens(self) -> int:
         """Longest sequence it may read, in tokens."""
@@ -65,5 +62,16 @@ class ModelSpec:
 
 
 def model_context_length(path: str) -> int:
-    """Longest sequence the model at `path` can read, in tokens."""
-    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or 4096
+    """Longest sequence the model at `path` can read, in tokens.
+
+    Some rotary embeddings change for all positions once a batch holds a sequence longer than the model was first
+    trained on; that length is the limit, so that no row changes the numbers of another.
+    """
+    config = load_config(path).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or 4096
+    rotations = getattr(config, "rope_parameters", None) or {}
+    for rotation in [rotations, *(one for one in rotations.values() if isinstance(one, dict))]:
+        if rotation.get("rope_type") in _LENGTH_DEPENDENT:
+            first = rotation.get("original_max_position_embeddings")
+            longest = min(longest, first or getattr(config, "original_max_position_embeddings", None) or longest)
+    return longest

@@ -7,9 +7,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 
-from collm.errors import ConfigurationError, TrainingError
+from collm.errors import ConfigurationError, TrainingError, shortened
+from collm.runtime.configuration import StrictFiles
+
+
+class _Parser(StrictFiles, ArgumentParser):
+    pass
 
 
 def run_command(function: Callable[..., None], **defaults: Any) -> int:
@@ -23,9 +28,9 @@ def run_command(function: Callable[..., None], **defaults: Any) -> int:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is stopped, no run is left behind
     try:
-        auto_cli(function, as_positional=False, set_defaults=defaults)
+        auto_cli(function, as_positional=False, set_defaults=defaults, parser_class=_Parser)
     except (ConfigurationError, TrainingError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        print(f"\nerror: {shortened(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from collm.environments.base import Environment, EpisodeFailure, Step, check_observations, check_reward
+from collm.environments.base import Environment, EpisodeFailure, Step
+from collm.environments.contract import begun, check_observations, stepped
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
 
@@ -64,19 +65,63 @@ class SamplingPolicy(Protocol):
 
 
 class Episode:
-    """An episode being played: where the environment stands, and what each agent has seen and done."""
+    """An episode being played: where the environment stands, and what each agent has seen and done.
 
-    def __init__(self, environment: Environment, task: Task, group: int, seed: int):
+    Args:
+        environment: The game.
+        task: What is played.
+        group: Episodes of one task share this number.
+        seed: Fixes the environment's chance.
+        retries: How often a failed turn is tried again, each time in a fresh episode that was brought to that turn.
+    """
+
+    def __init__(self, environment: Environment, task: Task, group: int, seed: int, retries: int = 0):
         self.environment = environment
-        self.rng = random.Random(seed)
-        self.state: Any
-        with meter.phase("environment"):
-            self.state, self.observations = environment.reset(task, self.rng)
-        check_observations(environment, self.observations)
+        self.seed = seed
+        self.retries = retries
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
         self.messages: list[Message] = []  # of the turn that is being played
         self.done = False
-        self.describe()
+        self.state: Any = None
+        self.observations: dict[str, str] = {}
+        self.features: dict[str, float] = {}
+        self.state_text = ""
+        self.progress: float | None = None
+        for _ in range(1 + retries):
+            try:
+                self.begin()
+                self.describe()
+                break
+            except EpisodeFailure as failure:
+                self.trajectory.failures.append((failure.cause, str(failure)))
+        else:
+            self.fail()
+
+    def begin(self) -> None:
+        """Reset the environment, with the same chance each time.
+
+        Raises:
+            EpisodeFailure: The environment could not begin.
+        """
+        self.rng = random.Random(self.seed)
+        with meter.phase("environment"):
+            self.state, self.observations = begun(self.environment, self.trajectory.task, self.rng)
+
+    def begin_again(self) -> None:
+        """Reset the environment and repeat the turns played, up to where the episode stands.
+
+        Raises:
+            EpisodeFailure: It failed once more, or the agents would have been shown something else.
+        """
+        shown = [*(turn.observations for turn in self.trajectory.turns), self.observations]
+        self.begin()
+        for turn, expected in zip(self.trajectory.turns, shown[1:], strict=True):
+            texts = {name: action.text for name, action in turn.actions.items()}
+            step = self.environment.step(self.state, texts)
+            self.state, self.observations = step.state, step.observations
+            if self.observations != expected:
+                raise EpisodeFailure("a fresh episode did not repeat what agents had been shown", cause="repetition")
+        self.observations = shown[-1]
 
     def describe(self) -> None:
         """Note the state before a turn, for critics alone; steps may change the state itself."""
@@ -84,6 +129,11 @@ class Episode:
             self.features = {name: float(value) for name, value in self.environment.state_features(self.state).items()}
             self.state_text = self.environment.state_text(self.state)
             self.progress = self.environment.progress(self.state)
+
+    def fail(self) -> None:
+        """End the episode for its last failure."""
+        self.trajectory.error = self.trajectory.failures[-1][1]
+        self.done = True
 
     def history(self, agent_id: str, shown: str | None = None) -> tuple[list[str], list[Action]]:
         """Observations o_0 ... o_t and actions a_0 ... a_{t-1} of one agent.
@@ -104,10 +154,9 @@ class Episode:
     def receive(self, joint_action: Mapping[str, Action], step: Step | EpisodeFailure) -> None:
         """Take in what `joint_action` led to."""
         if isinstance(step, EpisodeFailure):
-            self.trajectory.error = str(step)
-            self.done = True
+            self.trajectory.failures.append((step.cause, str(step)))
+            self.fail()
             return
-        check_reward(self.environment, step.reward)
         self.trajectory.turns.append(
             Turn(
                 self.observations,
@@ -130,10 +179,30 @@ class Episode:
 
 
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:
-    """Apply one joint action to each of several episodes of one environment, all at once."""
+    """Apply one joint action to each of several episodes of one environment, all at once.
+
+    Where the environment fails, the same joint action is applied again in a fresh episode, as often as episodes may
+    retry: an outage says nothing about what the agents wrote.
+    """
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
     with meter.phase("environment"):
-        outcomes = episodes[0].environment.step_batch([episode.state for episode in episodes], texts)
+        environment = episodes[0].environment
+        tasks, states = [e.trajectory.task for e in episodes], [e.state for e in episodes]
+        outcomes = stepped(environment, tasks, states, texts)
+        for attempt in range(max(episode.retries for episode in episodes)):
+            ready = []
+            for index, (episode, outcome) in enumerate(zip(episodes, outcomes, strict=True)):
+                if isinstance(outcome, EpisodeFailure) and attempt < episode.retries:
+                    episode.trajectory.failures.append((outcome.cause, str(outcome)))
+                    try:
+                        episode.begin_again()
+                        ready.append(index)
+                    except EpisodeFailure as failure:
+                        outcomes[index] = failure
+            if ready:
+                again = ([values[index] for index in ready] for values in (tasks, [e.state for e in episodes], texts))
+                for index, outcome in zip(ready, stepped(environment, *again), strict=True):
+                    outcomes[index] = outcome
     for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
         episode.receive(joint_action, outcome)
 
@@ -174,6 +243,7 @@ class Sampler(ABC):
         num_generations: int = 1,
         greedy: bool = False,
         on_turn: Callable[[int, int], None] | None = None,
+        retries: int = 0,
     ) -> list[Trajectory]:
         """Play `num_generations` episodes of every task.
 
@@ -186,13 +256,14 @@ class Sampler(ABC):
             num_generations: Episodes of each task; they share the environment's chance and differ in actions.
             greedy: Take the most likely tokens.
             on_turn: Told the turn that begins and how many episodes are still played.
+            retries: How often a turn in which the environment failed is tried again.
 
         Returns:
             The trajectories, those of one task next to each other.
         """
         generator = torch.Generator(device).manual_seed(seed)
         episodes = [
-            Episode(environment, task, group, seed * 1_000_003 + group)
+            Episode(environment, task, group, seed * 1_000_003 + group, retries)
             for group, task in enumerate(tasks)
             for _ in range(num_generations)
         ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from collm.environments.base import Environment
+from collm.environments.contract import check_joint_action
 from collm.errors import ConfigurationError
 from collm.samplers.base import Episode, Sampler, SamplingPolicy
 from collm.trajectory import Action
@@ -32,6 +33,7 @@ class Demonstrations(Sampler):
         joint = []
         for episode in episodes:
             texts = episode.environment.demonstrate(episode.state, episode.rng)
+            check_joint_action(episode.environment, texts)
             joint.append(
                 {
                     agent_id: policy.encode_action(texts[agent_id], policy.prompt(*episode.history(agent_id)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from collm.errors import ConfigurationError
+from collm.runtime.checks import Range, check_number
 from collm.samplers.base import Episode, SamplingPolicy
 from collm.samplers.conversation import Protocol
 from collm.trajectory import Action
@@ -20,12 +20,8 @@ class Discussion(Protocol):
     """
 
     def __init__(self, rounds: int = 2):
-        if rounds < 2:
-            raise ConfigurationError(
-                f"Discussion.rounds is {rounds}; it must be at least 2. "
-                "For one round use collm.samplers.parallel.Parallel."
-            )
-        self.rounds = rounds
+        remedy = "For one round use collm.samplers.parallel.Parallel."
+        self.rounds = check_number("Discussion.rounds", rounds, Range(2, 1000, whole=True), remedy)
 
     def joint_actions(
         self,

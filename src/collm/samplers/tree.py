@@ -20,6 +20,7 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, check_number
 from collm.samplers.base import Episode, SamplingPolicy, act_all, kept_caches
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Action, Branch, Task, Trajectory
@@ -42,21 +43,25 @@ class Tree(Parallel):
 
     def __init__(self, joint: Literal["aligned", "cross"] = "aligned", max_joint_samples: int = 4096):
         self.joint = joint
-        self.max_joint_samples = max_joint_samples
+        self.max_joint_samples = check_number("Tree.max_joint_samples", max_joint_samples, COUNT)
         if joint not in ("aligned", "cross"):
             raise ConfigurationError(f"joint is {joint!r}; choose aligned or cross.")
-        if max_joint_samples < 1:
-            raise ConfigurationError(f"max_joint_samples is {max_joint_samples}; it must be at least 1.")
 
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
         """Refuse trees beyond the budget, and say how large they would be."""
         branches = num_generations ** (len(environment.agent_ids) if self.joint == "cross" else 1)
-        size = sum(branches**turn for turn in range(1, environment.horizon + 1))
+        size, width = 0, 1
+        for _ in range(environment.horizon):
+            width *= branches
+            size += width
+            if width > 10**12:
+                break  # far too large already; the whole number would be too long to write
         if num_tasks * size > self.max_joint_samples:
+            more = "more than " if width > 10**12 else ""
             raise ConfigurationError(
                 f"a rollout tree with {branches} {self.joint} joint actions per node (data.num_generations "
-                f"{num_generations}) over {environment.horizon} turns has {size:,} joint samples, and "
-                f"{num_tasks * size:,} in a rollout of {num_tasks} tasks; max_joint_samples is "
+                f"{num_generations}) over {environment.horizon} turns has {more}{size:,} joint samples, and "
+                f"{more}{num_tasks * size:,} in a rollout of {num_tasks} tasks; max_joint_samples is "
                 f"{self.max_joint_samples:,}. Lower num_generations, the horizon or tasks_per_rollout, or raise it."
             )
 
@@ -70,12 +75,15 @@ class Tree(Parallel):
         num_generations: int = 1,
         greedy: bool = False,
         on_turn: Callable[[int, int], None] | None = None,
+        retries: int = 0,
     ) -> list[Trajectory]:
         """Grow one tree per task, all of them turn by turn; see `Sampler.rollout`."""
         self.check(environment, len(tasks), num_generations)
         generator = torch.Generator(device).manual_seed(seed)
         numbers = count()
-        paths = [Episode(environment, task, group, seed * 1_000_003 + group) for group, task in enumerate(tasks)]
+        paths = [
+            Episode(environment, task, group, seed * 1_000_003 + group, retries) for group, task in enumerate(tasks)
+        ]
         with kept_caches(policies, environment.horizon > 1):
             for turn in range(environment.horizon):
                 active = [path for path in paths if not path.done]
@@ -107,12 +115,15 @@ class Tree(Parallel):
     def branch(path: Episode, num_children: int) -> list[Episode]:
         """Copies of `path` that go on from it, each on its own; they share its turns and its chance."""
         children = []
-        for _ in range(num_children):
+        for index in range(num_children):
             child = copy.copy(path)
             # states are not promised to be immutable, and may hold a generator
             child.state, child.rng = copy.deepcopy((path.state, path.rng))
             weight = path.trajectory.weight / num_children
-            child.trajectory = replace(path.trajectory, turns=list(path.trajectory.turns), weight=weight)
+            failures = [] if index else list(path.trajectory.failures)  # each counts once
+            child.trajectory = replace(
+                path.trajectory, turns=list(path.trajectory.turns), failures=failures, weight=weight
+            )
             children.append(child)
         return children
 

@@ -19,10 +19,13 @@ from typing import Any
 from collm.sandbox import confine, frames, kernel, plain
 
 CHANNEL = 3
+READY = b"ready"
 NONCE_BYTES = 16
 # Ends an answer to a call in which the counted function ran.
 COUNTED = b"+"
 _MAX_MESSAGE = 300
+_MAX_NAME = 100
+_MAX_WORD = 200
 
 
 def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int | None) -> None:
@@ -46,9 +49,12 @@ def serve_forks(control: socket.socket, setup: Mapping[str, Any], processes: int
     while True:
         word, descriptors, _, _ = socket.recv_fds(control, 16, 1)
         if word == b"fork":
-            child = _fork(descriptors[0], control, setup, home)
+            try:
+                child = _fork(descriptors[0], control, setup, home)
+                control.send(str(child).encode())
+            except OSError as error:
+                control.send(f"no process: {error}".encode()[:_MAX_WORD])
             os.close(descriptors[0])
-            control.send(str(child).encode())
         elif word == b"reap":
             control.send(str(_reap(child, home is not None)).encode())
         else:
@@ -65,15 +71,17 @@ def _fork(channel: int, control: socket.socket, setup: Mapping[str, Any], home: 
     if home is not None:
         # The child is the first of a process space of its own, which ends with it, whatever it started.
         kernel.unshare(kernel.CLONE_NEWPID)
-    child = os.fork()
-    if child == 0:
-        try:
-            control.detach()
-            _become_candidate(channel, setup, home is not None)
-        finally:
-            os._exit(70)
-    if home is not None:
-        kernel.setns(home, kernel.CLONE_NEWPID)
+    try:
+        child = os.fork()
+        if child == 0:
+            try:
+                control.detach()
+                _become_candidate(channel, setup, home is not None)
+            finally:
+                os._exit(70)
+    finally:
+        if home is not None:
+            kernel.setns(home, kernel.CLONE_NEWPID)
     return child
 
 
@@ -105,26 +113,43 @@ def _reap_orphans() -> None:
             os.waitpid(pid, 0)
 
 
-def settle(channel: int) -> None:
-    """Keep `channel` as the only descriptor, besides standard ones that lead nowhere, and lead a session."""
+def settle(channel: int, rules: int | None) -> None:
+    """Lead a session with `channel` and `rules` as the only descriptors, besides standard ones that lead nowhere."""
     os.setsid()
     nowhere = os.open("/dev/null", os.O_RDWR)
+    for standard in range(CHANNEL):
+        os.dup2(nowhere, standard)
     if channel != CHANNEL:
         os.dup2(channel, CHANNEL)
-    for standard in range(3):
-        os.dup2(nowhere, standard)
-    os.closerange(CHANNEL + 1, 4096)
+    kept = CHANNEL if rules is None else rules
+    os.closerange(CHANNEL + 1, kept)
+    os.closerange(kept + 1, 4096)
+
+
+def give_up(channel: int, setup: Mapping[str, Any], alone: bool) -> None:
+    """Give up what code from elsewhere must not have, and say at the channel that this is done.
+
+    Ends the process, after saying why, where that does not work: then nothing may run.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    settle(channel, setup["rules"])
+    try:
+        # A scratch folder needs to be private and bounded; where it cannot be, there is none and nothing is writable.
+        if alone:
+            confine.private_scratch(setup["limits"]["scratch_bytes"])
+        os.chdir(confine.SCRATCH if alone else "/")
+        confine.confine(setup["limits"], setup["layers"], setup["user"], setup["rules"])
+    except (confine.SetupFailure, OSError) as error:
+        failed = error if isinstance(error, confine.SetupFailure) else confine.SetupFailure("process", str(error))
+        word = {"failed": failed.layer, "reason": failed.reason[:_MAX_MESSAGE]}
+        frames.send(CHANNEL, json.dumps(word).encode())
+        os._exit(71)
+    frames.send(CHANNEL, READY)
 
 
 def _become_candidate(channel: int, setup: Mapping[str, Any], alone: bool) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    settle(channel)
-    # A scratch folder needs to be private and bounded; where it cannot be, there is none and nothing is writable.
-    if alone:
-        confine.private_scratch(setup["limits"]["scratch_bytes"])
-    os.chdir(confine.SCRATCH if alone else "/")
-    confine.confine(setup["limits"], setup["layers"], setup["user"], confine.SCRATCH if alone else None)
+    give_up(channel, setup, alone)
     serve_calls(CHANNEL, setup["limits"]["message_bytes"])
 
 
@@ -180,4 +205,4 @@ def _describe(error: BaseException) -> bytes:
         text = str(error)[:_MAX_MESSAGE]
     except BaseException:
         text = ""
-    return plain.dumps(["error", [str(kind.__name__) for kind in type(error).__mro__], text])
+    return plain.dumps(["error", [str(kind.__name__)[:_MAX_NAME] for kind in type(error).__mro__], text])

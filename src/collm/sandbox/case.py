@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class Verdict:
         timeouts: Calls that ran out of time.
         calls: Calls that the test made.
         counted: Whether the counted function ran during a call that the test made.
+        broke: The program made the sandbox break down every time it was tried; every assert counts as failed.
     """
 
     loaded: bool
@@ -64,6 +65,7 @@ class Verdict:
     timeouts: int
     calls: int
     counted: bool = False
+    broke: bool = False
 
     @property
     def passed(self) -> int:
@@ -91,3 +93,9 @@ def verdict_of(answer: Mapping[str, Any]) -> Verdict:
 
 def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def verdict_against(units: Sequence[tuple[int, str]], error: str) -> Verdict:
+    """The verdict on a program that made the sandbox break down, which no program has to."""
+    failed = tuple(UnitResult(line, text, False, "not reached") for line, text in units)
+    return Verdict(False, False, failed, error, 0, 0, broke=True)

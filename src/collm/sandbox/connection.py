@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from collm.sandbox import frames
-from collm.sandbox.case import Case
+from collm.sandbox.case import Case, Verdict, verdict_of
+from collm.sandbox.confine import SetupFailure
 from collm.sandbox.limits import LAYERS, Limits, Protections
+from collm.sandbox.probe import complaints, probe
 
 # A bare interpreter: no site-packages, so no torch to load and none for programs to import. The package is put together
 # by hand, so that its own __init__ files do not run and nothing beside it can be found.
@@ -29,6 +31,17 @@ _MAX_VERDICT = 1 << 24
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
 _END_SECONDS = 2.0
+# A character of the program takes six bytes of a message at most.
+_BYTES_PER_CHARACTER = 6
+_MALFORMED = (ValueError, TypeError, LookupError, RecursionError)
+
+
+class Broken(Exception):
+    """The server ended, said nothing in time, or said something that is no answer."""
+
+
+class Unreadable(Exception):
+    """The test is no Python."""
 
 
 class Connection:
@@ -37,24 +50,54 @@ class Connection:
     Args:
         limits: What each judgement may use.
         layers: Kernel features to use where they exist.
+        promised: What every start has to come up with; None to take what the first one comes up with.
     """
 
-    def __init__(self, limits: Limits, layers: tuple[str, ...]):
+    def __init__(self, limits: Limits, layers: tuple[str, ...], promised: Protections | None = None):
         self.limits = limits
         self.layers = layers
+        self.promised = promised
+        self.libraries: list[str] = []
         self.process: subprocess.Popen | None = None
         self.channel: socket.socket | None = None
 
     def start(self) -> Protections:
-        """Start the process; without the layers that turn out not to be allowed."""
+        """Start the process and let the probe try to get out.
+
+        The first start goes on without the layers that turn out not to be allowed; a later one must not.
+
+        Raises:
+            SetupFailure: It did not come up, or with less than was promised, or the probe got out.
+        """
+        try:
+            protections = self._start()
+            lost = [] if self.promised is None else protections.lacks(self.promised)
+            if lost:
+                raise SetupFailure("promise", f"a server came up without {', '.join(lost)} ({protections})")
+            faults = complaints(self._ask(probe(self.libraries)), protections)
+            if faults:
+                raise SetupFailure("promise", f"The sandbox does not keep what it promises: {'; '.join(faults)}")
+        except SetupFailure:
+            self.close()
+            raise
+        except (frames.Closed, frames.Late, frames.TooLarge, OSError, *_MALFORMED) as error:
+            self.close()
+            raise SetupFailure("server", f"it did not come up ({error!r})") from error
+        self.promised = protections
+        return protections
+
+    def _start(self) -> Protections:
         notes: tuple[str, ...] = ()
         while True:
             answer = self._launch()
             if "failed" not in answer:
                 break
             self.close()
+            if self.promised is not None or answer["failed"] not in self.layers:
+                raise SetupFailure(answer["failed"], answer["reason"])
             self.layers = tuple(name for name in self.layers if name != answer["failed"])
             notes += (f"no {answer['failed']}: {answer['reason']}",)
+        self.libraries = [str(path) for path in answer["libraries"]]
         layers = {name: bool(answer["layers"][name]) for name in LAYERS}
         return Protections.of(layers, answer["user"], (*notes, *answer["notes"]))
 
@@ -79,12 +122,36 @@ class Connection:
         setup = {"limits": self.limits.plain(), "layers": self.layers}
         return self._exchange(setup, _START_SECONDS)
 
-    def judge(self, case: Case) -> dict[str, Any]:
-        """The server's answer to a case."""
+    def judge(self, case: Case) -> Verdict:
+        """The server's verdict on a case.
+
+        Raises:
+            SetupFailure: A process could not give up what it must, or the server could not start.
+            Broken: The server did not answer; it is ended.
+            Unreadable: The test is no Python.
+        """
         if self.process is None:
             self.start()
+        try:
+            answer = self._ask(case)
+            if "failure" not in answer:
+                return verdict_of(answer)
+            failure, setup = str(answer["failure"]), bool(answer.get("setup"))
+        except (frames.Closed, frames.Late, frames.TooLarge, OSError, *_MALFORMED) as error:
+            self.close()
+            raise Broken(repr(error)) from error
+        if not setup:
+            raise Unreadable(failure)
+        self.close()
+        raise SetupFailure("server", failure)
+
+    def _ask(self, case: Case) -> dict[str, Any]:
+        """The server's answer to a case."""
+        program, most = case.program, self.limits.message_bytes // _BYTES_PER_CHARACTER
+        if len(program) > most:
+            program = f"raise ValueError('the program is longer than {most} characters')"
         request = {
-            "program": case.program,
+            "program": program,
             "entry_point": case.entry_point,
             "test": case.test,
             "prelude": case.prelude,

@@ -13,8 +13,8 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from collm.sandbox import asserts, confine, frames, plain
-from collm.sandbox.candidate import CHANNEL, COUNTED, settle
+from collm.sandbox import asserts, frames, plain
+from collm.sandbox.candidate import CHANNEL, COUNTED, give_up
 
 _MAX_MESSAGE = 300
 
@@ -29,7 +29,10 @@ class CandidateLost(BaseException):
 
 def describe(error: BaseException) -> str:
     """Type and words of an exception."""
-    text = str(error)[:_MAX_MESSAGE]
+    try:
+        text = str(error)[:_MAX_MESSAGE]
+    except (ValueError, RecursionError, MemoryError):
+        text = "holds an answer that is too large to show"
     name = "" if isinstance(error, CandidateLost) else type(error).__name__
     return f"{name}: {text}" if name and text else name or text
 
@@ -37,9 +40,7 @@ def describe(error: BaseException) -> str:
 def run_judge(channel: int, request: Mapping[str, Any], setup: Mapping[str, Any]) -> None:
     """Run the test of `request` and report over `channel`; never returns."""
     try:
-        settle(channel)
-        os.chdir("/")
-        confine.confine(setup["limits"], setup["layers"], setup["user"], None)
+        give_up(channel, setup, alone=False)
         _run(request, setup["limits"]["message_bytes"])
     finally:
         os._exit(70)
@@ -91,7 +92,7 @@ def _understand(data: bytes) -> Any:
         names, text = content
         chain = [str(name) for name in names]
         text = str(text)[:_MAX_MESSAGE]
-    except (plain.NotPlain, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise CandidateError(f"an answer that is no plain data ({error})") from None
     for name in chain:
         known = getattr(builtins, name, None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import struct
+from functools import lru_cache
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -27,6 +30,8 @@ PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
+_MOUNT_SETATTR = 442
+_CURRENT_FOLDER, _RECURSIVE = -100, 0x8000
 _CAPABILITY_VERSION = 0x20080522
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -66,6 +71,23 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
         _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]),
         f"mount {kind or source} on {target}",
     )
+
+
+@lru_cache(maxsize=1)
+def can_seal() -> bool:
+    """Whether the kernel changes a mount with all below it (since 5.12)."""
+    try:
+        syscall("mount_setattr", _MOUNT_SETATTR, -1, b"", 0, None, 0)
+    except OSError as error:
+        return error.errno != errno.ENOSYS
+    return True
+
+
+def seal(target: str, device: bool) -> None:
+    """Make the mount at `target`, and all below it, read-only, without rights that files give, or devices."""
+    attributes = struct.pack("=QQQQ", MS_RDONLY | MS_NOSUID | (0 if device else MS_NODEV), 0, 0, 0)
+    values = (_CURRENT_FOLDER, target.encode(), _RECURSIVE, attributes, len(attributes))
+    syscall(f"mount_setattr {target}", _MOUNT_SETATTR, *values)
 
 
 def pivot_into(machine: str) -> None:

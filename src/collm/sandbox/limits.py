@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MIB = 1 << 20
@@ -52,10 +52,11 @@ class Protections:
         limits: CPU time, wall time, memory, descriptors, file size and messages are limited; output is discarded.
         environment: Its environment is empty.
         network: It cannot open a connection.
-        files: It can read the standard library and system libraries, and nothing of the user's.
+        files: It can read the standard library and the shared libraries of that, and nothing else.
         writes: It can write in a scratch folder of its own at most, which ends with it.
         processes: It cannot start processes, or they cannot outlive it.
         signals: It can neither signal nor trace processes outside.
+        leftovers: It cannot leave shared memory, message queues or keys behind for a later program.
         user: It has no rights of root.
         layers: The kernel's means behind this, of `LAYERS`.
         notes: Why a layer is missing.
@@ -69,6 +70,7 @@ class Protections:
     writes: bool
     processes: bool
     signals: bool
+    leftovers: bool
     user: bool
     layers: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -87,6 +89,7 @@ class Protections:
             writes=files,
             processes=private or seccomp,
             signals=private or seccomp,
+            leftovers=seccomp,
             user=user,
             layers=tuple(name for name in LAYERS if layers[name]),
             notes=notes,
@@ -95,8 +98,15 @@ class Protections:
     @property
     def missing(self) -> list[str]:
         """Essential protections that are off."""
-        essential = ("session", "limits", "environment", "network", "files", "writes", "processes", "signals")
-        return [name for name in essential if not getattr(self, name)]
+        wishes = ("user", "layers", "notes")
+        return [field.name for field in fields(self) if field.name not in wishes and not getattr(self, field.name)]
+
+    def lacks(self, promised: Protections) -> list[str]:
+        """What was promised and is not here, layers among it."""
+        names = [field.name for field in fields(self) if getattr(promised, field.name) is True]
+        return [name for name in names if not getattr(self, name)] + [
+            name for name in promised.layers if name not in self.layers
+        ]
 
     def __str__(self) -> str:
         text = f"sandbox: {', '.join(self.layers) or 'no kernel layers'}"

@@ -15,11 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from collm.errors import ConfigurationError
-from collm.sandbox import frames
-from collm.sandbox.case import Case, Verdict, verdict_of
-from collm.sandbox.connection import Connection
+from collm.sandbox.asserts import units_of
+from collm.sandbox.case import Case, Verdict, verdict_against
+from collm.sandbox.confine import SetupFailure
+from collm.sandbox.connection import Broken, Connection, Unreadable
 from collm.sandbox.limits import LAYERS, MIB, Limits, Protections
-from collm.sandbox.probe import complaints, probe
 
 
 class SandboxFailure(RuntimeError):
@@ -117,7 +117,7 @@ class Sandbox:
         key = case.key
         with self._lock:
             future = self._cache.pop(key, None)
-            if future is None or (future.done() and future.exception() is not None):
+            if future is None or _failed(future):
                 future = pool.executor.submit(pool.judge, case)
             if self.cache_size:
                 self._cache[key] = future
@@ -143,6 +143,11 @@ class Sandbox:
             self._pool = None
 
 
+def _failed(future: Future[Verdict]) -> bool:
+    """Whether there is no verdict of a working sandbox, which is tried again rather than remembered."""
+    return future.done() and (future.exception() is not None or future.result().broke)
+
+
 class _Pool:
     """Servers and the threads that talk to them."""
 
@@ -155,11 +160,10 @@ class _Pool:
         self.closed = False
         first = Connection(limits, layers)
         self.servers.append(first)
-        self.protections = first.start()
-        faults = complaints(first.judge(probe()), self.protections)
-        if faults:
-            first.close()
-            raise SandboxFailure(f"The sandbox does not keep what it promises: {'; '.join(faults)}.")
+        try:
+            self.protections = first.start()
+        except SetupFailure as error:
+            raise SandboxFailure(f"The sandbox could not be set up: {error}.") from error
         if self.protections.missing:
             message = (
                 f"Programs that a model writes would run without these protections: "
@@ -173,29 +177,39 @@ class _Pool:
                 )
             warnings.warn(message, stacklevel=4)
         print(self.protections, file=sys.stderr)
-        self.servers += [Connection(limits, first.layers) for _ in range(workers - 1)]
+        self.servers += [Connection(limits, first.layers, self.protections) for _ in range(workers - 1)]
         for server in self.servers:
             self.idle.put(server)
         self.executor = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
         atexit.register(self.close)
 
     def judge(self, case: Case) -> Verdict:
-        """The verdict on `case` by whichever server is free; a server that breaks is replaced once."""
+        """The verdict on `case` by whichever server is free; a server that breaks is replaced once.
+
+        A program over which two servers broke down, while a third comes up and withstands the probe, is the cause of
+        that and has failed. Where servers cannot be set up, nothing is said about the program.
+        """
         server = self.idle.get()
+        faults: list[Exception] = []
         try:
             for _ in range(2):
                 if self.closed:
                     raise SandboxFailure("The sandbox was closed.")
                 try:
-                    answer = server.judge(case)
-                except (frames.Closed, frames.Late, OSError) as error:
-                    server.close()
-                    fault = error
-                    continue
-                if "failure" in answer:
-                    raise SandboxFailure(answer["failure"])
-                return verdict_of(answer)
-            raise SandboxFailure(f"The sandbox's server broke down twice over one program ({fault!r}).")
+                    return server.judge(case)
+                except Unreadable as error:
+                    raise SandboxFailure(str(error)) from error
+                except (Broken, SetupFailure) as error:
+                    faults.append(error)
+            if not any(isinstance(fault, SetupFailure) for fault in faults):
+                try:
+                    server.start()
+                except SetupFailure as error:
+                    faults.append(error)
+                else:
+                    units = [(unit.line, unit.text) for unit in units_of(case.test)]
+                    return verdict_against(units, f"the sandbox's server broke down twice over it ({faults[-1]})")
+            raise SandboxFailure(f"The sandbox could not be set up: {faults[-1]}.") from faults[-1]
         finally:
             self.idle.put(server)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import site
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from collm.sandbox import library
 from collm.sandbox.case import Case
-from collm.sandbox.confine import readable_paths
 from collm.sandbox.limits import Protections
 
 _PROGRAM = """\
@@ -39,10 +41,12 @@ def network():
 def files():
     for path in PATHS:
         try:
-            os.listdir(path) if os.path.isdir(path) else open(path, "rb").close()
+            # An empty folder may lie over the one that is meant.
+            found = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(1)
         except OSError:
             continue
-        return False
+        if found:
+            return path
     return True
 
 def writes():
@@ -53,7 +57,7 @@ def writes():
             os.unlink(path)
         except OSError:
             continue
-        return False
+        return path
     return True
 
 def signals():
@@ -69,18 +73,44 @@ def probe(name):
 _NAMES = ("limits", "session", "environment", "network", "files", "writes", "signals")
 
 
-def probe() -> Case:
-    """The program, told what there is to find on this machine."""
+def _package_folders() -> list[Path]:
+    found = {*site.getsitepackages(), site.getusersitepackages(), *library.entries(standard=False)}
+    return [Path(path) for path in sorted(found) if os.path.isdir(path)]
+
+
+def _some(folder: Path, most: int) -> list[Path]:
+    """A few entries of a folder that hold something, none where this process may not look."""
+    try:
+        return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() or entry.stat().st_size][:most]
+    except OSError:
+        return []
+
+
+def probe(libraries: Sequence[str] = ()) -> Case:
+    """The program, told what there is to find on this machine.
+
+    Args:
+        libraries: Shared libraries that stay readable, wherever they lie.
+    """
     home = Path(os.path.expanduser("~"))
-    needed = readable_paths()
+    needed = [
+        *library.folders(),
+        os.path.join(sys.base_prefix, "lib"),
+        *libraries,
+        *library.LOADER_FOLDERS,
+        "/dev/null",
+    ]
     here = Path.cwd()
-    paths = [str(entry) for folder in {home, here} if folder.is_dir() for entry in sorted(folder.iterdir())[:50]]
+    paths = [str(entry) for folder in {home, here} for entry in _some(folder, 50)]
     # The interpreter itself may lie in the user's home.
     private = [path for path in paths if not any(f"{kept}/".startswith(f"{path}/") for kept in needed)]
     private = [path for path in private if not any(f"{path}/".startswith(f"{kept}/") for kept in needed)]
+    # Other packages may lie below the standard library, and this one among them.
+    private += [path for folder in _package_folders() for path in (str(folder), *map(str, _some(folder, 5)))]
+    private.append(__file__)
     folders = [str(home), str(here), "/tmp", "/var/tmp", "/dev/shm", "/"]
     facts = f"PATHS, FOLDERS, TRAINER = {private!r}, {folders!r}, {os.getpid()}\n"
-    test = "".join(f"assert candidate({name!r}) is True\n" for name in _NAMES)
+    test = "".join(f"found = candidate({name!r})\nassert found is True, found\n" for name in _NAMES)
     return Case(facts + _PROGRAM, "probe", test)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+from functools import lru_cache
 
 from collm.sandbox import kernel
 
@@ -50,8 +51,9 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE_THREAD = 0x00010000
 # TCGETS, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX: none of those that make a descriptor send signals.
 _IOCTLS = (0x5401, 0x541B, 0x5421, 0x5451, 0x5450)
-# F_SETOWN, F_SETSIG, F_SETOWN_EX would let a descriptor send signals to another process.
-_REFUSED_FCNTLS = (8, 10, 15)
+# F_DUPFD to F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Others would let a descriptor send signals to another process, or
+# hold up whoever opens a file of the standard library (a lease, where the program's user owns that file).
+_FCNTLS = (*range(8), 1030, 1032)
 
 _LOAD, _EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
@@ -82,14 +84,15 @@ def _only(number: int, body: list[_Instruction]) -> list[_Instruction]:
     return [(_EQUAL, 0, len(body), number), *body]
 
 
-def _allow_values(argument: int, values: tuple[int, ...], otherwise: int, match: int) -> list[_Instruction]:
-    """Return `match` if the low half of an argument is one of `values`."""
+def _allow_values(argument: int, values: tuple[int, ...], otherwise: int) -> list[_Instruction]:
+    """Allow the call if the low half of an argument is one of `values`."""
     body: list[_Instruction] = [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
     for value in values:
-        body += [(_EQUAL, 0, 1, value), _return(match)]
+        body += [(_EQUAL, 0, 1, value), _return(_ALLOW)]
     return [*body, _return(otherwise)]
 
 
+@lru_cache(maxsize=1)
 def program(machine: str) -> bytes:
     """The filter as instructions of the classic packet filter."""
     column, architecture = _ARCHITECTURES[machine]
@@ -119,8 +122,8 @@ def program(machine: str) -> bytes:
             _return(refuse),
         ],
     )
-    code += _only(_IOCTL[column], _allow_values(1, _IOCTLS, refuse, _ALLOW))
-    code += _only(_FCNTL[column], _allow_values(1, _REFUSED_FCNTLS, _ALLOW, refuse))
+    code += _only(_IOCTL[column], _allow_values(1, _IOCTLS, refuse))
+    code += _only(_FCNTL[column], _allow_values(1, _FCNTLS, refuse))
     code.append(_return(refuse))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 

@@ -1,20 +1,30 @@
-"""Checkpoints that are folders: every process wrote its part, and any number of processes can read them.
+"""Checkpoints as files, or as folders to which every process wrote its part and which any number of them can read.
 
-What is read has the layout of a checkpoint in one file, so that strategies need not know where it comes from.
+They are replaced as one, so that the last one is whole whatever happens, and nothing in them is ever run. What is read
+has the layout of a checkpoint in one file, so that strategies need not know where it comes from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
 from torch.distributed.checkpoint._nested_dict import set_element
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from collm.errors import ConfigurationError, TrainingError
+from collm.runtime.files import clean, first_line, present, read_file, replacing, unreadable
+from collm.strategies.folder_metadata import read_metadata
 
 _META = "meta.pt"  # what is no tensor, as Lightning calls it
 Allocate = Callable[[tuple[Any, ...], torch.Size, torch.dtype], Tensor]
@@ -22,17 +32,74 @@ Allocate = Callable[[tuple[Any, ...], torch.Size, torch.dtype], Tensor]
 
 def meta_file(path: str | Path) -> Path:
     """The file that tells what a checkpoint is of: itself, or the one for it in a folder."""
-    return Path(path) / _META if Path(path).is_dir() else Path(path)
+    path = present(path)
+    return path / _META if path.is_dir() else path
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What the checkpoint `path` tells of its run, with the weights too if it is one file; they stay on the disk.
+
+    Raises:
+        ConfigurationError: It cannot be read, is damaged, or was not written by this package.
+    """
+    file = meta_file(path)
+    found = read_file(file, mmap=True)
+    with readable(path), zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()  # a changed bit would otherwise be a changed weight
+    if damaged is not None:
+        raise unreadable(path, f"the checksum of {damaged!r} in it is wrong")
+    check_layout(found, path)
+    return found
+
+
+def check_layout(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Refuse what is no checkpoint of this package; `path` is where it came from."""
+    expected = {"collm": dict, "loops": dict, "pytorch-lightning_version": str}
+    if not present(path).is_dir():
+        expected["state_dict"] = dict
+    for name, kind in expected.items():
+        if not isinstance(checkpoint.get(name), kind):
+            raise unreadable(path, f"there is no {name!r} in it, so no run of this package wrote it")
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong while the checkpoint `path` is read into one message.
+
+    Raises:
+        ConfigurationError: It could not be read.
+    """
+    try:
+        yield
+    except (ConfigurationError, TrainingError):
+        raise
+    except CheckpointException as error:  # of all processes; it holds their own errors
+        causes = [cause for cause, _ in error.failures.values()]
+        raise unreadable(path, f"{type(causes[0]).__name__}: {first_line(causes[0])}") from error
+    except Exception as error:
+        raise unreadable(path, f"{type(error).__name__}: {first_line(error)}") from error
 
 
 class FileOrFolder(TorchCheckpointIO):
-    """Reads checkpoints of either kind; folders are put together in main memory."""
+    """Writes checkpoints as files that replace the old ones at once, and reads both kinds.
+
+    Folders are put together in main memory.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported: checkpoints are written to local paths only.")
+        clean(Path(path).parent, Path(path).name)
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        checkpoint = super().load_checkpoint(meta_file(path), map_location, weights_only)
-        if not Path(path).is_dir():
+        path = present(path)
+        checkpoint = read_file(meta_file(path), map_location=map_location)
+        check_layout(checkpoint, path)
+        if not path.is_dir():
             return checkpoint
         return checkpoint | read_folder(path, lambda where, size, dtype: torch.empty(size, dtype=dtype), alone=True)
 
@@ -45,18 +112,37 @@ def read_folder(path: str | Path, allocate: Allocate, alone: bool) -> dict[str, 
         allocate: Makes the tensor to read into: whole, or the part that belongs to this process. It is given the keys
             that lead to it (`"optimizer_states"`, the number of the optimizer, ...), its whole size and its type.
         alone: Read without the other processes.
+
+    Raises:
+        ConfigurationError: Parts are missing, damaged, or hold something else than tensors, numbers and text.
     """
-    reader = FileSystemReader(path)
-    metadata = reader.read_metadata()
-    state: dict[str, Any] = {}
-    for key, stored in metadata.state_dict_metadata.items():
-        where = metadata.planner_data[key]
-        if isinstance(stored, TensorStorageMetadata):
-            set_element(state, where, allocate(where, stored.size, stored.properties.dtype))
-        else:
-            set_element(state, where, None)
-    load(state, storage_reader=reader, no_dist=alone)
-    optimizers = [state[name] for name in sorted(state.keys() - {"state_dict"}, key=lambda name: int(name[10:]))]
-    for optimizer in optimizers:  # numbers of weights became text on the way
-        optimizer["state"] = {int(number): values for number, values in optimizer.get("state", {}).items()}
-    return {"state_dict": state["state_dict"], "optimizer_states": optimizers}
+    with readable(path):
+        reader = _Reader(path)
+        metadata = reader.read_metadata()
+        state: dict[str, Any] = {}
+        for key, stored in metadata.state_dict_metadata.items():
+            where = metadata.planner_data[key]
+            if isinstance(stored, TensorStorageMetadata):
+                set_element(state, where, allocate(where, stored.size, stored.properties.dtype))
+            else:
+                set_element(state, where, None)
+        load(state, storage_reader=reader, planner=_Planner(), no_dist=alone)
+        optimizers = [state[name] for name in sorted(state.keys() - {"state_dict"}, key=lambda name: int(name[10:]))]
+        for optimizer in optimizers:  # numbers of weights became text on the way
+            optimizer["state"] = {int(number): values for number, values in optimizer.get("state", {}).items()}
+        return {"state_dict": state["state_dict"], "optimizer_states": optimizers}
+
+
+class _Reader(FileSystemReader):
+    """torch's reader of folders, which would run whatever code their metadata names."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return read_metadata(self.path)
+
+
+class _Planner(DefaultLoadPlanner):
+    """torch's planner, which would run whatever code stands where a number is expected."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        found = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)

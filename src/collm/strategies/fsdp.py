@@ -27,7 +27,8 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import DTYPES
 from collm.runtime.collectives import gathered, parts_like
-from collm.strategies.checkpoints import meta_file, read_folder
+from collm.runtime.files import clean, present, read_file, replacing, reported
+from collm.strategies.checkpoints import check_layout, meta_file, read_folder
 from collm.strategies.lockstep import Lockstep
 from collm.strategies.sharding import gathered_bytes, make_equal, shard, sharded_modules
 
@@ -109,9 +110,11 @@ class FullySharded(ModelParallelStrategy):
     def _choose_sampling(self, module: Any) -> None:
         lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values()))
         size = gathered_bytes(lms, self.param_dtype)
-        learners = [weight for weights in module.learners.values() for weight in weights]
-        # a gradient and two moments for all that trains, in the format of the weights
-        states = 0 if self.cpu_offload else 3 * sum(whole_bytes(weight) for weight in learners)
+        stepped = [weight for one in self.optimizers for group in one.param_groups for weight in group["params"]]
+        learners = {weight for weights in module.learners.values() for weight in weights}
+        # a gradient and two moments for all that is stepped, and the float32 copies that are stepped for weights
+        states = 3 * sum(map(whole_bytes, stepped)) + sum(map(whole_bytes, set(stepped) - learners))
+        states = 0 if self.cpu_offload else states
         free = free_memory(self.root_device, self.num_processes) - states // self.world_size
         fits = torch.tensor(int(2 * size <= free), device=self.root_device)
         dist.all_reduce(fits, dist.ReduceOp.MIN)
@@ -146,10 +149,11 @@ class FullySharded(ModelParallelStrategy):
     # Checkpoints: one file is what a single process would have written
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        kept = self.lightning_module.stored_names()
         frozen = {
             name
             for name, weight in self.model.named_parameters(remove_duplicate=False)
-            if isinstance(weight, DTensor) and not weight.requires_grad
+            if isinstance(weight, DTensor) and name not in kept
         }
         return self._stored({name: value for name, value in self.model.state_dict().items() if name not in frozen})
 
@@ -160,8 +164,20 @@ class FullySharded(ModelParallelStrategy):
         """`state` as it goes into a checkpoint: whole on the first rank, or every rank's own part."""
         return state if self._save_distributed_checkpoint else gathered(state, self.is_global_zero) or {}
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(str(filepath)))
+        if not self._save_distributed_checkpoint:
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
+            return
+        if self.is_global_zero:
+            clean(path.parent, path.name)
+        with replacing(path) if self.is_global_zero else reported(path) as unfinished:
+            super().save_checkpoint(checkpoint, unfinished, storage_options)  # where the first process says
+            self.barrier()  # all parts are there
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        path = Path(self.broadcast(str(checkpoint_path)))
+        path = present(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
         weights = self.model.state_dict()
@@ -177,7 +193,8 @@ class FullySharded(ModelParallelStrategy):
             whole = torch.empty(size, dtype=dtype)
             return whole if weight is None or weight.shape != size else torch.empty_like(weight, dtype=dtype)
 
-        meta = self.checkpoint_io.load_checkpoint(meta_file(path), weights_only=weights_only)
+        meta = read_file(meta_file(path))
+        check_layout(meta, path)
         return meta | read_folder(path, own_part, alone=False)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -24,6 +24,7 @@ from collm import cli
 from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
 from collm.runtime.command import run_command
+from collm.runtime.files import write_text
 from collm.studies.plots import draw_curves, draw_table, pyplot
 from collm.studies.runs import read_run
 from collm.studies.tables import RENAMED, Row, as_text, names_of, write_csv
@@ -139,7 +140,7 @@ def compare(
         "table": [vars(row) for row in rows],
         "overhead": [vars(row) for row in overheads],
     }
-    (folder / "table.json").write_text(json.dumps(document, indent=2))
+    write_text(folder / "table.json", json.dumps(document, indent=2))
     if figures:
         nothing = (float("nan"),) * 3
         columns = {RENAMED.get(name, name): [row.cells.get(name, nothing) for row in rows] for name in names_of(rows)}
@@ -195,7 +196,7 @@ def evaluate(
         args += ["--config", config]
     for name, content in (("overrides", job.overrides), ("settings", settings)):
         if content:
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(content)))
+            write_text(folder / f"{name}.yaml", yaml.safe_dump(dict(content)))
             args += ["--config", str(folder / f"{name}.yaml")]
     args += ["--trainer.default_root_dir", str(folder), "--trainer.callbacks+", json.dumps(measure)]
     if job.checkpoint is not None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from collm.runtime.files import write_text
 from collm.studies.gradients import NAMES
 from collm.studies.plots import draw_lines, draw_table
 from collm.studies.tables import Row, as_cell, write_csv
@@ -44,9 +45,9 @@ def write_page(folder: Path, tables: Mapping[str, Sequence[Row]], figures: bool,
         lines += ["", "![Noise to signal](noise_to_signal.png)"]
     lines += ["", "`python tools/report.py --raw table.json --out FOLDER` makes page and figures again."]
     text = "\n".join(lines) + "\n"
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
     document = {"gradients": {title: [vars(row) for row in rows] for title, rows in tables.items()}, "note": note}
-    (folder / "table.json").write_text(json.dumps(document, indent=2))
+    write_text(folder / "table.json", json.dumps(document, indent=2))
     return text
 
 

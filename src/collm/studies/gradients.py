@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from collm.runtime.files import read_file
+
 NUM_RESAMPLES = 2000
 NAMES = ("noise_to_signal", "cosine", "kept", "norm_ratio", "update_cosine")
 
@@ -43,7 +45,7 @@ class Measured:
 
 def load(path: str) -> Measured:
     """Read a file of measured gradients."""
-    record = torch.load(path, weights_only=True)
+    record = read_file(path)
     return Measured(record["gram"], record["episodes_per_task"], record["rollout_tasks"], record.get("dots"))
 
 

@@ -15,6 +15,7 @@ import re
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from typing import Any
 import yaml
 
 from collm.errors import ConfigurationError, TrainingError
+from collm.runtime.files import present, write_text
 
 REPORT_SECONDS = 60.0
 
@@ -111,11 +113,11 @@ class Run:
         args += ["--seed_everything", str(self.seed), "--trainer.logger", json.dumps(logger)]
         args += ["--trainer.callbacks+", "collm.callbacks.finished.MarkFinished"]
         checkpoint = self.folder / "checkpoints" / "last.ckpt"
-        if checkpoint.is_file():
+        if present(checkpoint).exists():
             args += ["--ckpt_path", str(checkpoint)]
         self.folder.mkdir(parents=True, exist_ok=True)
         gc.freeze()  # what is imported stays, so no run need look through it again and again
-        (self.folder / "settings.sha256").write_text(self.fingerprint())
+        write_text(self.folder / "settings.sha256", self.fingerprint())
         process = multiprocessing.get_context("fork").Process(
             target=execute, args=(script, args, self.folder / "log.txt", num_threads)
         )
@@ -143,8 +145,7 @@ def stacked(label: str, shared: Sequence[str], method: Method | Cell, path: Path
 
 def write(path: Path, settings: dict) -> str:
     """Write `settings` as a configuration file; its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings))
+    write_text(path, yaml.safe_dump(settings))
     return str(path)
 
 
@@ -237,7 +238,9 @@ def execute(script: str, args: Sequence[str], log: Path, num_threads: int) -> No
     for descriptor in (1, 2):  # what is printed below Python
         os.dup2(sys.stdout.fileno(), descriptor)
     import torch
+    from tqdm import tqdm
 
+    tqdm.set_lock(threading.RLock())  # the one from before the fork is shared: a run killed while drawing would keep it
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     sys.argv = [script, *args]

@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+from collm.runtime.checks import COUNT_OR_ZERO, check_number
+from collm.runtime.files import write_text
 from collm.trajectory import Action, RolloutBatch, Trajectory
 
 _TIMING_SEED = 2**41  # far from training and evaluation
@@ -36,7 +37,7 @@ class MeasureEpisodes(L.Callback):
 
     def __init__(self, path: str, timed_episodes: int = 0):
         self.path = path
-        self.timed_episodes = timed_episodes
+        self.timed_episodes = check_number("MeasureEpisodes.timed_episodes", timed_episodes, COUNT_OR_ZERO)
         self._trajectories: list[Trajectory] = []
 
     def on_validation_batch_end(
@@ -52,9 +53,7 @@ class MeasureEpisodes(L.Callback):
             "seconds": self.time_episodes(trainer, pl_module) if self.timed_episodes else [],
             "joint_samples": pl_module.joint_samples,
         }
-        path = Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record))
+        write_text(self.path, json.dumps(record))
 
     def time_episodes(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[float]:
         """Response times of episodes that are played one at a time."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from collm.environments.base import Environment
+from collm.runtime.checks import COUNT, check_number
 from collm.samplers.base import SamplingPolicy
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Task, TokenSequence, Trajectory, micro_batches
@@ -27,7 +28,7 @@ class Oracle(Parallel):
     """
 
     def __init__(self, tokens_per_micro_batch: int = 16384):
-        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.tokens_per_micro_batch = check_number("Oracle.tokens_per_micro_batch", tokens_per_micro_batch, COUNT)
 
     def rollout(
         self,
@@ -39,9 +40,12 @@ class Oracle(Parallel):
         num_generations: int = 1,
         greedy: bool = False,
         on_turn: Callable[[int, int], None] | None = None,
+        retries: int = 0,
     ) -> list[Trajectory]:
         """Play, then value every history; arguments as in `Sampler.rollout`."""
-        trajectories = super().rollout(environment, tasks, policies, seed, device, num_generations, greedy, on_turn)
+        trajectories = super().rollout(
+            environment, tasks, policies, seed, device, num_generations, greedy, on_turn, retries
+        )
         answers = [environment.right_answers(trajectory) for trajectory in trajectories]
         chances = [[dict.fromkeys(policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
         for agent_id, policy in policies.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from collm.errors import ConfigurationError
+from collm.runtime.files import replacing
 from collm.studies.runs import Curve, band
 
 LABEL_WIDTH = 60
@@ -26,6 +27,12 @@ def pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def save(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG."""
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
 
 
 def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
@@ -54,7 +61,7 @@ def draw_table(path: Path, labels: Sequence[str], columns: Mapping[str, Sequence
         panel.set_yticks(range(len(labels)), labels)
         panel.set_ylim(len(labels) - 0.5, -0.5)
         panel.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
     plt.close(figure)
 
 
@@ -77,7 +84,7 @@ def draw_lines(
     panel.set_ylabel(name)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=150)
+    save(figure, path)
     plt.close(figure)
 
 
@@ -102,5 +109,5 @@ def draw_curves(
     figure.suptitle(title)
     panels[0].set_ylabel(name)
     panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
     plt.close(figure)

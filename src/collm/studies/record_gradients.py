@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
+from collm.runtime.files import read_file, replacing, unreadable
 from collm.trajectory import RolloutBatch, TokenSequence
 
 
@@ -48,6 +50,8 @@ class MeasureGradients(L.Callback):
         self.fit_rollouts = fit_rollouts
         self.measured_rollouts = measured_rollouts
         self.reference = reference
+        check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
+        check_numbers("MeasureGradients", self, data_seed=SEED.or_none)
         self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # what each agent's loss is made of
         self._gradients: list[Tensor] = []
         self._episodes = 0
@@ -129,10 +133,10 @@ class MeasureGradients(L.Callback):
             "rollout_tasks": len(gradients) / self.measured_rollouts,
         }
         if self.reference is not None:
-            reference = torch.load(self.reference, weights_only=True)["mean"]
+            reference = read_file(self.reference)["mean"]
             record["dots"] = (gradients @ reference).double()
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(record, self.path)
+        with replacing(self.path) as unfinished:
+            torch.save(record, unfinished)
 
 
 def take_policies(pl_module: L.LightningModule, path: str) -> None:
@@ -141,7 +145,9 @@ def take_policies(pl_module: L.LightningModule, path: str) -> None:
         raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
     wanted = {id(weight) for name in pl_module.team for weight in pl_module.learners[name]}
     names = {name for name, weight in pl_module.named_parameters(remove_duplicate=False) if id(weight) in wanted}
-    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    state = read_file(path).get("state_dict")
+    if not isinstance(state, dict):
+        raise unreadable(path, "there is no 'state_dict' in it")
     missing = sorted(names - set(state))
     if missing:
         raise ConfigurationError(

@@ -15,6 +15,7 @@ import numpy as np
 
 from collm.errors import ConfigurationError
 from collm.runtime.command import run_command
+from collm.runtime.files import write_text
 from collm.studies.claims import LESS_IS_BETTER, Claim, Rule, Verdict, judge
 from collm.studies.gradient_page import from_record, write_page
 from collm.studies.launch import homes_of
@@ -50,7 +51,7 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if raw is None:
-        (folder / "outcomes.json").write_text(json.dumps(document))
+        write_text(folder / "outcomes.json", json.dumps(document))
     numbers = measured(outcomes, rule)
     verdicts = judge(rule, numbers)
     cells = list(numbers)
@@ -65,7 +66,7 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
         labels = [f"{verdict.claim.text}: {verdict.decision}" for verdict in verdicts]
         draw_table(folder / "claims.png", labels, {"advantage": [verdict.advantage for verdict in verdicts]})
     text = page(document, rule, outcomes, numbers, verdicts, homes, note)
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
     print(text)
     print(f"written to {folder}")
 

@@ -19,6 +19,7 @@ import yaml
 
 from collm.errors import ConfigurationError
 from collm.runtime.command import run_command
+from collm.runtime.files import write_text
 from collm.studies.claims import Rule
 from collm.studies.comparison import Entry, compare
 from collm.studies.launch import Cell, Method, Run, homes_of, nested, refuse_other_settings, stacked, train, write
@@ -211,7 +212,7 @@ def choose(
         best = scores.index(max(scores))
         choices[label] = {"chosen": best, "scores": scores, "candidates": method.candidates}
         print(f"{label}: candidate {best}, {scores[best]:.3f} of {', '.join(f'{score:.3f}' for score in scores)}")
-    path.write_text(yaml.safe_dump(choices, sort_keys=False))
+    write_text(path, yaml.safe_dump(choices, sort_keys=False))
     print(f"written to {path}")
 
 
@@ -270,7 +271,7 @@ def freeze(
         record["began"] = begun["began"]
     else:
         record["began"] = datetime.now().astimezone().isoformat(timespec="seconds")
-    path.write_text(json.dumps(record, indent=2))
+    write_text(path, json.dumps(record, indent=2))
 
 
 def main(script: str | Path, default_config: str | Path) -> int:

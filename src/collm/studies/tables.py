@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from collm.runtime.files import replacing
+
 RENAMED = {"seconds": "time (s)", "cost": "cost (tokens)", "message_tokens": "tokens/message"}
 
 Cell = tuple[float, float, float]
@@ -58,7 +60,7 @@ def as_cell(cell: Cell) -> str:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line for each label; three fields, mean, low and high, for each column."""
     names = names_of(rows)
-    with path.open("w", newline="") as file:
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "runs", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
         for row in rows:

@@ -483,7 +483,7 @@ class TestRandomHouses:
         ({"size": (3, 3)}, "3 whole numbers"),
         ({"size": (3, 2, 3)}, "size is 2"),
         ({"size": 3}, "3 whole numbers"),
-        ({"level": 4}, "choose one of 1, 2, 3"),
+        ({"level": 4}, "level is 4; it must be a whole number of at least 1 and at most 3"),
         ({"seed": -1}, "seed is -1"),
         ({"blocks": {}}, "at least one agent"),
         ({"blocks": {"a": ["air"]}}, "no block to build with"),

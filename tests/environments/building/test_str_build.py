@@ -409,7 +409,7 @@ class TestTasks:
         ({"path": "/does/not/exist.csv"}, "cannot read"),
         ({"num_eval": 0}, "num_eval is 0"),
         ({"num_shapes": -1}, "num_shapes is -1"),
-        ({"num_shapes": 10**9}, "room for"),
+        ({"num_shapes": 10**9}, "num_shapes is 1000000000; it must be a whole number of at least 0 and at most"),
         ({"seed": None}, "seed is None"),
         ({"spacing": -1}, "spacing is -1"),
         ({"blocks": {}}, "at least one agent"),

@@ -93,7 +93,7 @@ def test_demonstrations_are_actions() -> None:
         ({"payoff": [[1, 2], [3]]}, "every list in it needs 2"),
         ({"payoff": [[1, 2, 3], [4, 5, 6], [7, 8]]}, "every list in it needs 2"),
         ({"payoff": [1, 2, 3, 4]}, "every list in it needs 2"),
-        ({"payoff": [[1, 2], [3, "x"]]}, "'x' at \\[1, 1\\]"),
+        ({"payoff": [[1, 2], [3, "x"]]}, "payoff at \\[1, 1\\] is 'x'"),
         ({"payoff": [[1, 2, 0], [3, 4, 0], [0, 0, 0]], "invalid_reward": 1.0}, "remove one"),
         ({"actions": ["a"]}, "two or more different words"),
         ({"actions": ["a", "a"]}, "two or more different words"),

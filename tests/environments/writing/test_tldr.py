@@ -113,18 +113,18 @@ def test_maximum_follows_the_reward():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_train": 0}, r"num_train=0 must be a whole number, at least 1"),
-        ({"num_eval": -3}, r"num_eval=-3 must be"),
-        ({"num_eval": True}, r"num_eval=True must be"),
-        ({"num_train": 2.5}, r"num_train=2\.5 must be"),
+        ({"num_train": 0}, r"num_train is 0; it must be a whole number of at least 1"),
+        ({"num_eval": -3}, r"num_eval is -3; it must be"),
+        ({"num_eval": True}, r"num_eval is True; it must be"),
+        ({"num_train": 2.5}, r"num_train is 2\.5; it must be"),
         ({"num_train": 4000}, r"num_train=4000 and num_eval=\d+ ask for 40\d\d different rows, but there are (48|24);"),
         ({"reward": "mine"}, r"reward='mine' is unknown; choose one of \['paper', 'released'\]"),
-        ({"seed": "7"}, r"seed='7' must be"),
+        ({"seed": "7"}, r"seed is '7'; it must be"),
         ({"dataset": ""}, r"dataset '': give"),
     ],
 )
 def test_bad_options(environment, options, message):
-    with pytest.raises(ConfigurationError, match=rf"^{environment.__name__}: {message}"):
+    with pytest.raises(ConfigurationError, match=rf"^{environment.__name__}(: |\.){message}"):
         environment(**options)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from collm.environments.building.blocks import AIR, is_air
 from collm.errors import ConfigurationError
+from collm.runtime.checks import FINITE, Range, check_number
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -16,11 +17,9 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return str(value)
 
 
-def check_count(name: str, value: Any, least: int) -> int:
-    """Refuse a `value` that is not a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {least}.")
-    return value
+def check_count(name: str, value: Any, least: int, most: int = 1_000_000) -> int:
+    """Refuse a `value` that is not a whole number from `least` to `most`."""
+    return int(check_number(name, value, Range(least, most, whole=True)))
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -65,7 +64,5 @@ def check_numbers(name: str, values: Any, count: int, least: int) -> tuple[int, 
 
 
 def check_threshold(name: str, value: Any) -> float | None:
-    """Refuse a `value` that is neither a number nor None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-        raise ConfigurationError(f"{name} is {value!r}; give a number, or null for never.")
-    return value
+    """Refuse a `value` that is neither a finite number nor None, which stands for never."""
+    return check_number(name, value, FINITE.or_none)

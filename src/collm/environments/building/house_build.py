@@ -154,8 +154,7 @@ class HouseBuild(BuildingGame):
     def _draw_houses(self, num_houses: int, num_eval: int, size: Any, level: int, seed: int) -> dict[str, Any]:
         check_count("num_houses", num_houses, 1)
         sides = check_numbers("size", size, 3, LEAST_SIDE)
-        if level not in LEVELS:
-            raise ConfigurationError(f"level is {level!r}; choose one of {', '.join(map(str, LEVELS))}.")
+        check_count("level", level, LEVELS[0], LEVELS[-1])
         check_count("seed", seed, 0)
         listed = [kind for palette in self.blocks.values() for kind in palette]
         # An agent with all kinds can build whatever the others hold too.

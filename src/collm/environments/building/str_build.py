@@ -30,7 +30,6 @@ from collm.environments.building.lettering import (
     targets,
 )
 from collm.environments.building.picture import TARGET_BLOCK, draw
-from collm.errors import ConfigurationError
 from collm.trajectory import Task, Trajectory
 
 DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
@@ -117,10 +116,8 @@ class StrBuild(BuildingGame):
             feedback=feedback,
         )
         check_count("spacing", spacing, 0)
-        check_count("num_shapes", num_shapes, 0)
+        check_count("num_shapes", num_shapes, 0, MAX_SHAPES)
         check_count("seed", seed, 0)
-        if num_shapes > MAX_SHAPES:
-            raise ConfigurationError(f"num_shapes is {num_shapes}; there is room for {MAX_SHAPES} different ones.")
         train, evaluation = choose_words(words, eval_words, path, check_count("num_eval", num_eval, 1))
         pictures = {f"word_{word}": draw_word(word, spacing) for word in train}
         figures = random_figures(num_shapes, random.Random(seed))

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from collm.environments.coding.program import read_prompt
-from collm.environments.sources import HUB_NAME
+from collm.environments.sources import HUB_NAME, reason
 from collm.errors import ConfigurationError
+from collm.runtime.checks import check_utf8
 from collm.sandbox.asserts import units_of
 from collm.trajectory import Task
 
@@ -82,9 +83,9 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path} line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigurationError(
-                    f"{path} line {number} is not JSON ({error.msg}); write one object with the fields "
+                    f"{path} line {number} is not JSON ({reason(error)}); write one object with the fields "
                     f"{', '.join(FIELDS)} per line."
                 ) from error
 
@@ -119,6 +120,7 @@ def check_problem(place: str, row: Any) -> Task:
         value = row.get(name)
         if not isinstance(value, (str, int)) or not str(value).strip():
             raise ConfigurationError(f"{place}: the field {name!r} must be text that is not blank, got {value!r:.60}.")
+        check_utf8(f"{place}, field {name!r}", str(value))
     prompt, test, entry_point = str(row["prompt"]), str(row["test"]), str(row["entry_point"])
     try:
         names = [each.node.name for each in read_prompt(prompt) if isinstance(each.node, ast.FunctionDef)]

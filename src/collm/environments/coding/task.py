@@ -128,7 +128,7 @@ class Coding(Environment):
             try:
                 score = reading.score(None if verdict is None else verdict.result())
             except SandboxFailure as failure:
-                outcomes.append(EpisodeFailure(f"{state.task.task_id}: {failure}"))
+                outcomes.append(EpisodeFailure(f"{state.task.task_id}: {failure}", cause="sandbox"))
                 continue
             outcomes.append(self._pay(state, score))
         return outcomes

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from collm.environments.base import Environment, Step
+from collm.environments.base import TASKS, Environment, Step
 from collm.errors import ConfigurationError
+from collm.runtime.checks import FINITE, check_number
 from collm.trajectory import Task, Trajectory
 
 
@@ -43,6 +44,9 @@ class MatrixGame(Environment):
         num_games: int = 8,
         num_eval: int = 2,
     ) -> None:
+        check_number("invalid_reward", invalid_reward, FINITE.or_none)
+        check_number("num_games", num_games, TASKS)
+        check_number("num_eval", num_eval, TASKS)
         self.actions = ["0", "1"] if actions is None else list(actions)
         for word in self.actions:
             if not isinstance(word, str) or not re.fullmatch(r"\w+", word):
@@ -66,8 +70,6 @@ class MatrixGame(Environment):
             table = {choice: table.get(choice, nothing) for choice in product(range(size), repeat=depth)}
         self._table = table
         self.min_reward, self.max_reward = min(table.values()), max(table.values())
-        if num_games < 1 or num_eval < 1:
-            raise ConfigurationError(f"num_games is {num_games} and num_eval is {num_eval}; they must be at least 1.")
         self._tasks = {
             "train": _games(range(num_games)),
             "eval": _games(range(num_games, num_games + num_eval)),
@@ -82,9 +84,7 @@ class MatrixGame(Environment):
                     f"{len(self.actions)} entries, or all of them one more, and there is one level of lists per agent."
                 )
             entry = entry[index]
-        if isinstance(entry, bool) or not isinstance(entry, (int, float)):
-            raise ConfigurationError(f"payoff has the entry {entry!r} at {list(choice)}; give a number.")
-        return float(entry)
+        return float(check_number(f"payoff at {list(choice)}", entry, FINITE))
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The same game under different names."""

@@ -23,9 +23,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from collm.environments.base import Environment, Step
+from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
 from collm.environments.games.relay_values import history_values
 from collm.errors import ConfigurationError
+from collm.runtime.checks import NOT_NEGATIVE, SHARE_ABOVE_ZERO, WHOLE, Range, check_number
 from collm.trajectory import Task, Trajectory
 
 REWARDS = ("dense", "sparse", "threshold")
@@ -86,24 +87,22 @@ class Relay(Environment):
         num_tasks: int = 64,
         num_eval: int = 16,
     ) -> None:
-        for name, value, least in (
-            ("num_agents", num_agents, 1),
-            ("horizon", horizon, 1),
-            ("alphabet", alphabet, 2),
-            ("num_tasks", num_tasks, 1),
-            ("num_eval", num_eval, 1),
+        for name, value, allowed in (
+            ("num_agents", num_agents, AGENTS),
+            ("horizon", horizon, TURNS),
+            ("alphabet", alphabet, Range(2, 10_000, whole=True)),  # actions are read with up to four digits
+            ("num_tasks", num_tasks, TASKS),
+            ("num_eval", num_eval, TASKS),
+            ("threshold", threshold, SHARE_ABOVE_ZERO),
+            ("noise", noise, NOT_NEGATIVE),
+            ("mapping", mapping, WHOLE),
         ):
-            if value < least:
-                raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+            check_number(name, value, allowed)
         for name, value, known in (("feedback", feedback, FEEDBACKS), ("reward", reward, REWARDS)):
             if value not in known:
                 raise ConfigurationError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
         if feedback == "cross" and num_agents < 2:
             raise ConfigurationError("feedback is 'cross', but a single agent has no other; use 'own' or 'none'.")
-        if not 0 < threshold <= 1:
-            raise ConfigurationError(f"threshold is {threshold}; it is a share of turns, above 0 and at most 1.")
-        if noise < 0:
-            raise ConfigurationError(f"noise is {noise}; it is a standard deviation, at least 0.")
         self.agent_ids = tuple(f"relay_{index + 1}" for index in range(num_agents))
         self.horizon = horizon
         self.alphabet = alphabet
@@ -112,7 +111,8 @@ class Relay(Environment):
         self.threshold = threshold
         self.noise = noise
         self.instructions = instructions
-        self.min_reward, self.max_reward = 0.0, 1.0 if reward == "dense" else float(horizon)  # but for noise
+        self.min_reward, self.max_reward = 0.0, 1.0 if reward == "dense" else float(horizon)
+        self.reward_noise = noise
         chance = random.Random(f"relay {mapping}")
         self.right = [chance.sample(range(alphabet), alphabet) for _ in self.agent_ids]  # action by agent and word
         self._tasks = {

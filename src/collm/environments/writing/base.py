@@ -28,6 +28,7 @@ from collm.environments.writing.words import (
     vocabulary,
 )
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, WHOLE, check_number
 from collm.trajectory import Task, Trajectory
 
 MARKER = "[PARAGRAPH_SPLIT]"
@@ -233,13 +234,11 @@ class Writing(Environment):
         self, dataset: str, num_train: int, num_eval: int, reward: RewardName, single_agent: bool, seed: int | None
     ) -> None:
         name = type(self).__name__
-        for key, count in (("num_train", num_train), ("num_eval", num_eval)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ConfigurationError(f"{name}: {key}={count!r} must be a whole number, at least 1.")
+        check_number(f"{name}.num_train", num_train, COUNT)
+        check_number(f"{name}.num_eval", num_eval, COUNT)
+        check_number(f"{name}.seed", seed, WHOLE.or_none)
         if reward not in self.forms:
             raise ConfigurationError(f"{name}: reward={reward!r} is unknown; choose one of {sorted(self.forms)}.")
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-            raise ConfigurationError(f"{name}: seed={seed!r} must be a whole number, or null to keep the order.")
         self.form = self.forms[reward]
         self.single_agent = single_agent
         self.prompts = dict(self.single_instructions if single_agent else self.instructions)

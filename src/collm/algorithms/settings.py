@@ -1,0 +1,31 @@
+"""What is wrong with the settings that all algorithms share, said before any weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from collm.errors import ConfigurationError
+from collm.models.policy import PolicySpec
+from collm.runtime.naming import check_agent_ids
+
+
+def specs_of(agent_ids: Sequence[str], policy: PolicySpec, policies: Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
+    """The policy of each agent: its entry in `policies`, or `policy`."""
+    check_agent_ids(agent_ids)
+    unknown = sorted(set(policies) - set(agent_ids))
+    if unknown:
+        raise ConfigurationError(
+            f"model.policies names {', '.join(unknown)}, but the environment's agents are "
+            f"{', '.join(agent_ids)}; rename or remove them."
+        )
+    return {agent_id: policies.get(agent_id, policy) for agent_id in agent_ids}
+
+
+def check_parameters(parameters: str, specs: Mapping[str, PolicySpec]) -> None:
+    """Refuse ways of holding parameters that do not go with the agents' policies."""
+    if parameters == "lora" and any(spec.lora_rank == 0 for spec in specs.values()):
+        raise ConfigurationError("parameters is 'lora' but policy.lora_rank is 0; set it to the adapter's rank.")
+    if parameters == "shared" and len({str(spec) for spec in specs.values()}) > 1:
+        raise ConfigurationError(
+            "parameters is 'shared' but the agents' policies differ; drop `policies` or use 'separate' or 'lora'."
+        )

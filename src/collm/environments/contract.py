@@ -1,0 +1,188 @@
+"""What is asked of an environment: its attributes at construction, and everything its methods return during a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from collm.environments.base import AGENTS, TURNS, Environment, EpisodeFailure, Step
+from collm.errors import ConfigurationError
+from collm.runtime.checks import FINITE, check_number, check_utf8, shown
+from collm.trajectory import Task, Trajectory
+
+
+def check_environment(environment: Environment) -> None:
+    """Refuse an environment whose attributes are missing, of the wrong type or at odds with one another."""
+    name = type(environment).__name__
+    for attribute in ("agent_ids", "horizon", "min_reward", "max_reward"):
+        if not hasattr(environment, attribute):
+            raise ConfigurationError(f"{name} has no attribute {attribute!r}; set it in the class or its constructor.")
+    agent_ids = environment.agent_ids
+    if (
+        isinstance(agent_ids, str)
+        or not isinstance(agent_ids, Sequence)
+        or not agent_ids
+        or not all(isinstance(agent_id, str) for agent_id in agent_ids)
+    ):
+        raise ConfigurationError(f"{name}.agent_ids is {shown(agent_ids)}; it must be a tuple of names (str).")
+    check_number(f"{name}: the number of agents", len(agent_ids), AGENTS)
+    check_number(f"{name}.horizon", environment.horizon, TURNS)
+    low = check_number(f"{name}.min_reward", environment.min_reward, FINITE)
+    high = check_number(f"{name}.max_reward", environment.max_reward, FINITE)
+    if low > high:
+        raise ConfigurationError(f"{name}.min_reward is {low} and {name}.max_reward is {high}; swap them.")
+
+
+def tasks_of(environment: Environment, split: str) -> list[Task]:
+    """The tasks of a split; refuses anything else that an environment may return in their place."""
+    tasks = environment.tasks(split)
+    if not isinstance(tasks, Iterable):
+        raise ConfigurationError(
+            f"{type(environment).__name__}.tasks({split!r}) returned {shown(tasks)}; return a list of Task."
+        )
+    tasks = list(tasks)
+    for task in tasks:
+        if not isinstance(task, Task) or not isinstance(task.task_id, str):
+            raise ConfigurationError(
+                f"{type(environment).__name__}.tasks({split!r}) holds {shown(task)}; each must be a Task whose task_id "
+                "is a str."
+            )
+        check_utf8(f"the id of task {task.task_id!a}", task.task_id)
+    return tasks
+
+
+def begun(environment: Environment, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
+    """What `environment.reset` returns, the state and first observations of an episode, checked."""
+    outcome = environment.reset(task, rng)
+    if not isinstance(outcome, tuple) or len(outcome) != 2:
+        raise ConfigurationError(
+            f"{type(environment).__name__}.reset returned {shown(outcome)} for task {task.task_id!r}; return the state "
+            "and the observations, in this order."
+        )
+    check_observations(environment, outcome[1])
+    return outcome
+
+
+def stepped(
+    environment: Environment, tasks: Sequence[Task], states: Sequence[Any], joint_actions: Sequence[Mapping[str, str]]
+) -> list[Step | EpisodeFailure]:
+    """What `environment.step_batch` returns for episodes of `tasks`, checked but for the observations."""
+    outcomes = environment.step_batch(states, joint_actions)
+    name = type(environment).__name__
+    if not isinstance(outcomes, Sequence) or len(outcomes) != len(states):
+        raise ConfigurationError(
+            f"{name}.step_batch returned {shown(outcomes)} for {len(states)} episodes; return a list with one Step "
+            "(or EpisodeFailure) for each."
+        )
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        where = f"{name} (task {task.task_id!r})"
+        if not isinstance(outcome, (Step, EpisodeFailure)):
+            raise ConfigurationError(f"{where} returned {shown(outcome)} from step; return a Step.")
+        if isinstance(outcome, Step):
+            check_step(environment, where, outcome)
+    return list(outcomes)
+
+
+def check_step(environment: Environment, where: str, step: Step) -> None:
+    """Refuse a step with parts of the wrong type, or with a reward outside the range that was declared.
+
+    A reward that is not finite passes: it stops the run where it would be trained on, with the episode written down.
+    """
+    check_reward(where, step.reward)
+    if math.isfinite(step.reward):
+        low, high = environment.min_reward, environment.max_reward
+        slack = 1e-6 * max(1.0, abs(low), abs(high))  # for sums of floats
+        if not environment.reward_noise and not low - slack <= step.reward <= high + slack:
+            raise ConfigurationError(
+                f"{where} returned the reward {step.reward}, outside its range from min_reward {low} to max_reward "
+                f"{high}; correct the reward or the range."
+            )
+        check_named_numbers(f"{where}: Step.terms", step.terms)
+    if not isinstance(step.terminated, (bool, np.bool_)):
+        raise ConfigurationError(f"{where}: Step.terminated is {shown(step.terminated)}; it must be True or False.")
+    if not isinstance(step.info, Mapping):
+        raise ConfigurationError(f"{where}: Step.info is {shown(step.info)}; it must be a dict of plain data.")
+    try:
+        json.dumps(step.info)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{where}: Step.info cannot be written to transcripts as JSON ({error}); keep to dicts with str keys, "
+            "lists, texts and numbers."
+        ) from error
+
+
+def check_named_numbers(where: str, numbers: Any) -> None:
+    """Refuse anything but a dict of finite numbers by name."""
+    if not isinstance(numbers, Mapping):
+        raise ConfigurationError(f"{where} is {shown(numbers)}; it must be a dict of numbers by name.")
+    for name, value in numbers.items():
+        if not isinstance(name, str) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ConfigurationError(f"{where} has {shown(name)}: {shown(value)}; give a finite float by name.")
+
+
+def measured(environment: Environment, trajectory: Trajectory) -> dict[str, float]:
+    """What `environment.metrics` returns for a finished episode, checked."""
+    metrics = environment.metrics(trajectory)
+    where = f"{type(environment).__name__} (task {trajectory.task.task_id!r}): what metrics returned"
+    if all(math.isfinite(turn.reward) for turn in trajectory.turns):  # else the run is about to stop for that
+        check_named_numbers(where, metrics)
+    return metrics
+
+
+def pictured(environment: Environment, trajectory: Trajectory) -> np.ndarray | None:
+    """What `environment.render` returns, checked."""
+    picture = environment.render(trajectory)
+    if picture is not None and not (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+        and picture.size
+    ):
+        kind = getattr(picture, "dtype", type(picture).__name__)
+        raise ConfigurationError(
+            f"{type(environment).__name__}.render returned {kind} of shape {getattr(picture, 'shape', '?')}; return an "
+            "array [height, width, 3] of uint8, or None."
+        )
+    return picture
+
+
+def check_joint_action(environment: Environment, texts: Mapping[str, str]) -> None:
+    """Refuse a scripted joint action that is not one text for each agent."""
+    agents = list(environment.agent_ids)
+    if (
+        not isinstance(texts, Mapping)
+        or set(texts) != set(agents)
+        or not all(isinstance(text, str) for text in texts.values())
+    ):
+        raise ConfigurationError(
+            f"{type(environment).__name__}.demonstrate returned {shown(texts)}; return one text for each of {agents}."
+        )
+
+
+def check_observations(environment: Environment, observations: Mapping[str, str]) -> None:
+    """Refuse observations that are not one text for each agent."""
+    name, agents = type(environment).__name__, list(environment.agent_ids)
+    if not isinstance(observations, Mapping) or set(observations) != set(agents):
+        got = list(observations) if isinstance(observations, Mapping) else type(observations).__name__
+        raise ConfigurationError(
+            f"{name} returned observations of {got}, but its agents are {agents}; show each a text."
+        )
+    for agent_id, text in observations.items():
+        if not isinstance(text, str):
+            raise ConfigurationError(f"{name} showed {agent_id!r} {text!r:.60}; an observation is one text (a str).")
+        check_utf8(f"{name} showed {agent_id!r} a text that cannot be written", text)
+
+
+def check_reward(where: str, reward: float) -> None:
+    """Refuse a reward that is not one number; whether it is finite is checked where it is trained on."""
+    if not isinstance(reward, Real):
+        raise ConfigurationError(
+            f"{where} returned the reward {reward!r:.60}; a joint action earns one number, which the whole team shares."
+        )

@@ -1,0 +1,118 @@
+"""Numbers that constructors take: their ranges, and one message where a value lies outside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
+
+from collm.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers an argument may be; NaN, infinities and truth values are in no range.
+
+    Args:
+        least: Smallest number.
+        most: Largest number.
+        above: `least` itself is outside.
+        below: `most` itself is outside.
+        whole: Whole numbers only.
+        optional: None is allowed too.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+    optional: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+            return False
+        try:
+            if not math.isfinite(value):
+                return False
+        except OverflowError:  # a whole number that no float can hold
+            return False
+        low = value > self.least if self.above else value >= self.least
+        return low and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number" if math.isfinite(self.least) else "a finite number"
+        if math.isfinite(self.least) and math.isfinite(self.most) and not self.whole:
+            kind += f" in {'(' if self.above else '['}{self.least:g}, {self.most:g}{')' if self.below else ']'}"
+        elif math.isfinite(self.least):
+            kind += f" {'above' if self.above else 'of at least'} {self.least:,}"
+            if math.isfinite(self.most):
+                kind += f" and at most {self.most:,}"
+        return kind + (", or null" if self.optional else "")
+
+    @property
+    def or_none(self) -> Range:
+        """The same numbers, or None."""
+        return replace(self, optional=True)
+
+
+LARGEST_COUNT = 10**9
+COUNT = Range(1, LARGEST_COUNT, whole=True)
+COUNT_OR_ZERO = Range(0, LARGEST_COUNT, whole=True)
+WHOLE = Range(whole=True)
+SEED = Range(0, 2**32 - 1, whole=True)  # what numpy takes
+FINITE = Range()
+POSITIVE = Range(0, above=True)
+NOT_NEGATIVE = Range(0)
+SHARE = Range(0, 1)  # both ends included
+SHARE_ABOVE_ZERO = Range(0, 1, above=True)
+SHARE_BELOW_ONE = Range(0, 1, below=True)
+
+
+def check_number(name: str, value: Any, allowed: Range, remedy: str = "") -> Any:
+    """Refuse a `value` that is not in the range `allowed`.
+
+    Args:
+        name: What the value was given as.
+        value: What was given.
+        allowed: What it may be.
+        remedy: A sentence about what to do instead, if the range does not say it all.
+
+    Returns:
+        The value.
+
+    Raises:
+        ConfigurationError: Names the argument, its value and the range.
+    """
+    if value not in allowed:
+        raise ConfigurationError(f"{name} is {shown(value)}; it must be {allowed}.{' ' if remedy else ''}{remedy}")
+    return value
+
+
+def check_numbers(prefix: str, owner: object, **ranges: Range) -> None:
+    """Check attributes of `owner`, each against its range; messages name them `prefix.attribute`."""
+    for name, allowed in ranges.items():
+        check_number(f"{prefix}.{name}" if prefix else name, getattr(owner, name), allowed)
+
+
+def shown(value: Any, most: int = 100) -> str:
+    """`value` as messages quote it, cut to `most` characters."""
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write very long ones
+        return f"a whole number of about {value.bit_length() * 0.30103:.0f} digits"
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def check_utf8(where: str, text: str) -> str:
+    """Refuse a text that cannot be written as UTF-8: one with half of a surrogate pair, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{where}: character {error.start + 1} is the lone surrogate {text[error.start]!a}, which is no text; "
+            "remove it, or write both halves of the pair."
+        ) from error
+    return text

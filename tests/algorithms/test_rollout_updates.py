@@ -1,0 +1,87 @@
+"""What an update does with a rollout: its order of steps, its random parts, and how policies act before it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from collm.algorithms.collm_cc import CoLLMCC
+from collm.algorithms.magrpo import MAGRPO
+from collm.critics.language_model import LanguageModelCritic
+from collm.models.policy import PolicySpec
+from collm.models.specs import ModelSpec
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, action_sequences, pad_sequences
+from untrained import without_trainer
+
+
+def test_advantages_are_normalized_before_they_are_clipped(make) -> None:
+    algorithm = make(MAGRPO, normalize_advantage=True, advantage_clip=1.0)
+    advantages, played = torch.tensor([[9.0, 1.0], [1.0, 1.0], [3.0, 77.0]]), torch.ones(3, 2, dtype=torch.bool)
+    played[2, 1] = False
+    # mean 3, deviation sqrt((36 + 4 + 4 + 4 + 0) / 5); 6 of them are more than 1 deviation, clipped
+    deviation = (48 / 5) ** 0.5
+    expected = torch.tensor([[1.0, -2 / deviation], [-2 / deviation, -2 / deviation], [0.0, 0.0]])
+    assert_close(algorithm.shape_advantages(advantages, played), expected)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_every_pass_reads_every_trajectory_once(make, parts: int) -> None:
+    algorithm = make(MAGRPO, num_minibatches=parts)
+    batch = RolloutBatch([None] * 5, torch.zeros(5, 1), torch.ones(5, 1, dtype=torch.bool), torch.zeros(5))
+    torch.manual_seed(0)
+    read = list(algorithm.minibatches(batch, 9))
+    assert len(read) == 9 * parts
+    passes = [read[start : start + parts] for start in range(0, 9 * parts, parts)]
+    for one in passes:
+        assert sorted(row for rows in one for row in rows) == [0, 1, 2, 3, 4]
+        assert max(map(len, one)) - min(map(len, one)) <= 1
+    assert parts == 1 or any(one != passes[0] for one in passes)  # in another order each time
+
+
+def test_policies_act_as_they_are_evaluated_and_train_again_afterwards(tiny_folder: str) -> None:
+    module = without_trainer(MAGRPO(agent_ids=["a"], policy=PolicySpec(tiny_folder, max_new_tokens=4)))
+    module.train()
+    with module.acting():
+        assert not any(part.training for part in module.modules())
+    assert all(part.training for part in module.modules())
+
+
+@pytest.mark.parametrize(("critic_lambda", "expected"), [(None, [3.0, 8.0]), (1.0, [5.0, 8.0]), (0.5, [4.0, 8.0])])
+def test_targets_have_a_trace_decay_of_their_own(
+    tiny_folder: str, critic_lambda: float | None, expected: list[float]
+) -> None:
+    module = CoLLMCC(
+        agent_ids=["a"],
+        policy=PolicySpec(tiny_folder, max_new_tokens=4),
+        critic=LanguageModelCritic(ModelSpec(tiny_folder)),
+        discount=0.5,
+        critic_lambda=critic_lambda,
+    )
+    played = torch.ones(1, 2, dtype=torch.bool)
+    batch = RolloutBatch([], torch.tensor([[1.0, 8.0]]), played, torch.zeros(1))
+    values, later = torch.tensor([[7.0, 4.0]]), torch.tensor([[7.0, 4.0]])
+    advantages = torch.tensor([[1 + 0.5 * 4 - 7, 8.0 - 4]])  # one-step TD errors
+    # 1 + 0.5 * 4; 1 + 0.5 * 8; halfway 1 + 0.5 * (0.5 * 4 + 0.5 * 8)
+    assert_close(module.value_targets(values, advantages, later, batch), torch.tensor([expected]))
+
+
+def test_the_divergence_from_the_reference_is_a_mean_over_tokens(tiny_folder: str) -> None:
+    spec = PolicySpec(tiny_folder, max_new_tokens=6)
+    module = without_trainer(MAGRPO(agent_ids=["a"], policy=spec, kl_weight=0.5))
+    policy, reference = module.policies["a"], module.references["a"]
+    for weight in policy.parameters():
+        weight.data.mul_(1.5)
+    turns = [
+        Turn({"a": "?"}, {"a": Action("", [5, 6], ids, [0.0] * len(ids))}, 0.0) for ids in ([7, 8, 9, 10], [11, 12])
+    ]
+    sequences = action_sequences([Trajectory(Task("t", {}), 0, 1, 1.0, [turn]) for turn in turns], "a")
+    loss = sum(module.policy_losses("a", sequences, {0, 1}, torch.zeros(2, 1)))
+    chunk = pad_sequences(sequences, 0, "cpu")
+    with torch.no_grad():
+        log_probs, reference_log_probs = (one.log_probs(chunk)[0] for one in (policy, reference))
+    difference = (reference_log_probs - log_probs)[chunk.action_mask]
+    divergence = (difference.exp() - difference - 1).sum() / 6  # six tokens in two rows
+    assert divergence > 0.01
+    assert_close(loss.detach(), 0.5 * divergence)
+    assert dict(module.logged)["policy/kl/a"] == pytest.approx(divergence.item(), rel=1e-4)
