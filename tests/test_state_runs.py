@@ -73,10 +73,10 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(fit: Fit, tmp_path: Path
         ((f"--model.critic={RIDGE}",), "Toy does not describe its states in numbers"),
         (("--model.critic.reads=state",), "critic.reads is 'state', but Toy does not describe its states in words"),
         ((GAME, f"--model.critic={RIDGE}", "--model=CoLLMDC"), "which is the same for all agents, but CoLLMDC"),
-        (("--data.replace_equal_groups=1",), "data.replace_equal_groups is 1 with data.num_generations 1"),
+        (("--data.replace_equal_groups=1",), "Parallel with data.num_generations 1 does not play groups"),
         (
             ("--data.replace_equal_groups=1", "--data.num_generations=2", "--data.sampler=Tree"),
-            "Tree does not play independent episodes",
+            "Tree with data.num_generations 2 does not play groups of independent episodes",
         ),
     ],
 )
@@ -166,5 +166,5 @@ def test_nothing_is_replaced_unasked() -> None:
 
 
 def test_trees_are_not_replaced() -> None:
-    with pytest.raises(ConfigurationError, match="Tree does not play independent episodes"):
+    with pytest.raises(ConfigurationError, match="Tree with data.num_generations 2 does not play groups"):
         RolloutDataModule(Toy(), sampler=Tree(), num_generations=2, replace_equal_groups=1)

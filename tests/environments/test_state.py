@@ -17,6 +17,7 @@ from collm.environments.coding.reward import CodingScore
 from collm.environments.coding.task import Coding, CodingState
 from collm.environments.games.matrix_game import MatrixGame
 from collm.environments.games.relay import Relay, State
+from collm.errors import ConfigurationError
 from collm.samplers.base import Episode
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
@@ -209,3 +210,20 @@ def test_a_described_game_shows_agents_what_it_showed_before() -> None:
     shown = [*episode.trajectory.turns[0].observations.values(), *episode.observations.values()]
     assert not any("covered" in text or "score" in text.lower() for text in shown)
     assert "covered 1 of 9" in episode.state_text
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "message"),
+    [
+        ("state_features", {"turn": float("nan")}, r"Described \(task 'train 0'\): state_features has 'turn': nan"),
+        ("state_features", {"turn": "one"}, "state_features has 'turn': 'one'"),
+        ("state_features", [1.0], "state_features is .*it must be a dict of numbers by name"),
+        ("state_text", None, "returned None from state_text; return a text"),
+        ("progress", float("inf"), "has 'progress': inf"),
+    ],
+)
+def test_bad_descriptions_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, told: Any, message: str) -> None:
+    game = Described(*REWARDS)
+    monkeypatch.setattr(Described, name, lambda self, state: told)
+    with pytest.raises(ConfigurationError, match=message):
+        Episode(game, game.tasks("train")[0], 0, 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from collm.critics.base import StateSource
 from collm.critics.features import StateCritic, row_weights
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, POSITIVE, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
 from collm.trajectory import RolloutBatch
 
@@ -43,13 +44,10 @@ class FeatureNetworkCritic(StateCritic):
         self.learning_rate = learning_rate
         self.steps = steps
         self.parts = parts
-        for name, value in (("memory", memory), ("steps", steps), ("parts", parts)):
-            if value < 1:
-                raise ConfigurationError(f"critic.{name} is {value}; it must be at least 1.")
+        self.memory = memory
+        check_numbers("critic", self, memory=COUNT, steps=COUNT, parts=COUNT, learning_rate=POSITIVE)
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ConfigurationError(f"critic.hidden_sizes is {hidden_sizes}; list the units of each hidden layer.")
-        if not learning_rate > 0:
-            raise ConfigurationError(f"critic.learning_rate is {learning_rate}; it must be above 0.")
         self.kept: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=memory)  # inputs, returns and weights, [n, ...]
 
     def check(self, environment: StateSource) -> None:

@@ -17,6 +17,7 @@ from collm.critics.base import Critic, Learner, StateSource
 from collm.critics.histories import HistoryEncoder
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns
+from collm.runtime.checks import POSITIVE, SHARE_ABOVE_ZERO, check_numbers
 from collm.runtime.collectives import num_ranks, sum_over_ranks
 from collm.trajectory import RolloutBatch
 
@@ -137,10 +138,7 @@ class FeaturesCritic(StateCritic):
         self.penalty = penalty
         self.forgetting = forgetting
         self.weigh_turns = weigh_turns
-        if not penalty > 0:
-            raise ConfigurationError(f"critic.penalty is {penalty}; it must be above 0.")
-        if not 0 < forgetting <= 1:
-            raise ConfigurationError(f"critic.forgetting is {forgetting}; it must be above 0 and at most 1.")
+        check_numbers("critic", self, penalty=POSITIVE, forgetting=SHARE_ABOVE_ZERO)
 
     def check(self, environment: StateSource) -> None:
         before = self.names, self.horizon

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from collm.environments.base import Environment, EpisodeFailure, Step
-from collm.environments.contract import begun, check_observations, stepped
+from collm.environments.contract import begun, check_observations, described, stepped
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
 
@@ -126,9 +126,8 @@ class Episode:
     def describe(self) -> None:
         """Note the state before a turn, for critics alone; steps may change the state itself."""
         with meter.phase("environment"):
-            self.features = {name: float(value) for name, value in self.environment.state_features(self.state).items()}
-            self.state_text = self.environment.state_text(self.state)
-            self.progress = self.environment.progress(self.state)
+            told = described(self.environment, self.trajectory.task, self.state)
+            self.features, self.state_text, self.progress = told
 
     def fail(self) -> None:
         """End the episode for its last failure."""
