@@ -218,6 +218,11 @@ def test_a_resumed_network_goes_on_as_it_would_have() -> None:
     assert torch.equal(resumed.kept[0][0], critic.kept[0][0])
     with pytest.raises(ConfigurationError, match="has the state features None"):
         resumed.restore({})
+    with pytest.raises(ConfigurationError, match=r"inputs .* shape \(6, 3\) .* \(6, 7\) is needed"):
+        resumed.restore(critic.checkpoint() | {"kept": [[(torch.zeros(6, 3), torch.zeros(6), torch.ones(6))]]})
+    one = critic.checkpoint()
+    resumed.restore(one | {"kept": [one["kept"][0], one["kept"][0]]})  # of two processes
+    assert torch.equal(resumed.kept[0][1], torch.cat([critic.kept[0][1]] * 2))
 
 
 def build(folder: str, **settings: Any) -> CoLLMCC:

@@ -113,17 +113,23 @@ class FeatureNetworkCritic(StateCritic):
         return {"names": list(self.names), "mean": self.mean, "scale": self.scale, "kept": gather_objects([*self.kept])}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        if list(state.get("names", [])) != list(self.names):
-            raise ConfigurationError(
-                f"the checkpoint's critic {self.name!r} has the state features {state.get('names')}, this run has "
-                f"{list(self.names)}; use the configuration it was made with."
-            )
-        self.mean, self.scale = state["mean"].to(self.mean), state["scale"].to(self.scale)
-        self.kept.clear()
+        self.check_names(state)
+        self.mean, self.scale = (self.checked(name, state[name], self.mean.shape) for name in ("mean", "scale"))
         parts = state["kept"]
         if len(parts) == num_ranks():
-            self.kept.extend(parts[rank()])
+            rollouts = parts[rank()]
         else:  # other processes share out the turns of each rollout anew
-            for rollout in zip(*parts, strict=True):
-                whole = [torch.cat(tensors) for tensors in zip(*rollout, strict=True)]
-                self.kept.append(tuple(tensor[rank() :: num_ranks()] for tensor in whole))
+            together = [
+                [torch.cat(tensors) for tensors in zip(*rollout, strict=True)] for rollout in zip(*parts, strict=True)
+            ]
+            rollouts = [[tensor[rank() :: num_ranks()] for tensor in rollout] for rollout in together]
+        self.kept.clear()
+        for inputs, returns, weights in rollouts:
+            size = len(returns)
+            self.kept.append(
+                (
+                    self.checked("inputs", inputs, (size, self.num_inputs)),
+                    self.checked("returns", returns, (size,)),
+                    self.checked("weights", weights, (size,)),
+                )
+            )

@@ -7,6 +7,7 @@ has come, this needs far fewer episodes than a language model that reads the his
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,24 +66,45 @@ class StateCritic(Critic):
         """Turns left, features, and features times turns left at every turn, 0 where none was played, [B, T, D]."""
         inputs = torch.zeros(*batch.rewards.shape, self.num_inputs, dtype=torch.float64)
         for row, trajectory in enumerate(batch.trajectories):
+            if not trajectory.turns:
+                continue
             for index, turn in enumerate(trajectory.turns):
-                if tuple(turn.features) != self.names:
-                    differing = sorted(set(turn.features) ^ set(self.names)) or list(turn.features)
-                    raise ConfigurationError(
-                        f"the features of task {trajectory.task.task_id!r} before turn {index + 1} have other names or "
-                        f"another order than those of the first task: {', '.join(differing)}; `state_features` must "
-                        "give the same names in the same order in every state."
-                    )
-                left = float(trajectory.horizon - index)
-                features = torch.tensor(list(turn.features.values()), dtype=torch.float64)
-                if not features.isfinite().all():
-                    name = self.names[int(features.isfinite().logical_not().nonzero()[0])]
-                    raise ConfigurationError(
-                        f"the state feature {name!r} is {turn.features[name]} in task {trajectory.task.task_id!r} "
-                        f"before turn {index + 1}; it must be a finite number."
-                    )
-                inputs[row, index] = torch.cat([torch.tensor([left], dtype=torch.float64), features, features * left])
+                self.check_features(turn.features, f"task {trajectory.task.task_id!r} before turn {index + 1}")
+            features = torch.tensor([list(turn.features.values()) for turn in trajectory.turns], dtype=torch.float64)
+            left = trajectory.horizon - torch.arange(len(features), dtype=torch.float64)[:, None]
+            inputs[row, : len(features)] = torch.cat([left, features, features * left], dim=1)
         return inputs
+
+    def check_features(self, features: Mapping[str, float], where: str) -> None:
+        """Refuse features with other names than those of the first task, or that are not finite."""
+        if tuple(features) != self.names:
+            differing = sorted(set(features) ^ set(self.names)) or list(features)
+            raise ConfigurationError(
+                f"the features of {where} have other names or another order than those of the first task: "
+                f"{', '.join(differing)}; `state_features` must give the same names in the same order in every state."
+            )
+        for name, value in features.items():
+            if not math.isfinite(value):
+                raise ConfigurationError(
+                    f"the state feature {name!r} is {value} in {where}; it must be a finite number."
+                )
+
+    def check_names(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a critic on other features."""
+        if list(state.get("names", [])) != list(self.names):
+            raise ConfigurationError(
+                f"the checkpoint's critic {self.name!r} has the state features {state.get('names')}, this run has "
+                f"{list(self.names)}; use the configuration it was made with."
+            )
+
+    def checked(self, name: str, found: Tensor, shape: Sequence[int]) -> Tensor:
+        """A tensor of a checkpoint, in double precision; refused if it is not finite or has another shape."""
+        if tuple(found.shape) != tuple(shape) or not found.isfinite().all():
+            raise ConfigurationError(
+                f"the checkpoint's {name} of the critic {self.name!r} have the shape {tuple(found.shape)} or are not "
+                f"finite, but {tuple(shape)} is needed; use the configuration it was made with."
+            )
+        return found.double()
 
     def returns(self, batch: RolloutBatch) -> Tensor:
         """Reward to go, on the processor and in double precision, [B, T]."""
@@ -195,19 +217,9 @@ class FeaturesCritic(StateCritic):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        if list(state.get("names", [])) != list(self.names):
-            raise ConfigurationError(
-                f"the checkpoint's critic {self.name!r} has the state features {state.get('names')}, this run has "
-                f"{list(self.names)}; use the configuration it was made with."
-            )
+        self.check_names(state)
         for name in ("moments", "turn_weights"):
-            found, expected = state[name], getattr(self, name)
-            if found.shape != expected.shape or not found.isfinite().all():
-                raise ConfigurationError(
-                    f"the checkpoint's {name} of the critic {self.name!r} have the shape {tuple(found.shape)} or are "
-                    f"not finite, but {tuple(expected.shape)} is needed; use the configuration it was made with."
-                )
-            setattr(self, name, found.to(expected))
+            setattr(self, name, self.checked(name, state[name], getattr(self, name).shape))
         self.num_rollouts = int(state["num_rollouts"])
 
 
