@@ -148,6 +148,8 @@ def test_the_command(tmp_path: Path, tiny_folder: str, fit, capsys: pytest.Captu
     assert main(REPOSITORY / "configs" / "base.yaml", [*args, "--tasks=4", "--episodes=2", "--fit_rollouts=2"]) == 0
     report = json.loads((tmp_path / "out" / "ceiling.json").read_text())
     assert list(report) == ["pooled", "turn 1", "turn 2"]
+    assert not Path("config.yaml").exists()  # all of it is in the folder asked for
+    assert (tmp_path / "out" / "config.yaml").is_file()
     assert set(report["pooled"]) == {"ceiling", "task", "critic explained", "critic share"}
     table = (tmp_path / "out" / "ceiling.md").read_text()
     assert table.startswith("| | ceiling | task | critic explained | critic share |\n")

@@ -318,6 +318,7 @@ def main(default_config: str | Path, args: Sequence[str] | None = None) -> int:
     settings = {
         "trainer.callbacks": json.dumps([callback]),
         "trainer.logger": "false",
+        "trainer.default_root_dir": given.out,
         "trainer.limit_val_batches": "0",
         "trainer.enable_checkpointing": "false",
         "trainer.enable_progress_bar": "false",
