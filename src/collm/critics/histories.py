@@ -16,7 +16,8 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from collm.models.loading import encode
-from collm.trajectory import Message, TokenSequence, Trajectory
+from collm.packing import TokenSequence
+from collm.trajectory import Message, Trajectory
 
 
 class HistoryEncoder:

@@ -20,9 +20,12 @@ from collm.environments.building.blueprints import Blueprint, as_data, read_blue
 from collm.environments.building.game import BuildingGame, BuildState, Score
 from collm.environments.building.house_rules import (
     DEMONSTRATION_COVERAGE,
+    cell_text,
     compare,
+    cuboid_text,
     haphazard,
     house_features,
+    layers_text,
     score_house,
     share_out,
     stock,
@@ -222,17 +225,17 @@ class HouseBuild(BuildingGame):
             lines = [f"agent {self.position(agent_id)}: {supplies}"]
             if state.attacks:
                 lines.append(f"spiders {sum(state.attacks)} of {self.player_health}")
-            return "\n".join([*lines, *(f"/fill {_cuboid(fill)}" for fill in house.rectangles(house.world))])
+            return "\n".join([*lines, *(f"/fill {cuboid_text(fill)}" for fill in house.rectangles(house.world))])
         lines = [
             f"You are builder {self.position(agent_id)} in a team that builds a house out of blocks."
             if team > 1
             else "You build a house out of blocks.",
             "",
             "A cell is named x y z, where y is the height. The house stands in the box from "
-            f"{_words(low)} to {_words(high)}.",
+            f"{cell_text(low)} to {cell_text(high)}.",
             "Its blueprint, layer by layer from the ground up. Each entry fills all cells between two corners with one "
             "block; cells that are not listed stay empty:",
-            *_by_layer(house),
+            *layers_text(house),
             "",
             f"Your blocks{' and how many cells you can fill with each' if self.limited_resources else ''}: {supplies}.",
         ]
@@ -324,7 +327,7 @@ class HouseBuild(BuildingGame):
         """The agent's part of completing the house from what the next turn begins with."""
         fills = house.rectangles(to_do(house, state.world))
         shares = share_out(fills, self._palettes(house), self._stock_left(state, house))
-        lines = [f"/fill {_cuboid(fill)}" for fill in shares[agent_id]]
+        lines = [f"/fill {cuboid_text(fill)}" for fill in shares[agent_id]]
         first = agent_id == self.agent_ids[0]
         return ["/kill", *lines] if first and state.attacks and not state.killed else lines
 
@@ -368,24 +371,8 @@ class HouseBuild(BuildingGame):
         for agent_id, palette in palettes.items():
             own = [fill for fill in missing if fill.block in palette]
             fills = haphazard(own, cells, stocks.get(agent_id, {}), rng)
-            lines = [f"/fill {_cuboid(fill)}" for fill in fills]
+            lines = [f"/fill {cuboid_text(fill)}" for fill in fills]
             if state.attacks and not state.killed and rng.random() < DEMONSTRATION_COVERAGE:
                 lines.insert(0, "/kill")
             actions[agent_id] = "\n".join(lines)
         return actions
-
-
-def _cuboid(fill: Command) -> str:
-    return f"{_words(fill.start)} {_words(fill.end)} {fill.block}"
-
-
-def _words(cell: Cell) -> str:
-    return " ".join(map(str, cell))
-
-
-def _by_layer(house: Blueprint) -> list[str]:
-    """The cuboids of the house, those of one layer on one line."""
-    lines: dict[int, list[str]] = {}
-    for fill in house.rectangles(house.world):
-        lines.setdefault(fill.start[1], []).append(_cuboid(fill))
-    return [f"y = {y}: {'; '.join(cuboids)}" for y, cuboids in lines.items()]

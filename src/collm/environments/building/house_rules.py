@@ -186,3 +186,21 @@ def haphazard(
         if fill.block in left:
             left[fill.block] -= fill.volume
     return chosen
+
+
+def cuboid_text(fill: Command) -> str:
+    """A fill as agents write it, without its verb."""
+    return f"{cell_text(fill.start)} {cell_text(fill.end)} {fill.block}"
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as agents write it."""
+    return " ".join(map(str, cell))
+
+
+def layers_text(house: Blueprint) -> list[str]:
+    """The cuboids of the house, those of one layer on one line."""
+    lines: dict[int, list[str]] = {}
+    for fill in house.rectangles(house.world):
+        lines.setdefault(fill.start[1], []).append(cuboid_text(fill))
+    return [f"y = {y}: {'; '.join(cuboids)}" for y, cuboids in lines.items()]
