@@ -93,7 +93,7 @@ RULES = {
         never=LIGHTNING | {"transformers"},
     ),
     "collm.data": Rule(
-        rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "runtime")
+        rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "returns", "runtime")
         | rooms("inference.actors")
     ),
     "collm.algorithms": Rule(
@@ -107,6 +107,7 @@ RULES = {
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
     "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
+    "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
     "collm.studies.gradients": Rule(rooms("runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),

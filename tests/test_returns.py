@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from collm.returns import (
     clip_advantages,
     discounted_returns,
+    equal_groups,
     explained_variance,
     generalized_advantages,
     group_max_baseline,
@@ -274,24 +275,38 @@ def test_grpo_advantages_of_a_group_of_two_are_one_and_minus_one() -> None:
     assert_close(result[:, 0], torch.tensor([-1.0, -1.0, 1.0, 1.0]))
 
 
-def test_explained_variance() -> None:
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    targets = torch.tensor([[1.0, 3.0, NAN], [5.0, NAN, NAN]])
-    # Var(1, 3, 5) = 8/3. Residuals of (2, 2, 5): -1, 1, 0 with variance 2/3: 1 - 2/8.
-    values = torch.tensor([[2.0, 2.0, NAN], [5.0, NAN, NAN]])
-    assert_close(explained_variance(values, targets, mask), torch.tensor(0.75))
-    assert_close(explained_variance(targets, targets, mask), torch.tensor(1.0))
-    # A constant explains nothing, and a constant offset costs nothing.
-    assert_close(explained_variance(torch.full((2, 3), 9.0), targets, mask), torch.tensor(0.0))
-    assert_close(explained_variance(targets + 9, targets, mask), torch.tensor(1.0))
+def test_explained_variance_leaves_out_what_the_turn_explains() -> None:
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    targets = torch.tensor([[11.0, 1.0], [13.0, 5.0], [15.0, NAN]])
+    # First turn: 11, 13, 15 deviate by -2, 0, 2, squares 8. Residuals 1, 1, -2, mean 0, squares 6: 1 - 6/8.
+    # Second turn: 1, 5, squares 8. Residuals 0, -1, squares 1/2: 1 - 1/16. Together 1 - 6.5/16.
+    values = torch.tensor([[10.0, 1.0], [12.0, 6.0], [17.0, NAN]])
+    assert_close(explained_variance(values, targets, mask), torch.tensor([1 - 6.5 / 16, 0.25, 1 - 1 / 16]))
+    assert_close(explained_variance(targets, targets, mask), torch.ones(3))
+    # Whoever knows the turn alone knows nothing, and constant offsets of a turn cost nothing.
+    by_turn = torch.tensor([13.0, 3.0]).expand(3, 2)
+    assert_close(explained_variance(by_turn, targets, mask), torch.zeros(3))
+    assert_close(explained_variance(targets + by_turn, targets, mask), torch.ones(3))
 
 
 def test_explained_variance_of_constant_targets_is_nan() -> None:
     mask, targets = torch.ones(7, 1, dtype=torch.bool), torch.full((7, 1), 0.1)
     # Rounding: a test for a variance of 0 would miss these.
     assert targets.var(correction=0) > 0
-    assert explained_variance(torch.rand(7, 1), targets, mask).isnan()
-    assert explained_variance(torch.rand(7, 1), torch.rand(7, 1), ~mask).isnan()
+    assert explained_variance(torch.rand(7, 1), targets, mask).isnan().all()
+    assert explained_variance(torch.rand(7, 1), torch.rand(7, 1), ~mask).isnan().all()
+    assert explained_variance(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0, 2).bool()).isnan().all()
+    # One turn that is constant takes nothing from the others.
+    both = torch.tensor([[0.1, 1.0], [0.1, 3.0]])
+    found = explained_variance(torch.tensor([[0.0, 1.0], [5.0, 2.0]]), both, torch.ones(2, 2).bool())
+    assert found[1].isnan()
+    assert_close(found[2], torch.tensor(0.75))  # residuals 0 and 1, squares 1/2 of 2
+
+
+def test_equal_groups() -> None:
+    rewards = torch.tensor([[0.0, 2.0], [0.0, 2.0], [0.0, 2.0], [1.0, 1.0], [0.0, 5.0]])
+    groups = torch.tensor([0, 0, 1, 1, 2])  # 0 does not differ; 1 has the same return, paid at other turns; 2 is alone
+    assert equal_groups(rewards, groups).tolist() == [True, True, False, False, False]
 
 
 # Properties of every function

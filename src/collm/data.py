@@ -20,13 +20,16 @@ from collm.environments.base import Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, measured, tasks_of
 from collm.errors import ConfigurationError
 from collm.inference.actors import Actors, check_engines
+from collm.returns import equal_groups
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
+from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, collate, without_failed
 
 _EVALUATION_SEED = 2**40  # far from every training rollout
+_REPLACEMENT_SEED = 2**41
 _MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
 
@@ -43,6 +46,9 @@ class RolloutDataModule(L.LightningDataModule):
         tasks_per_rollout: Tasks of one rollout, over all processes.
         num_generations: Episodes of each task in a rollout, or joint actions at each node of a rollout tree: the
             group size K of group baselines.
+        replace_equal_groups: How often, at most, groups whose returns do not differ are replaced by other tasks before
+            an update; 0 for never. Such groups teach nothing to methods that compare the episodes of a group. What is
+            replaced counts as joint samples, and what is still equal in the end is kept.
         rollouts_per_epoch: Rollouts, and so updates, of one epoch.
         eval_episodes_per_task: Episodes of each held-out task in an evaluation.
         eval_greedy: Evaluate the most likely responses instead of sampled ones.
@@ -62,6 +68,7 @@ class RolloutDataModule(L.LightningDataModule):
         eval_sampler: Sampler | None = None,
         tasks_per_rollout: int = 16,
         num_generations: int = 1,
+        replace_equal_groups: int = 0,
         rollouts_per_epoch: int = 10,
         eval_episodes_per_task: int = 4,
         eval_greedy: bool = False,
@@ -77,6 +84,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_sampler = eval_sampler or Parallel()
         self.tasks_per_rollout = tasks_per_rollout
         self.num_generations = num_generations
+        self.replace_equal_groups = replace_equal_groups
         self.rollouts_per_epoch = rollouts_per_epoch
         self.eval_episodes_per_task = eval_episodes_per_task
         self.eval_greedy = eval_greedy
@@ -89,9 +97,15 @@ class RolloutDataModule(L.LightningDataModule):
         self._actors: Actors | None = None
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
         check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
-        check_numbers("data", self, episode_retries=COUNT_OR_ZERO)
+        check_numbers("data", self, episode_retries=COUNT_OR_ZERO, replace_equal_groups=COUNT_OR_ZERO)
         if failed_episodes not in ("drop", "zero"):
             raise ConfigurationError(f"data.failed_episodes is {failed_episodes!r}; use 'drop' or 'zero'.")
+        if replace_equal_groups and (num_generations < 2 or not self.sampler.independent):
+            raise ConfigurationError(
+                f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} with "
+                f"data.num_generations {num_generations} does not play groups of independent episodes; set it to 0, or "
+                "take Parallel and groups of 2 or more."
+            )
         if predict_split not in ("train", "eval"):
             raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
         check_environment(environment)
@@ -192,6 +206,33 @@ class RolloutDataModule(L.LightningDataModule):
                     trajectory.metrics = measured(self.environment, trajectory)
         return collate(trajectories, time.perf_counter() - began, left_out)
 
+    def play_until_different(self, tasks: Sequence[Task], others: Sequence[Task], seed: int) -> RolloutBatch:
+        """A training rollout whose groups differ in their returns, as far as `replace_equal_groups` goes.
+
+        Args:
+            tasks: The tasks of this rank.
+            others: Those that may take the place of one.
+            seed: Seed of the rollout.
+        """
+        batch = self.play(self.sampler, tasks, seed, self.num_generations)
+        for attempt in range(1, self.replace_equal_groups + 1):
+            equal = equal_groups(batch.rewards, batch.groups)
+            groups = batch.groups[equal].unique().tolist()
+            if not sum_over_ranks(len(groups), self.trainer.lightning_module.device):
+                break
+            chance = random.Random(f"replace {seed} {attempt}")
+            enough = len(groups) <= len(others)
+            chosen = chance.sample(others, len(groups)) if enough else chance.choices(others, k=len(groups))
+            fresh = self.play(self.sampler, chosen, seed + attempt * _REPLACEMENT_SEED, self.num_generations)
+            for trajectory in [*fresh.trajectories, *fresh.left_out]:
+                trajectory.group = groups[trajectory.group]
+            kept = [path for path, gone in zip(batch.trajectories, equal.tolist(), strict=True) if not gone]
+            replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
+            together = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
+            batch = collate(together, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
+            batch.replaced_joint_samples = replaced
+        return batch
+
 
 def check_size(environment: Environment, first: str, num_tasks: int, second: str, num_episodes: int) -> None:
     """Refuse a rollout that nobody could wait for or hold in memory, before anything of it is made.
@@ -232,7 +273,10 @@ class _TrainRollouts(IterableDataset):
             seed = (data.seed * 1_000_003 + rollout) * num_ranks + rank
             # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
             torch.manual_seed(seed)
-            yield data.play(data.sampler, data.tasks_of(rollout)[rank::num_ranks], seed, data.num_generations)
+            tasks = data.tasks_of(rollout)
+            taken = {task.task_id for task in tasks}
+            others = [task for task in data.train_tasks if task.task_id not in taken] or data.train_tasks
+            yield data.play_until_different(tasks[rank::num_ranks], others, seed)
 
 
 class _EvalRollouts(IterableDataset):

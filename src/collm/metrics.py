@@ -11,6 +11,7 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from collm.returns import discounted_returns, equal_groups, node_returns
 from collm.trajectory import RolloutBatch
 
 NUM_RESAMPLES = 2000
@@ -163,6 +164,22 @@ def groups_of_one(batch: RolloutBatch) -> int:
         lost |= {turn.branch.node for path in batch.left_out for turn in path.turns if turn.branch}
         sizes = Counter(batch.tree.siblings.tolist())
     return sum(sizes[group] == 1 for group in lost)
+
+
+def group_numbers(batch: RolloutBatch) -> Tensor:
+    """Groups of two or more whose returns do not differ, all groups of two or more, and joint samples replaced, [3].
+
+    In a rollout tree a group is what was drawn after the same history.
+    """
+    values, groups = batch.rewards, batch.groups
+    if batch.tree is not None:
+        returns = discounted_returns(batch.rewards, batch.turn_mask, 1.0)
+        values = node_returns(returns, batch.tree.nodes, batch.tree.weights, batch.turn_mask)[:, None]
+        groups = batch.tree.siblings
+    sizes = (groups[:, None] == groups).sum(1)
+    equal = equal_groups(values, groups)
+    counts = [(equal / sizes).sum(), ((sizes > 1) / sizes).sum(), values.new_tensor(batch.replaced_joint_samples)]
+    return torch.stack(counts)
 
 
 def merged(parts: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

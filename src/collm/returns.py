@@ -218,28 +218,58 @@ def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor, eps
 
 
 def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
-    """1 - Var(targets - values) / Var(targets) over the played turns.
+    """1 - Var(targets - values) / Var(targets) with the mean of each turn taken away, over all turns and at each one.
 
-    1 is a perfect critic, 0 one no better than a constant.
+    1 is a perfect critic, 0 one that knows no more than the turn: with a reward at every turn the number of turns that
+    are left says most about the reward to go, and to know that is worth nothing.
 
     Args:
         values: V(h_t), [B, T].
-        targets: Regression target of the critic, [B, T].
+        targets: What the critic predicts, [B, T].
         turn_mask: True at played turns, [B, T].
 
     Returns:
-        A scalar, NaN where the targets do not vary or no turn was played, [].
+        Of all turns together, then of each turn; NaN where the targets do not vary within a turn, [1 + T].
     """
-    values, targets = values[turn_mask], targets[turn_mask]
-    # Equality instead of a zero variance, because rounding gives seven equal targets of 0.1 a tiny positive variance.
-    if targets.numel() == 0 or bool((targets == targets[0]).all()):
-        return torch.full((), torch.nan, dtype=targets.dtype, device=targets.device)
-    return 1 - (targets - values).var(correction=0) / targets.var(correction=0)
+    if not len(targets):
+        return targets.new_full((1 + targets.shape[1],), torch.nan)
+    errors = _within_turns(_masked(targets - values, turn_mask), turn_mask)
+    spread = _within_turns(_masked(targets, turn_mask), turn_mask)
+    # Equality, not a zero variance: rounding gives seven equal targets of 0.1 a tiny positive one.
+    high = torch.where(turn_mask, targets, -torch.inf).amax(0)
+    low = torch.where(turn_mask, targets, torch.inf).amin(0)
+    spread = torch.where(high > low, spread, 0.0)
+    errors, spread = (torch.cat([sums.sum()[None], sums]) for sums in (errors, spread))
+    return torch.where(spread > 0, 1 - errors / spread, torch.nan)
+
+
+def equal_groups(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
+    """Which trajectories belong to a group of two or more whose rewards do not differ at any turn.
+
+    Whatever a group baseline makes of such a group, all its advantages are 0.
+
+    Args:
+        rewards: Rewards, or returns, 0 where no turn was played, [B, T].
+        groups: Group of each trajectory, [B].
+        eps: Differences up to this are taken for rounding noise.
+
+    Returns:
+        True for members of such groups, [B].
+    """
+    peers = groups[:, None] == groups
+    differ = ((rewards[:, None] - rewards).abs() > eps).any(-1) & peers
+    return ~differ.any(1) & (peers.sum(1) > 1)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
     """`values` where `mask` is True, 0 elsewhere; a product with the mask would keep NaN."""
     return torch.where(mask, values, 0.0)
+
+
+def _within_turns(entries: Tensor, mask: Tensor) -> Tensor:
+    """Sum of squared deviations from the mean of each turn, over the rows where `mask` is True, [T]."""
+    mean = entries.sum(0) / mask.sum(0).clamp(min=1)
+    return _masked(entries - mean, mask).square().sum(0)
 
 
 def _discounted_sum(terms: Tensor, factor: float) -> Tensor:

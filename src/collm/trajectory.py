@@ -102,8 +102,9 @@ class Turn:
     `messages` is empty where every agent answered its observation at once, as `observations` and `actions` say it all.
     Where agents talk before they act, it holds all that they were shown and wrote, in order; the last message of each
     agent is its action. `values` is what the history before the turn is worth under the current policies, `team` the
-    joint history and an agent's id its own; empty where nobody knows. `features` and `state_text` describe the true
-    state before the turn, for critics alone; empty where the environment does not.
+    joint history and an agent's id its own; empty where nobody knows. `features`, `state_text` and `progress` (the
+    share of the best score that is reached) describe the true state before the turn, for critics alone; they are empty
+    or None where the environment does not.
     """
 
     observations: dict[str, str]
@@ -116,6 +117,7 @@ class Turn:
     values: dict[str, float] = field(default_factory=dict)
     features: dict[str, float] = field(default_factory=dict)
     state_text: str = ""
+    progress: float | None = None
 
     def written_by(self, agent_id: str) -> list[Message]:
         """What one agent was shown and wrote, in order; the last one is its action."""
@@ -173,6 +175,11 @@ class Trajectory:
                     "info": turn.info,
                 }
                 | ({"messages": [message.record() for message in turn.messages]} if turn.messages else {})
+                | {
+                    name: told
+                    for name in ("features", "state_text", "progress")
+                    if (told := getattr(turn, name)) not in ({}, "", None)
+                }
                 for turn in self.turns
             ],
         }
@@ -209,6 +216,7 @@ class RolloutBatch:
         seconds: What it took to play them.
         tree: How they hang together, None where every trajectory is an episode of its own.
         left_out: Episodes that failed and are not among `trajectories`: nothing is learned from them.
+        replaced_joint_samples: Joint actions of groups that were played and replaced by others.
     """
 
     trajectories: list[Trajectory]
@@ -218,11 +226,13 @@ class RolloutBatch:
     seconds: float = 0.0
     tree: RolloutTree | None = None
     left_out: list[Trajectory] = field(default_factory=list)
+    replaced_joint_samples: int = 0
 
     @property
     def joint_samples(self) -> int:
-        """Joint actions with a reward in this batch."""
-        return int(self.turn_mask.sum()) if self.tree is None else len(self.tree.siblings)
+        """Joint actions that were paid for this batch, replaced groups included."""
+        kept = int(self.turn_mask.sum()) if self.tree is None else len(self.tree.siblings)
+        return kept + self.replaced_joint_samples
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The batch with its tensors on `device`."""
@@ -234,6 +244,7 @@ class RolloutBatch:
             self.seconds,
             None if self.tree is None else self.tree.to(device),
             self.left_out,
+            self.replaced_joint_samples,
         )
 
 

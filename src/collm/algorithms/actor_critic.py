@@ -65,6 +65,10 @@ class ActorCritic(MultiAgentModule):
         """The centralized critic of methods that have one."""
         return self.critics["critic"]
 
+    def setup(self, stage: str) -> None:
+        for critic in self.critics.values():
+            critic.check(self.trainer.datamodule.environment)
+
     def critic_names(self) -> list[str]:
         return list(self.critics)
 
@@ -101,7 +105,10 @@ class ActorCritic(MultiAgentModule):
     def log_critic(self, name: str, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
         """How good the values were that this update's advantages come from."""
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
-        self.log(f"{name}/explained_variance", on_all_rows(explained_variance, values, returns, batch.turn_mask))
+        explained, *by_turn = on_all_rows(explained_variance, values, returns, batch.turn_mask)
+        self.log(f"{name}/explained_variance", explained)
+        for turn, share in enumerate(by_turn, start=1):
+            self.log(f"{name}/explained_variance/turn_{turn}", share)
         played = [values[batch.turn_mask].sum(), targets[batch.turn_mask].sum(), batch.turn_mask.float().sum()]
         value, target, count = sum_over_ranks(torch.stack(played), self.device)
         if count:

@@ -11,7 +11,8 @@ with the same advantage:
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.returns import generalized_advantages
+from collm.errors import ConfigurationError
+from collm.returns import generalized_advantages, leave_one_out_baseline
 from collm.trajectory import RolloutBatch
 
 
@@ -19,12 +20,31 @@ class CoLLMCC(ActorCritic):
     """Collaborating agents with one centralized critic on the joint history (CoLLM-CC).
 
     Args:
+        center_groups: Subtract from every advantage the mean of those of the other episodes of its task, at the same
+            turn: a critic and a group baseline together, for tasks that differ in ways the critic cannot read. It
+            raises the variance where the critic reads all that matters.
+        num_generations: Episodes of each task; it comes from `data.num_generations`.
         kwargs: Everything that actor-critic algorithms share.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, center_groups: bool = False, num_generations: int = 1, **kwargs):
         super().__init__(**kwargs)
         self.add_critic("critic", self.agent_ids)
+        self.center_groups = center_groups
+        if center_groups and num_generations < 2:
+            raise ConfigurationError(
+                f"model.center_groups is true, but data.num_generations is {num_generations}; set it to 2 or more, so "
+                "that there are others to compare with, or center_groups to false."
+            )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        sampler = self.trainer.datamodule.sampler
+        if self.center_groups and not sampler.independent:
+            raise ConfigurationError(
+                f"model.center_groups is true, but episodes of {type(sampler).__name__} share actions, so that none is "
+                "independent of the others; set it to false, or data.sampler to collm.samplers.parallel.Parallel."
+            )
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         values = self.critic.values(batch)  # V(h_t), [B, T]
@@ -37,5 +57,7 @@ class CoLLMCC(ActorCritic):
 
         self.critic.update(batch, values, targets)  # (5)
         if self.policies_learn:
+            if self.center_groups:
+                advantages = advantages - leave_one_out_baseline(advantages, batch.groups, batch.turn_mask)
             advantages = self.shape_advantages(advantages, batch.turn_mask)
             self.update_policies(batch, dict.fromkeys(self.agent_ids, advantages))  # (4)

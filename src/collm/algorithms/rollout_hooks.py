@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from collm.algorithms.agents import Agents
 from collm.errors import TrainingError
-from collm.metrics import BootstrapMean, episode_numbers, groups_of_one, merged, summarized
+from collm.metrics import BootstrapMean, episode_numbers, group_numbers, groups_of_one, merged, summarized
 from collm.runtime.collectives import gather_objects, sum_over_ranks
 from collm.runtime.files import write_text
 from collm.trajectory import RolloutBatch, Trajectory, distinct_actions, first_non_finite
@@ -99,6 +99,10 @@ class RolloutHooks(Agents):
         for name, value in summarized(merged(gather_objects(episode_numbers(batch)))).items():
             self.log(f"rollout/{name}", value, prog_bar=name == "return", batch_size=len(batch.trajectories))
         self.log("rollout/groups_of_one", float(sum_over_ranks(groups_of_one(batch), self.device)))
+        equal, groups, replaced = sum_over_ranks(group_numbers(batch), self.device)
+        if groups:
+            self.log("rollout/equal_groups", equal / groups)
+            self.log("rollout/replaced_joint_samples", replaced)
         self.log("time/rollout", batch.seconds)
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:

@@ -53,6 +53,22 @@ class Learner(Protocol):
         ...
 
 
+class StateSource(Protocol):
+    """What a critic asks of the environment before any weights load."""
+
+    horizon: int
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the numbers that describe its states; empty where it describes none."""
+        ...
+
+    @property
+    def has_state_text(self) -> bool:
+        """Whether it describes its states in words."""
+        ...
+
+
 class Critic(nn.Module, ABC):
     """Estimates V(h_t), the expected discounted return from turn t on, for one or several agents.
 
@@ -101,6 +117,22 @@ class Critic(nn.Module, ABC):
     @property
     def learner(self) -> Learner:
         return self._learner[0]
+
+    @property
+    def centralized(self) -> bool:
+        """Whether it belongs to the whole team."""
+        return len(self.agent_ids) == len(self.learner.specs)
+
+    def refuse_individual(self) -> None:
+        """Refuse to belong to one agent of several, for a critic that reads the state."""
+        if not self.centralized:
+            raise ConfigurationError(
+                f"model.critic is a {type(self).__name__} on the state of the environment, which is the same for all "
+                f"agents, but {type(self.learner).__name__} has a critic of its own for each of them; use CoLLMCC."
+            )
+
+    def check(self, environment: StateSource) -> None:  # noqa: B027 (most critics read nothing of the environment)
+        """Refuse an environment that does not offer what this critic reads; nothing is loaded yet."""
 
     def load(self) -> None:  # noqa: B027 (most critics without a language model load nothing)
         """Load the weights."""

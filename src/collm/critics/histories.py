@@ -4,11 +4,16 @@ Turn by turn the text holds what is known about the episode (m_t of arXiv 2601.2
 team), the observation of every agent the critic reads, and then every agent's action. V(h_t) is read at the last token
 before the actions of turn t, so no value can see an action of its own turn, and a causal critic gives
 V(h_0) ... V(h_{T-1}) in ONE pass.
+
+What the environment says about its true state may stand after the observations, right before the value, or in place of
+the history. Values V(h, s) of both bootstrap without bias; those of a state alone need not, where agents do not see all
+of it (Lyu, Baisero, Xiao, Amato, arXiv 2201.01221 and 2408.14597).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 from collm.models.loading import encode
 from collm.packing import TokenSequence
@@ -23,17 +28,26 @@ class HistoryEncoder:
         agent_ids: The agents whose observations and actions are written.
         same_tokens: Those of them that write in the same tokens, so that the critic reads exactly what they wrote.
         max_tokens: Longest row.
-        progress: Write the turn number and the last reward, m_t of the paper.
+        progress: Write the turn number and the team's progress, m_t of the paper: what the environment says of it, or
+            else the last reward.
+        reads: `history`, `state` or `both`; a row of states alone holds one turn.
     """
 
     def __init__(
-        self, path: str, agent_ids: Sequence[str], same_tokens: Collection[str], max_tokens: int, progress: bool
+        self,
+        path: str,
+        agent_ids: Sequence[str],
+        same_tokens: Collection[str],
+        max_tokens: int,
+        progress: bool,
+        reads: Literal["history", "state", "both"] = "history",
     ):
         self.path = path
         self.agent_ids = tuple(agent_ids)
         self.same_tokens = frozenset(same_tokens)
         self.max_tokens = max_tokens
         self.progress = progress
+        self.reads = reads
 
     @property
     def num_kinds(self) -> int:
@@ -46,20 +60,34 @@ class HistoryEncoder:
         for row, trajectory in enumerate(trajectories):
             turns = range(len(trajectory.turns))
             before = [self.tokens(self.before_actions(trajectory, turn)) for turn in turns]
+            if self.reads == "state":
+                blocks = [block[-self.max_tokens :] for block in before]
+                sequences.extend(
+                    TokenSequence(row, block, [-1] * (len(block) - 1) + [turn]) for turn, block in enumerate(blocks)
+                )
+                continue
             written = [self.actions(trajectory, turn) for turn in turns]
             sequences.extend(rows_of_blocks(row, before, written, self.max_tokens))
         return sequences
 
     def before_actions(self, trajectory: Trajectory, index: int) -> str:
-        """What turn `index` adds to the history before anybody acts: m_t and the observations."""
+        """What turn `index` adds to the history before anybody acts: m_t, the observations and the state.
+
+        The environment's progress comes last, where it is read best.
+        """
         turn = trajectory.turns[index]
         lines = []
         if self.progress:
             lines.append(f"[turn {index + 1} of {trajectory.horizon}]")
-            if index:
+            if index and turn.progress is None:
                 last = trajectory.turns[index - 1].reward
                 lines.append(f"[last reward {last:.2f} of {trajectory.max_reward:.2f}]")
-        lines += [f"[{agent_id}] {turn.observations[agent_id]}" for agent_id in self.agent_ids]
+        if self.reads != "state":
+            lines += [f"[{agent_id}] {turn.observations[agent_id]}" for agent_id in self.agent_ids]
+        if self.reads != "history":
+            lines.append(turn.state_text)
+        if self.progress and turn.progress is not None:
+            lines.append(f"[progress {turn.progress:.2f} of 1.00]")
         return "\n".join(lines) + "\n[value]"
 
     def actions(self, trajectory: Trajectory, index: int) -> list[int]:

@@ -1,17 +1,18 @@
 """A critic that is a language model with a value head, reading histories as text (arXiv 2601.21972, appendix B).
 
-A centralized critic reads the joint history h_t of all agents, an individual one the history h_{i,t} of its agent.
+A centralized critic reads the joint history h_t of all agents, an individual one the history h_{i,t} of its agent. A
+centralized one may also read what the environment says about its true state; see `collm.critics.histories`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from collm.critics.base import Critic, Learner
+from collm.critics.base import Critic, Learner, StateSource
 from collm.critics.histories import HistoryEncoder
 from collm.critics.replay_buffer import Record, ReplayBuffer
 from collm.critics.value_network import ValueNetwork
@@ -33,7 +34,10 @@ class LanguageModelCritic(Critic):
 
     Args:
         model: The language model it starts from.
-        progress: Write the turn number and the last reward into the history, as the paper does (m_t).
+        reads: `history`: what agents were shown and wrote. `state`: the text of `Environment.state_text` alone, which
+            is short. `both`: the history with that text in every turn.
+        progress: Write the turn number and the team's progress, as the paper does (m_t): the share of the best score
+            where the environment knows it, or else the last reward.
         epochs: Passes over each rollout.
         replay: Rollouts, the newest one included, that are read again after those passes, with the targets they had; 0
             for none.
@@ -52,6 +56,7 @@ class LanguageModelCritic(Critic):
     def __init__(
         self,
         model: ModelSpec = ModelSpec(),
+        reads: Literal["history", "state", "both"] = "history",
         progress: bool = True,
         epochs: int = 1,
         replay: int = 0,
@@ -63,6 +68,7 @@ class LanguageModelCritic(Critic):
     ):
         super().__init__()
         self.model = model
+        self.reads = reads
         self.learning_rate = model.learning_rate
         self.progress = progress
         self.epochs = epochs
@@ -73,6 +79,8 @@ class LanguageModelCritic(Critic):
         self.value_clip = value_clip
         self.normalize = normalize
         model.check("critic.model")
+        if reads not in ("history", "state", "both"):
+            raise ConfigurationError(f"critic.reads is {reads!r}; choose history, state or both.")
         check_numbers("critic", self, epochs=COUNT, replay=COUNT_OR_ZERO, replay_steps=COUNT)
         check_numbers("critic", self, replay_batch=COUNT.or_none, loss_weight=POSITIVE, value_clip=POSITIVE.or_none)
         self.buffer = ReplayBuffer(replay) if replay else None
@@ -85,12 +93,21 @@ class LanguageModelCritic(Critic):
         encoder_class: type[HistoryEncoder] = HistoryEncoder,
     ) -> None:
         super().attach(name, agent_ids, learner, encoder_class)
+        if self.reads != "history":
+            self.refuse_individual()
         if learner.parameters_mode == "lora" and self.model.lora_rank == 0 and not learner.critics_share_weights:
             raise ConfigurationError(
                 "model.parameters is 'lora' but critic.model.lora_rank is 0; set it to the adapter's rank."
             )
 
     # Loading
+
+    def check(self, environment: StateSource) -> None:
+        if self.reads != "history" and not environment.has_state_text:
+            raise ConfigurationError(
+                f"critic.reads is {self.reads!r}, but {type(environment).__name__} does not describe its states in "
+                "words; give it `state_text`, or set critic.reads to history."
+            )
 
     def load(self) -> None:
         adapter = module_name(self.name) if self.model.lora_rank else None
@@ -99,7 +116,9 @@ class LanguageModelCritic(Critic):
     def read_with(self, backbone: Backbone, adapter: str | None, path: str) -> None:
         """Put the value head on `backbone` with `adapter`, which reads the tokens of the model at `path`."""
         same = [agent_id for agent_id in self.agent_ids if same_tokens(self.learner.specs[agent_id].path, path)]
-        self.encoder = self.encoder_class(path, self.agent_ids, same, self.model.max_tokens(), self.progress)
+        self.encoder = self.encoder_class(
+            path, self.agent_ids, same, self.model.max_tokens(), self.progress, self.reads
+        )
         self.network = ValueNetwork(backbone, adapter, self.encoder.num_kinds, path)
 
     def trainable_parameters(self) -> list[nn.Parameter]:

@@ -19,7 +19,7 @@ class OracleCritic(Critic):
     """
 
     def values(self, batch: RolloutBatch) -> Tensor:
-        key = "team" if len(self.agent_ids) == len(self.learner.specs) else self.agent_ids[0]
+        key = "team" if self.centralized else self.agent_ids[0]
         values = torch.zeros_like(batch.rewards)
         for row, trajectory in enumerate(batch.trajectories):
             for index, turn in enumerate(trajectory.turns):

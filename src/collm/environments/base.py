@@ -115,6 +115,35 @@ class Environment(ABC):
                 outcomes.append(failure)
         return outcomes
 
+    def state_features(self, state: Any) -> Mapping[str, float]:
+        """The true state in numbers, for critics alone; the same names, in the same order, in every state.
+
+        Critics know how many turns are left; everything else that says what is still to be earned belongs here. Agents
+        never see it. Without an override a critic of state features is refused.
+        """
+        return {}
+
+    def state_text(self, state: Any) -> str:
+        """The true state in a few words, for critics alone; see `state_features`."""
+        return ""
+
+    def progress(self, state: Any) -> float | None:
+        """Share of the best score that `state` has reached, told to critics that read histories; None if unknown."""
+        return None
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of `state_features`; empty where it is not overridden."""
+        if type(self).state_features is Environment.state_features:
+            return ()
+        state, _ = self.reset(self.tasks("train")[0], random.Random(0))
+        return tuple(self.state_features(state))
+
+    @property
+    def has_state_text(self) -> bool:
+        """Whether `state_text` is overridden."""
+        return type(self).state_text is not Environment.state_text
+
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Numbers about a finished episode beyond its return, logged as means under `rollout/` and `eval/`."""
         return {}

@@ -117,6 +117,19 @@ def check_step(environment: Environment, where: str, step: Step) -> None:
         ) from error
 
 
+def described(environment: Environment, task: Task, state: Any) -> tuple[dict[str, float], str, float | None]:
+    """What `state_features`, `state_text` and `progress` tell critics of a state, checked."""
+    where = f"{type(environment).__name__} (task {task.task_id!r})"
+    features, text = environment.state_features(state), environment.state_text(state)
+    progress = environment.progress(state)
+    check_named_numbers(f"{where}: state_features", features)
+    if not isinstance(text, str):
+        raise ConfigurationError(f"{where} returned {shown(text)} from state_text; return a text (a str).")
+    if progress is not None:
+        check_named_numbers(where, {"progress": progress})
+    return {name: float(value) for name, value in features.items()}, text, progress
+
+
 def check_named_numbers(where: str, numbers: Any) -> None:
     """Refuse anything but a dict of finite numbers by name."""
     if not isinstance(numbers, Mapping):

@@ -88,8 +88,8 @@ def on_all_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Apply `function` to the concatenated rows of all ranks and return the result for the rows of this rank.
 
     Args:
-        function: Takes tensors [B, T] and returns one of that shape, or a scalar.
-        tensors: Rows of this rank, [B, T] each; B and T may differ between ranks. Padding is 0, or False in masks.
+        function: Takes tensors [B, T] and returns one of that shape, or one of fewer dimensions that is about all rows.
+        tensors: Own rows, [B, T] each; ranks may differ in B and T. Padding is 0, or False in masks.
     """
     if num_ranks() == 1:
         return function(*tensors)
@@ -100,7 +100,7 @@ def on_all_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         for i in range(len(tensors))
     ]
     result = function(*all_rows).to(tensors[0].device)
-    if result.dim() == 0:
+    if result.dim() < 2:
         return result
     first = sum(part[0].shape[0] for part in everyone[: dist.get_rank()])
     return result[first : first + tensors[0].shape[0], : tensors[0].shape[1]]

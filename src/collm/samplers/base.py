@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step
-from collm.environments.contract import begun, check_observations, stepped
+from collm.environments.contract import begun, check_observations, described, stepped
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
@@ -59,9 +59,13 @@ class Episode:
         self.done = False
         self.state: Any = None
         self.observations: dict[str, str] = {}
+        self.features: dict[str, float] = {}
+        self.state_text = ""
+        self.progress: float | None = None
         for _ in range(1 + retries):
             try:
                 self.begin()
+                self.describe()
                 break
             except EpisodeFailure as failure:
                 self.trajectory.failures.append((failure.cause, str(failure)))
@@ -94,6 +98,12 @@ class Episode:
                 raise EpisodeFailure("a fresh episode did not repeat what agents had been shown", cause="repetition")
         self.observations = shown[-1]
 
+    def describe(self) -> None:
+        """Note the state before a turn, for critics alone; steps may change the state itself."""
+        with meter.phase("environment"):
+            told = described(self.environment, self.trajectory.task, self.state)
+            self.features, self.state_text, self.progress = told
+
     def fail(self) -> None:
         """End the episode for its last failure."""
         self.trajectory.error = self.trajectory.failures[-1][1]
@@ -122,13 +132,24 @@ class Episode:
             self.fail()
             return
         self.trajectory.turns.append(
-            Turn(self.observations, dict(joint_action), float(step.reward), step.terms, step.info, None, self.messages)
+            Turn(
+                self.observations,
+                dict(joint_action),
+                float(step.reward),
+                step.terms,
+                step.info,
+                messages=self.messages,
+                features=self.features,
+                state_text=self.state_text,
+                progress=self.progress,
+            )
         )
         self.messages = []
         self.state, self.observations = step.state, step.observations
         self.done = step.terminated or len(self.trajectory.turns) == self.environment.horizon
         if not self.done:
             check_observations(self.environment, self.observations)
+            self.describe()
 
 
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:
@@ -163,6 +184,8 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
 class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
 
+    independent = True
+    """Whether every trajectory is an episode of its own; False where trajectories of a task share turns."""
     asks_once = True
     """Whether every agent generates once in a turn; otherwise key/value states are kept within a turn too."""
 

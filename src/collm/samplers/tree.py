@@ -39,6 +39,8 @@ class Tree(Parallel):
         max_joint_samples: Largest number of joint actions in a rollout; a larger tree is refused.
     """
 
+    independent = False
+
     def __init__(self, joint: Literal["aligned", "cross"] = "aligned", max_joint_samples: int = 4096):
         self.joint = joint
         self.max_joint_samples = check_number("Tree.max_joint_samples", max_joint_samples, COUNT)

@@ -66,6 +66,7 @@ class BuildState:
         attacks: Damage of each spider, where the game has spiders.
         killed: Whether the spiders are dead, which only a persistent game carries over.
         used: Cells painted so far by agent and block, which only a persistent game carries over.
+        built: What stood at the end of the last turn; `world`, unless each turn begins with an empty one.
     """
 
     task: Task
@@ -75,6 +76,7 @@ class BuildState:
     attacks: tuple[int, ...] = ()
     killed: bool = False
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    built: World = field(default_factory=dict)
 
 
 class BuildingGame(Environment):
@@ -146,6 +148,28 @@ class BuildingGame(Environment):
     ) -> str:
         """What `agent_id` is shown after a turn that left `world`; `state` is the one the next turn begins with."""
 
+    @abstractmethod
+    def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
+        """What stands in `state`, and what is still to be done, in numbers; `score` is the score of it."""
+
+    @abstractmethod
+    def build_text(self, state: BuildState, score: Score) -> str:
+        """The same in a few words."""
+
+    def state_features(self, state: BuildState) -> dict[str, float]:
+        """What the last turn left standing, in numbers, and its score."""
+        score = self.score(state, state.built)
+        return {**self.build_features(state, score), "score": score.total}
+
+    def state_text(self, state: BuildState) -> str:
+        """The target against what stands, and its score."""
+        score = self.score(state, state.built)
+        return f"{self.build_text(state, score)}\nscore {score.total:.2f} of {self.best_score:.2f}"
+
+    def progress(self, state: BuildState) -> float:
+        """The score of what stands, out of the best one, also where it is paid at the end."""
+        return self.score(state, state.built).total / self.best_score
+
     def reset(self, task: Task, rng: random.Random) -> tuple[BuildState, dict[str, str]]:
         """Begin an episode."""
         state = self.begin(task, rng)
@@ -159,6 +183,7 @@ class BuildingGame(Environment):
         after = replace(
             state,
             turn=state.turn + 1,
+            built=world,
             killed=state.killed or any(command.verb == "kill" for command in commands),
         )
         score = self.score(after, world)

@@ -15,13 +15,17 @@ import numpy as np
 
 from collm.environments.base import check_tasks
 from collm.environments.building.arguments import check_count, check_flag, check_numbers
-from collm.environments.building.blocks import AIR, Cell, Command, Reading, Rules, World, iou, read_commands
+from collm.environments.building.blocks import AIR, Cell, Reading, Rules, World, iou, read_commands
 from collm.environments.building.blueprints import Blueprint, as_data, read_blueprints
 from collm.environments.building.game import BuildingGame, BuildState, Score
 from collm.environments.building.house_rules import (
     DEMONSTRATION_COVERAGE,
+    cell_text,
     compare,
+    cuboid_text,
     haphazard,
+    house_features,
+    layers_text,
     score_house,
     share_out,
     stock,
@@ -141,6 +145,8 @@ class HouseBuild(BuildingGame):
         check_tasks("HouseBuild", self._tasks["train"], self._tasks["eval"])
         blueprints = {task.task_id: Blueprint.of(task.data) for task in tasks}
         self._check_houses(blueprints)
+        named = [kind for palette in self.blocks.values() for kind in palette]
+        self.kinds = tuple(dict.fromkeys([*named, *(kind for house in blueprints.values() for kind in house.kinds)]))
         threatened = num_spiders > 0 and spider_damage[1] > 0
         if reward == "paper":
             largest = max((house.size - len(house.world)) / len(house.world) for house in blueprints.values())
@@ -219,17 +225,17 @@ class HouseBuild(BuildingGame):
             lines = [f"agent {self.position(agent_id)}: {supplies}"]
             if state.attacks:
                 lines.append(f"spiders {sum(state.attacks)} of {self.player_health}")
-            return "\n".join([*lines, *(f"/fill {_cuboid(fill)}" for fill in house.rectangles(house.world))])
+            return "\n".join([*lines, *(f"/fill {cuboid_text(fill)}" for fill in house.rectangles(house.world))])
         lines = [
             f"You are builder {self.position(agent_id)} in a team that builds a house out of blocks."
             if team > 1
             else "You build a house out of blocks.",
             "",
             "A cell is named x y z, where y is the height. The house stands in the box from "
-            f"{_words(low)} to {_words(high)}.",
+            f"{cell_text(low)} to {cell_text(high)}.",
             "Its blueprint, layer by layer from the ground up. Each entry fills all cells between two corners with one "
             "block; cells that are not listed stay empty:",
-            *_by_layer(house),
+            *layers_text(house),
             "",
             f"Your blocks{' and how many cells you can fill with each' if self.limited_resources else ''}: {supplies}.",
         ]
@@ -295,6 +301,21 @@ class HouseBuild(BuildingGame):
             lines.append(f"Write your whole share of the house again.{again}")
         return "\n".join([*lines, "Answer with commands only."])
 
+    def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
+        """See `house_features`."""
+        used = {agent_id: state.used.get(agent_id, {}) for agent_id in self.agent_ids}
+        return house_features(Blueprint.of(state.task.data), state.built, score.counts, used, self.kinds)
+
+    def build_text(self, state: BuildState, score: Score) -> str:
+        """The build compared with the blueprint, its counts, the spiders and what is left to build with."""
+        house, counts = Blueprint.of(state.task.data), score.counts
+        numbers = f"covered {counts['covered']} of {counts['solid']}, exact {counts['exact']}, extra {counts['extra']}"
+        spiders = "dead" if state.killed else f"{counts['damage']} of {self.player_health}"
+        lines = [*compare(house, state.built), numbers, *([f"spiders {spiders}"] if state.attacks else [])]
+        if self.limited_resources:
+            lines += [f"{agent_id} has {self._supplies(state, house, agent_id)}" for agent_id in self.agent_ids]
+        return "\n".join(lines)
+
     def _supplies(self, state: BuildState, house: Blueprint, agent_id: str) -> str:
         """The agent's kinds of block with what is left of each; kinds it can place nowhere are left out."""
         left = self._stock_left(state, house).get(agent_id, {})
@@ -306,7 +327,7 @@ class HouseBuild(BuildingGame):
         """The agent's part of completing the house from what the next turn begins with."""
         fills = house.rectangles(to_do(house, state.world))
         shares = share_out(fills, self._palettes(house), self._stock_left(state, house))
-        lines = [f"/fill {_cuboid(fill)}" for fill in shares[agent_id]]
+        lines = [f"/fill {cuboid_text(fill)}" for fill in shares[agent_id]]
         first = agent_id == self.agent_ids[0]
         return ["/kill", *lines] if first and state.attacks and not state.killed else lines
 
@@ -350,24 +371,8 @@ class HouseBuild(BuildingGame):
         for agent_id, palette in palettes.items():
             own = [fill for fill in missing if fill.block in palette]
             fills = haphazard(own, cells, stocks.get(agent_id, {}), rng)
-            lines = [f"/fill {_cuboid(fill)}" for fill in fills]
+            lines = [f"/fill {cuboid_text(fill)}" for fill in fills]
             if state.attacks and not state.killed and rng.random() < DEMONSTRATION_COVERAGE:
                 lines.insert(0, "/kill")
             actions[agent_id] = "\n".join(lines)
         return actions
-
-
-def _cuboid(fill: Command) -> str:
-    return f"{_words(fill.start)} {_words(fill.end)} {fill.block}"
-
-
-def _words(cell: Cell) -> str:
-    return " ".join(map(str, cell))
-
-
-def _by_layer(house: Blueprint) -> list[str]:
-    """The cuboids of the house, those of one layer on one line."""
-    lines: dict[int, list[str]] = {}
-    for fill in house.rectangles(house.world):
-        lines.setdefault(fill.start[1], []).append(_cuboid(fill))
-    return [f"y = {y}: {'; '.join(cuboids)}" for y, cuboids in lines.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from collm.environments.building.blocks import AIR, Cell, Command, World, is_air
@@ -73,6 +73,39 @@ def score_house(
         "killed": int(killed),
     }
     return Score(terms, counts)
+
+
+def house_features(
+    blueprint: Blueprint,
+    world: World,
+    counts: Mapping[str, int],
+    used: Mapping[str, Mapping[str, int]],
+    kinds: Sequence[str],
+) -> dict[str, float]:
+    """A build in numbers: cells, spiders, and blocks by kind, those used by each agent, still due, and in all.
+
+    Args:
+        blueprint: The house.
+        world: Blocks by cell, no air.
+        counts: What `score_house` counts of both.
+        used: Cells painted so far by agent and kind.
+        kinds: Kinds of block of all houses, so that every house has the same features.
+    """
+    due = Counter(kind for cell, kind in blueprint.world.items() if world.get(cell) != kind)
+    solid = counts["solid"]
+    return {
+        "solid_cells": solid,
+        "covered_share": counts["covered"] / solid,
+        "missing": solid - counts["covered"],
+        "extra": counts["extra"],
+        "extra_share": counts["extra"] / solid,
+        "exact_share": counts["exact"] / solid,
+        "damage": counts["damage"],
+        "spiders_killed": counts["killed"],
+        **{f"used/{agent_id}/{kind}": own.get(kind, 0) for agent_id, own in used.items() for kind in kinds},
+        **{f"due/{kind}": due[kind] for kind in kinds},
+        **{f"blueprint/{kind}": blueprint.counts.get(kind, 0) for kind in kinds},
+    }
 
 
 def to_do(blueprint: Blueprint, world: Mapping[Cell, str]) -> World:
@@ -153,3 +186,21 @@ def haphazard(
         if fill.block in left:
             left[fill.block] -= fill.volume
     return chosen
+
+
+def cuboid_text(fill: Command) -> str:
+    """A fill as agents write it, without its verb."""
+    return f"{cell_text(fill.start)} {cell_text(fill.end)} {fill.block}"
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as agents write it."""
+    return " ".join(map(str, cell))
+
+
+def layers_text(house: Blueprint) -> list[str]:
+    """The cuboids of the house, those of one layer on one line."""
+    lines: dict[int, list[str]] = {}
+    for fill in house.rectangles(house.world):
+        lines.setdefault(fill.start[1], []).append(cuboid_text(fill))
+    return [f"y = {y}: {'; '.join(cuboids)}" for y, cuboids in lines.items()]

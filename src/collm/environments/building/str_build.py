@@ -205,6 +205,33 @@ class StrBuild(BuildingGame):
             lines.append("Write your whole share of the picture again.")
         return "\n".join([*lines, "Answer with commands only."])
 
+    def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
+        """Cells covered, missing and extra, as numbers and shares of the target, and neighbours that look alike."""
+        counts = score.counts
+        return {
+            "target_cells": counts["targets"],
+            "background_cells": counts["background"],
+            "covered": counts["covered"],
+            "covered_share": counts["covered"] / counts["targets"],
+            "missing": counts["targets"] - counts["covered"],
+            "extra": counts["extra"],
+            "extra_share": counts["extra"] / counts["targets"],
+            "same_texture_pairs": counts["same_texture_pairs"],
+            "pairs": counts["pairs"],
+            "adjacency": score.terms["adjacency"],
+        }
+
+    def build_text(self, state: BuildState, score: Score) -> str:
+        """The build compared with the target, and its counts."""
+        counts = score.counts
+        return "\n".join(
+            [
+                *compare(state.task.data["rows"], state.built),
+                f"covered {counts['covered']} of {counts['targets']}, extra {counts['extra']}, "
+                f"alike {counts['same_texture_pairs']} of {counts['pairs']}",
+            ]
+        )
+
     def _advice(self, rows: Rows, standing: World, agent_id: str) -> list[str]:
         """The agent's part of a perfect build, and of clearing up, that `standing` lacks."""
         plan = checkerboard(rows, self.blocks)

@@ -26,10 +26,11 @@ FEEDBACK_MODES = ("none", "passed", "level", "full")
 
 @dataclass(frozen=True)
 class CodingState:
-    """Where an episode stands: the problem and how many turns were played."""
+    """Where an episode stands: the problem, how many turns were played, and what the last one was worth."""
 
     task: Task
     turn: int = 0
+    last: CodingScore = CodingScore({})
 
 
 class Coding(Environment):
@@ -139,7 +140,7 @@ class Coding(Environment):
         return self.reading(task.data, helper, joint_action["main"], self.feedback_asserts, self.disjoint_feedback)
 
     def _pay(self, state: CodingState, score: CodingScore) -> Step:
-        after = replace(state, turn=state.turn + 1)
+        after = replace(state, turn=state.turn + 1, last=score)
         total = max(0.0, score.total_reward)
         terminated = self.termination_score is not None and total > self.termination_score
         over = terminated or after.turn >= self.horizon
@@ -163,6 +164,45 @@ class Coding(Environment):
             "error": score.error,
         }
         return Step(after, observations, reward, dict(score.terms), terminated, info)
+
+    def state_features(self, state: CodingState) -> dict[str, float]:
+        """How long the problem and its test are, and what the programs of the last turn came to."""
+        problem, last = state.task.data, state.last
+        return {
+            "prompt_characters": len(problem["prompt"]),
+            "test_asserts": problem["test"].count("assert"),
+            "passed": last.passed,
+            "passed_share": last.passed / last.total if last.total else 0.0,
+            "correct": last.correct,
+            "has_helper": last.has_helper,
+            "has_main": last.has_main,
+            "parses": last.parses,
+            "calls_helper": last.use.called and last.has_main,
+            "uses_helper": last.use.used and last.has_main,
+            "wrapper": last.use.wrapper and last.has_main,
+            "timeouts": last.timeouts,
+            "score": max(0.0, last.total_reward),
+        }
+
+    def state_text(self, state: CodingState) -> str:
+        """What the programs of the last turn came to."""
+        last = state.last
+        if not state.turn:
+            return "no program yet"
+        facts = {
+            "helper": last.has_helper,
+            "main": last.has_main,
+            "parses": last.parses,
+            "calls helper": last.use.called and last.has_main,
+            "uses helper": last.use.used and last.has_main,
+        }
+        listed = ", ".join(name for name, holds in facts.items() if holds) or "nothing"
+        score = max(0.0, last.total_reward)
+        return f"{listed}; {last.passed} of {last.total} tests pass; score {score:.2f} of {self.max_reward:.2f}"
+
+    def progress(self, state: CodingState) -> float:
+        """Score of the last turn's programs, out of the best one."""
+        return max(0.0, state.last.total_reward) / self.max_reward
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Of the last turn: score in percent, share of asserts that hold, whether all do, use of the helper."""

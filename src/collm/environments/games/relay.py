@@ -172,6 +172,23 @@ class Relay(Environment):
         }
         return Step(state, {} if over else self.shown(state), reward, {"success": float(all(correct))}, over, info)
 
+    def state_features(self, state: State) -> dict[str, float]:
+        """How many turns have succeeded, and how often each agent was right."""
+        right = {
+            f"right/{agent_id}": sum(correct[place] for correct in state.correct)
+            for place, agent_id in enumerate(self.agent_ids)
+        }
+        return {"successes": sum(map(all, state.correct)), **right}
+
+    def state_text(self, state: State) -> str:
+        """Whether each turn has succeeded, and the words that are shown now, in words that agents are shown."""
+        outcomes = ["ok" if all(correct) else "bad" for correct in state.correct]
+        return " ".join([*outcomes, *(f"x{signal}" for signal in state.signals[len(state.correct)])])
+
+    def progress(self, state: State) -> float:
+        """Share of all turns that have succeeded."""
+        return sum(map(all, state.correct)) / self.horizon
+
     def read(self, text: str) -> int | None:
         """The first action in `text`, None if there is none."""
         found = (int(match[1]) for match in re.finditer(r"\ba(\d{1,4})\b", text))

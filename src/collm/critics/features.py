@@ -1,0 +1,273 @@
+"""A critic on numbers of the true state: ridge regression in closed form.
+
+Critics are used in training only, so they may read the state (arXiv 2601.21972; centralized training with critics that
+read states: Lyu, Baisero, Xiao, Amato, arXiv 2201.01221 and 2408.14597). Where a dozen numbers say how far the team
+has come, this needs far fewer episodes than a language model that reads the history, and no device at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collm.critics.base import Critic, Learner, StateSource
+from collm.critics.histories import HistoryEncoder
+from collm.errors import ConfigurationError
+from collm.returns import discounted_returns
+from collm.runtime.checks import POSITIVE, SHARE_ABOVE_ZERO, check_numbers
+from collm.runtime.collectives import num_ranks, sum_over_ranks
+from collm.trajectory import RolloutBatch
+
+_CONSTANT = 1e-6  # a feature that varies by less than this share of its mean is taken for a constant
+_LEAST_VARIANCE = 0.01  # of the residual at one turn, as a share of that at all turns
+
+
+class StateCritic(Critic):
+    """What critics on state features share: reading them, and a baseline for the first rollout.
+
+    Attributes:
+        names: Names of the features, F of them; set by `check`.
+        horizon: Largest number of turns of an episode.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        self.horizon = 0
+
+    def attach(
+        self,
+        name: str,
+        agent_ids: Sequence[str],
+        learner: Learner,
+        encoder_class: type[HistoryEncoder] = HistoryEncoder,
+    ) -> None:
+        super().attach(name, agent_ids, learner, encoder_class)
+        self.refuse_individual()
+
+    def check(self, environment: StateSource) -> None:
+        self.names, self.horizon = tuple(environment.feature_names), environment.horizon
+        if not self.names:
+            raise ConfigurationError(
+                f"model.critic is a {type(self).__name__}, but {type(environment).__name__} does not describe its "
+                "states in numbers; give it `state_features`, or use LanguageModelCritic."
+            )
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs of the regression, D = 2 F + 1."""
+        return 2 * len(self.names) + 1
+
+    def inputs(self, batch: RolloutBatch) -> Tensor:
+        """Turns left, features, and features times turns left at every turn, 0 where none was played, [B, T, D]."""
+        inputs = torch.zeros(*batch.rewards.shape, self.num_inputs, dtype=torch.float64)
+        for row, trajectory in enumerate(batch.trajectories):
+            if not trajectory.turns:
+                continue
+            for index, turn in enumerate(trajectory.turns):
+                self.check_features(turn.features, f"task {trajectory.task.task_id!r} before turn {index + 1}")
+            features = torch.tensor([list(turn.features.values()) for turn in trajectory.turns], dtype=torch.float64)
+            left = trajectory.horizon - torch.arange(len(features), dtype=torch.float64)[:, None]
+            inputs[row, : len(features)] = torch.cat([left, features, features * left], dim=1)
+        return inputs
+
+    def check_features(self, features: Mapping[str, float], where: str) -> None:
+        """Refuse features with other names than those of the first task, or that are not finite."""
+        if tuple(features) != self.names:
+            differing = sorted(set(features) ^ set(self.names)) or list(features)
+            raise ConfigurationError(
+                f"the features of {where} have other names or another order than those of the first task: "
+                f"{', '.join(differing)}; `state_features` must give the same names in the same order in every state."
+            )
+        for name, value in features.items():
+            if not math.isfinite(value):
+                raise ConfigurationError(
+                    f"the state feature {name!r} is {value} in {where}; it must be a finite number."
+                )
+
+    def check_names(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a critic on other features."""
+        if list(state.get("names", [])) != list(self.names):
+            raise ConfigurationError(
+                f"the checkpoint's critic {self.name!r} has the state features {state.get('names')}, this run has "
+                f"{list(self.names)}; use the configuration it was made with."
+            )
+
+    def checked(self, name: str, found: Tensor, shape: Sequence[int]) -> Tensor:
+        """A tensor of a checkpoint, in double precision; refused if it is not finite or has another shape."""
+        if tuple(found.shape) != tuple(shape) or not found.isfinite().all():
+            raise ConfigurationError(
+                f"the checkpoint's {name} of the critic {self.name!r} have the shape {tuple(found.shape)} or are not "
+                f"finite, but {tuple(shape)} is needed; use the configuration it was made with."
+            )
+        return found.double()
+
+    def returns(self, batch: RolloutBatch) -> Tensor:
+        """Reward to go, on the processor and in double precision, [B, T]."""
+        return discounted_returns(batch.rewards.double().cpu(), batch.turn_mask.cpu(), self.learner.discount)
+
+    def mean_of_others(self, batch: RolloutBatch) -> Tensor:
+        """Mean reward to go, turn by turn, of the groups of a rollout that a trajectory is not in, [B, T].
+
+        0 at a turn that no other group has played.
+        """
+        mask = batch.turn_mask.cpu().double() * row_weights(batch)[:, None]
+        sums = torch.stack([self.returns(batch) * mask, mask])  # [2, B, T]
+        groups, index = batch.groups.cpu().unique(return_inverse=True)
+        own = sums.new_zeros(2, len(groups), sums.shape[2]).index_add(1, index, sums)
+        total = sums.new_zeros(2, self.horizon)
+        total[:, : sums.shape[2]] = sums.sum(1)
+        total = self.summed(total)[:, : sums.shape[2]]
+        others, count = total[:, None] - own
+        means = torch.where(count > 1e-9, others / count.clamp(min=1e-9), 0.0)
+        return torch.where(batch.turn_mask.cpu(), means[index], 0.0)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, on the processor."""
+        return sum_over_ranks(tensor, self.learner.device).cpu() if num_ranks() > 1 else tensor
+
+
+class FeaturesCritic(StateCritic):
+    """V(s) by ridge regression of returns on state features, solved anew for every rollout.
+
+    Inputs are the turns left, the features of `Environment.state_features`, and each feature times the turns left;
+    they are standardized, the intercept is not penalized, and values have the units of returns. Later rollouts count
+    more than earlier ones. The values of a rollout are fitted on all earlier rollouts and on its other groups, so that
+    no value has seen its own return, nor one that depends on the same actions: with one episode per task
+    (`data.num_generations: 1`) each episode is left out alone; episodes of one group, which are compared with each
+    other, and paths of one rollout tree, which share actions, are left out together. The first rollout has, turn by
+    turn, the mean return of its other groups.
+
+    At `gae_lambda: 1` any such baseline leaves the gradient unbiased. Below it, values of a state may bias it where
+    agents do not see all of the state (Lyu et al.).
+
+    It regresses on Monte-Carlo returns, whatever `critic_lambda` says, and needs no optimizer: all it keeps are sums of
+    products, [T, 2 F + 3, 2 F + 3] for F features and T turns, which are summed over the processes of a run.
+
+    Args:
+        penalty: Ridge penalty, in units of turns: so many turns of evidence are weighed against coefficients of 0.
+        forgetting: Weight of each rollout relative to the one after it, above 0 and at most 1.
+        weigh_turns: Weigh the turns by how well their returns are predicted, 1 / variance of the residuals of earlier
+            rollouts; otherwise all turns count alike.
+    """
+
+    def __init__(self, penalty: float = 3.0, forgetting: float = 0.85, weigh_turns: bool = True):
+        super().__init__()
+        self.penalty = penalty
+        self.forgetting = forgetting
+        self.weigh_turns = weigh_turns
+        check_numbers("critic", self, penalty=POSITIVE, forgetting=SHARE_ABOVE_ZERO)
+
+    def check(self, environment: StateSource) -> None:
+        before = self.names, self.horizon
+        super().check(environment)
+        if before == (self.names, self.horizon):  # another stage of the same run
+            return
+        size = self.num_inputs + 2
+        self.moments = torch.zeros(self.horizon, size, size, dtype=torch.float64)  # products of (1, x, G) by turn
+        self.turn_weights = torch.ones(self.horizon, dtype=torch.float64)
+        self.num_rollouts = 0
+
+    def values(self, batch: RolloutBatch) -> Tensor:
+        if self.num_rollouts == 0:
+            return self.mean_of_others(batch).to(batch.rewards)
+        rows, weights = self.rows(batch)
+        by_turn = self.turn_weights[: rows.shape[1]]
+        everything = self.forgetting * self.moments + self.summed(self.products(rows, weights))
+        everything = (self.turn_weights[:, None, None] * everything).sum(0)
+        own = (rows * (weights * by_turn)[..., None]).transpose(1, 2) @ rows  # of each trajectory, [B, D + 2, D + 2]
+        groups, index = batch.groups.cpu().unique(return_inverse=True)
+        own = own.new_zeros(len(groups), *own.shape[1:]).index_add(0, index, own)
+        coefficients = solve_ridge(everything - own, self.penalty)[index]  # [B, 1 + D]
+        values = torch.einsum("bti,bi->bt", rows[..., :-1], coefficients)
+        return values.to(batch.rewards)
+
+    def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
+        """Add the rollout to the sums; `values` and `targets` are not used."""
+        self.moments = self.forgetting * self.moments + self.summed(self.products(*self.rows(batch)))
+        self.num_rollouts += 1
+        if self.weigh_turns:
+            weighted = (self.turn_weights[:, None, None] * self.moments).sum(0)
+            self.turn_weights = precision_of_turns(self.moments, solve_ridge(weighted, self.penalty))
+
+    def rows(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
+        """(1, x, G) at every turn, [B, T, D + 2], and how much it counts, 0 where none was played, [B, T]."""
+        inputs, returns = self.inputs(batch), self.returns(batch)
+        rows = torch.cat([torch.ones_like(inputs[..., :1]), inputs, returns[..., None]], dim=-1)
+        mask = batch.turn_mask.cpu().double()
+        return rows * mask[..., None], mask * row_weights(batch)[:, None]
+
+    def products(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Sums over trajectories of the products of (1, x, G) at every turn of the horizon, [T, D + 2, D + 2]."""
+        products = torch.zeros_like(self.moments)
+        turns = rows.transpose(0, 1)
+        products[: len(turns)] = (turns * weights.T[..., None]).transpose(1, 2) @ turns
+        return products
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "moments": self.moments,
+            "turn_weights": self.turn_weights,
+            "num_rollouts": self.num_rollouts,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.check_names(state)
+        for name in ("moments", "turn_weights"):
+            setattr(self, name, self.checked(name, state[name], getattr(self, name).shape))
+        self.num_rollouts = int(state["num_rollouts"])
+
+
+def row_weights(batch: RolloutBatch) -> Tensor:
+    """How much each trajectory counts: paths of a rollout tree by their weights, [B]."""
+    weights = torch.ones(len(batch.rewards)) if batch.tree is None else batch.tree.weights
+    return weights.double().cpu()
+
+
+def solve_ridge(products: Tensor, penalty: float) -> Tensor:
+    """Intercept and coefficients of ridge regression on standardized inputs, in the units of the inputs as given.
+
+    Args:
+        products: Weighted sums of products of (1, x, y), [..., D + 2, D + 2].
+        penalty: Added to the diagonal of the standardized inputs' sums of squares; the intercept is free.
+
+    Returns:
+        Coefficients of (1, x), [..., 1 + D]; 0 for inputs that do not vary, and everywhere without observations.
+    """
+    count = products[..., :1, :1].clamp(min=1e-9)
+    means = products[..., 0, 1:] / count[..., 0]  # of x and y
+    centered = products[..., 1:, 1:] - count * means[..., :, None] * means[..., None, :]
+    x_mean, y_mean = means[..., :-1], means[..., -1:]
+    deviation = (centered.diagonal(dim1=-2, dim2=-1)[..., :-1] / count[..., 0]).clamp(min=0).sqrt()
+    varies = deviation > _CONSTANT * x_mean.abs() + 1e-12
+    scale = torch.where(varies, 1 / torch.where(varies, deviation, 1.0), 0.0)
+    squares = scale[..., :, None] * centered[..., :-1, :-1] * scale[..., None, :]
+    squares = squares + penalty * torch.eye(squares.shape[-1], dtype=squares.dtype)
+    slopes = scale * torch.linalg.solve(squares, scale * centered[..., :-1, -1])
+    return torch.cat([y_mean - (slopes * x_mean).sum(-1, keepdim=True), slopes], dim=-1)
+
+
+def precision_of_turns(moments: Tensor, coefficients: Tensor) -> Tensor:
+    """1 / variance of the residuals at each turn, scaled so that all observations together count as many as they are.
+
+    Args:
+        moments: Sums of products of (1, x, G) by turn, [T, D + 2, D + 2].
+        coefficients: Of (1, x), [1 + D].
+
+    Returns:
+        Weights, 1 at turns without observations, [T].
+    """
+    contrast = torch.cat([-coefficients, torch.ones(1, dtype=coefficients.dtype)])
+    squares = torch.einsum("i,tij,j->t", contrast, moments, contrast).clamp(min=0)
+    counts = moments[:, 0, 0]
+    pooled = squares.sum() / counts.sum().clamp(min=1e-9)
+    variances = (squares / counts.clamp(min=1e-9)).clamp(min=_LEAST_VARIANCE * float(pooled))
+    if pooled <= 1e-12:  # all of it is explained
+        return torch.ones_like(counts)
+    weights = torch.where(counts > 1e-9, 1 / variances.clamp(min=1e-12), 0.0)
+    return torch.where(counts > 1e-9, weights * counts.sum() / (weights * counts).sum(), 1.0)

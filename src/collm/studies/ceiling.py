@@ -1,0 +1,329 @@
+"""The ceiling: how much of the return can be known before a turn is played, and how much of that a critic knows.
+
+Policies are held still. Episodes are branched before every turn, and an analysis of variance of the rewards to go tells
+chance that is still to come (between continuations of one history) from what the history, or the task alone, decides.
+No critic explains more than that; its explained variance on the same episodes is its share of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from collm import cli
+from collm.environments.base import Environment
+from collm.errors import ConfigurationError
+from collm.samplers.base import Episode, Sampler, SamplingPolicy, act_all
+from collm.studies.record_gradients import take_policies
+from collm.trajectory import Task, Trajectory, collate
+
+NUM_RESAMPLES = 2000
+_SEED = 2**42  # far from training and evaluation
+
+
+class MeasureCeiling(L.Callback):
+    """Lets critics learn for some rollouts while policies are held still, then measures the ceiling, and ends the run.
+
+    Writes `ceiling.json` and `ceiling.md`, and prints the latter.
+
+    Args:
+        out: Folder to write to.
+        policies: Checkpoint of a run with the same agents whose policies are taken; null for those the run begins with.
+        tasks: Training tasks that are played; at most as many as there are.
+        episodes: Episodes of each task, at least 2.
+        continuations: Courses of play from every history, the episode's own included, at least 2.
+        fit_rollouts: Rollouts in which critics learn before, if there are any.
+        batch_size: Episodes played side by side.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        policies: str | None = None,
+        tasks: int = 64,
+        episodes: int = 4,
+        continuations: int = 2,
+        fit_rollouts: int = 8,
+        batch_size: int = 256,
+    ):
+        for name, value in (("tasks", tasks), ("episodes", episodes), ("continuations", continuations)):
+            if value < 2:
+                raise ConfigurationError(f"{name} is {value}; an analysis of variance needs at least 2.")
+        if fit_rollouts < 1 or batch_size < 1:
+            raise ConfigurationError(f"fit_rollouts is {fit_rollouts} and batch_size {batch_size}; give 1 or more.")
+        self.out = Path(out)
+        self.policies = policies
+        self.tasks = tasks
+        self.episodes = episodes
+        self.continuations = continuations
+        self.fit_rollouts = fit_rollouts
+        self.batch_size = batch_size
+        self._rollouts = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size > 1:
+            raise ConfigurationError("the ceiling is measured by one process; set trainer.devices to 1.")
+        if getattr(pl_module, "critics_share_weights", False):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has its values on the policies' weights, so they cannot be learned while "
+                "the policies are held still; use CoLLMDC."
+            )
+        if self.policies is not None:
+            take_policies(pl_module, self.policies)
+        step = pl_module.optimize
+
+        def optimize(name: str, losses: Iterable[Tensor], metric: str) -> None:
+            if name not in pl_module.team:
+                step(name, losses, metric)
+
+        pl_module.optimize = optimize
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._rollouts += 1
+        if self._rollouts < self.fit_rollouts:
+            return
+        trainer.should_stop = True
+        data = trainer.datamodule
+        tasks = data.train_tasks[: self.tasks]
+        if len(tasks) < 2:
+            raise ConfigurationError("there is one task to train on; an analysis of variance needs at least 2.")
+        with pl_module.acting():
+            played, returns = branch(
+                data.environment,
+                data.sampler,
+                pl_module.policies,
+                tasks,
+                (self.episodes, self.continuations),
+                pl_module.discount,
+                _SEED + data.seed,
+                pl_module.device,
+                self.batch_size,
+            )
+        own = returns[..., 0]
+        size = max(2, data.tasks_per_rollout * data.num_generations // self.episodes) * self.episodes
+        values = {
+            name: critic_values(critic, played, size, pl_module.device).reshape(own.shape)
+            for name, critic in getattr(pl_module, "critics", {}).items()
+        }
+        report = ceiling(returns, values)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "ceiling.json").write_text(json.dumps(report, indent=1))
+        (self.out / "ceiling.md").write_text(as_table(report))
+        print(as_table(report))
+
+
+def branch(
+    environment: Environment,
+    sampler: Sampler,
+    policies: Mapping[str, SamplingPolicy],
+    tasks: Sequence[Task],
+    sizes: tuple[int, int],
+    discount: float,
+    seed: int,
+    device: torch.device | str,
+    batch_size: int,
+) -> tuple[list[Trajectory], np.ndarray]:
+    """Episodes of every task, and further continuations of each before every turn.
+
+    Args:
+        environment: The game.
+        sampler: How joint actions are formed.
+        policies: Policy of each agent.
+        tasks: What is played, n tasks; the E episodes of a task share the environment's chance.
+        sizes: E episodes of each, R continuations of every history.
+        discount: Discount from one turn to the next.
+        seed: Fixes everything that is drawn.
+        device: Where chance is drawn.
+        batch_size: Episodes played side by side.
+
+    Returns:
+        The episodes, those of one task next to each other, and rewards to go, those of the episodes themselves first
+        and NaN at turns that an episode did not reach, [n, E, T, R].
+    """
+    num_episodes, num_continuations = sizes
+    generator = torch.Generator(device).manual_seed(seed)
+    first = [
+        Episode(environment, task, group, seed * 1_000_003 + group)
+        for group, task in enumerate(tasks)
+        for _ in range(num_episodes)
+    ]
+    others: list[tuple[int, int, int, Episode]] = []  # of which episode, from which turn on, number
+    for turn in range(environment.horizon):
+        for index, episode in enumerate(first):
+            if not episode.done:
+                others += [(index, turn, number, fork(episode)) for number in range(1, num_continuations)]
+        active = [episode for episode in [*first, *(other for *_, other in others)] if not episode.done]
+        for start in range(0, len(active), batch_size):
+            part = active[start : start + batch_size]
+            act_all(part, sampler.joint_actions(part, policies, generator, greedy=False))
+    returns = np.full((len(first), environment.horizon, num_continuations), np.nan)
+    for index, episode in enumerate(first):
+        for turn in range(len(episode.trajectory.turns)):
+            returns[index, turn, 0] = reward_to_go(episode.trajectory, turn, discount)
+    for index, turn, number, other in others:
+        if len(other.trajectory.turns) > turn and len(first[index].trajectory.turns) > turn:  # unless the game failed
+            returns[index, turn, number] = reward_to_go(other.trajectory, turn, discount)
+    returns[np.isnan(returns).any(-1)] = np.nan
+    return [episode.trajectory for episode in first], returns.reshape(len(tasks), num_episodes, *returns.shape[1:])
+
+
+def fork(episode: Episode) -> Episode:
+    """A copy that goes on from where `episode` stands, on its own."""
+    child = copy.copy(episode)
+    child.state, child.rng, child.messages = copy.deepcopy((episode.state, episode.rng, episode.messages))
+    child.trajectory = copy.copy(episode.trajectory)
+    child.trajectory.turns = list(episode.trajectory.turns)
+    return child
+
+
+def reward_to_go(trajectory: Trajectory, turn: int, discount: float) -> float:
+    return sum(discount**step * later.reward for step, later in enumerate(trajectory.turns[turn:]))
+
+
+def critic_values(critic: Any, played: Sequence[Trajectory], size: int, device: torch.device) -> np.ndarray:
+    """Values of the episodes' turns, asked for as many episodes at a time as a rollout has, [B, T]."""
+    horizon = played[0].horizon
+    values = np.full((len(played), horizon), np.nan)
+    for start in range(0, len(played), size):
+        part = collate(played[start : start + size]).to(device)
+        found = critic.values(part)
+        found = found[..., 0] if found.dim() == 3 else found  # V of a critic of several kinds of values
+        values[start : start + size, : found.shape[1]] = found.double().cpu().numpy()
+    return values
+
+
+# Statistics
+
+
+def ceiling(returns: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Shares of the variance of the reward to go, at each turn and over all turns, with 95 % bootstrap intervals.
+
+    Args:
+        returns: Rewards to go, the episodes' own first, NaN where none was played, [n, E, T, R].
+        values: What each critic says of the episodes, [n, E, T].
+
+    Returns:
+        For `pooled` and `turn 1`, `turn 2` ...: `ceiling`, `task`, and of each critic `explained` and `share` of the
+        ceiling; each an estimate and the two ends of its interval, over tasks.
+    """
+    chance = np.random.default_rng(0)
+    num_tasks = len(returns)
+    drawn = np.concatenate([np.arange(num_tasks)[None], chance.integers(num_tasks, size=(NUM_RESAMPLES, num_tasks))])
+    parts = variance_parts(returns, drawn)  # [S, T] each
+    weight = (~np.isnan(returns[..., 0])).sum((0, 1))  # histories at each turn
+    known = {"ceiling": parts["task"] + parts["history"], "task": parts["task"]}
+    total = known["ceiling"] + parts["chance"]
+    shares = {name: with_pooled(part, total, weight) for name, part in known.items()}
+    for name, told in values.items():
+        errors, spread = sums_of_squares(returns[..., 0] - told, drawn), sums_of_squares(returns[..., 0], drawn)
+        explained = 1 - with_pooled(errors, spread, np.ones(len(weight)))
+        shares[f"{name} explained"] = explained
+        shares[f"{name} share"] = explained / shares["ceiling"]
+    rows = ["pooled", *(f"turn {turn + 1}" for turn in range(len(weight)))]
+    return {
+        row: {name: [float(share[0, place]), *interval(share[1:, place])] for name, share in shares.items()}
+        for place, row in enumerate(rows)
+    }
+
+
+def variance_parts(returns: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Variance between tasks, between histories of a task, and between continuations of a history: nested ANOVA.
+
+    Estimates are unbiased, so that small ones may be negative; tasks with fewer than two histories at a turn are left
+    out there.
+
+    Args:
+        returns: Rewards to go, [n, E, T, R].
+        drawn: Tasks of each resample, [S, n].
+
+    Returns:
+        `task`, `history` and `chance`, [S, T] each.
+    """
+    num_continuations = returns.shape[-1]
+    count = (~np.isnan(returns[..., 0])).sum(1).astype(float)  # histories of each task, [n, T]
+    histories = returns.mean(-1)  # [n, E, T]
+    several = np.where(count > 1, count, np.nan)
+    mean = np.nansum(histories, 1) / several
+    between = np.nansum((histories - mean[:, None]) ** 2, 1) / (several - 1)
+    within = np.nansum(returns.var(-1, ddof=1), 1) / several
+    with np.errstate(invalid="ignore", divide="ignore"):
+        chance = _mean(within[drawn])
+        history = _mean(between[drawn]) - chance / num_continuations
+        means = mean[drawn]
+        tasks = (~np.isnan(means)).sum(1)
+        spread = np.nansum((means - _mean(means)[:, None]) ** 2, 1) / (tasks - 1)
+        task = spread - _mean((between / several)[drawn])
+    return {"task": task, "history": history, "chance": chance}
+
+
+def sums_of_squares(entries: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Squared deviations from the mean of each turn, [n, E, T] -> [S, T]."""
+    count, total, squares = (
+        part[drawn].sum(1)
+        for part in ((~np.isnan(entries)).sum(1), np.nansum(entries, axis=1), np.nansum(entries**2, axis=1))
+    )
+    return squares - total**2 / np.maximum(count, 1)
+
+
+def with_pooled(part: np.ndarray, whole: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`part` of `whole` over all turns, each with its weight, and then at each turn, [S, 1 + T]."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pooled = np.nansum(part * weight, 1) / np.nansum(np.where(np.isnan(part), np.nan, whole) * weight, 1)
+        return np.concatenate([pooled[:, None], part / whole], axis=1)
+
+
+def interval(samples: np.ndarray) -> list[float]:
+    """The middle 95 %."""
+    known = samples[np.isfinite(samples)]
+    return [float(end) for end in np.quantile(known, [0.025, 0.975])] if len(known) else [float("nan")] * 2
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the second axis of what is known, NaN where nothing is."""
+    known = (~np.isnan(values)).sum(1)
+    return np.where(known > 0, np.nansum(values, 1) / np.maximum(known, 1), np.nan)
+
+
+def as_table(report: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The report in Markdown."""
+    names = list(next(iter(report.values())))
+    lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for row, shares in report.items():
+        cells = [f"{share:.2f} [{low:.2f}, {high:.2f}]" for share, low, high in shares.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+# The command
+
+
+def main(default_config: str | Path, args: Sequence[str] | None = None) -> int:
+    """The command; arguments that it does not know are those of the training command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--policies", help="checkpoint whose policies are taken")
+    for name, default in (("tasks", 64), ("episodes", 4), ("continuations", 2), ("fit_rollouts", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"see MeasureCeiling; {default} by default")
+    given, training = parser.parse_known_args(args)
+    callback = {"class_path": "collm.studies.ceiling.MeasureCeiling", "init_args": vars(given)}
+    settings = {
+        "trainer.callbacks": json.dumps([callback]),
+        "trainer.logger": "false",
+        "trainer.default_root_dir": given.out,
+        "trainer.limit_val_batches": "0",
+        "trainer.enable_checkpointing": "false",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "trainer.max_epochs": "1",
+        "data.rollouts_per_epoch": str(given.fit_rollouts),
+    }
+    return cli.main(default_config, ["fit", *training, *(f"--{name}={value}" for name, value in settings.items())])
