@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -106,6 +106,8 @@ class RolloutDataModule(L.LightningDataModule):
     def agent_ids(self) -> list[str]:
         """Names of the environment's agents."""
         return list(self.environment.agent_ids)
+
+    trainer: Any  # Lightning sets it, and its `lightning_module` is an algorithm
 
     def setup(self, stage: str) -> None:
         """Check that every first prompt fits its agent's context; only tokenizers are read for it."""

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ def measure_gpu(known: argparse.Namespace) -> int:
         build_tokenizer(folder, SHAPES[known.shape]["vocab_size"])
         bench.config().save_pretrained(folder)
         for engine in known.engines:
-            table.measure(f"decode, {engine}", lambda engine=engine: bench.decode(engine))
+            table.measure(f"decode, {engine}", partial(bench.decode, engine))
         for parameters in ("separate", "lora"):
             for engine in known.engines if parameters == "separate" else known.engines[:1]:
                 name = f"iteration, {parameters}, {engine}"
-                table.measure(name, lambda name=name, p=parameters, e=engine: bench.iteration(name, p, e))
+                table.measure(name, partial(bench.iteration, name, parameters, engine))
     absent = [name for name in ("trl", "vllm") if importlib.util.find_spec(name) is None]
     table.add("TRL with vLLM", f"not installed: {', '.join(absent)}" if absent else "installed; not measured here")
     print(f"\n{table.text()}\n{known.out / 'gpu.json'}:")
@@ -156,7 +157,7 @@ class Bench:
         self.peak = 2 * size**3 / seconds
         self.table.add(f"product of {size} x {size}, {self.known.dtype}", self.peak / 1e12, "TFLOP/s")
 
-    def decode(self, engine: str) -> None:
+    def decode(self, engine: Any) -> None:
         """Tokens per second of decoding alone: the time of all tokens less that of the first, which reads prompts."""
         known = self.known
         with self.device:
@@ -178,8 +179,8 @@ class Bench:
             prompts = torch.randint(2, config.vocab_size, (rows, known.prompt_tokens), generator=numbers).tolist()
             first, whole = policy(1), policy(known.new_tokens)
             policy(4).sample(prompts, chance, False)
-            prefill = self.seconds(lambda first=first, prompts=prompts: first.sample(prompts, chance, False))
-            total = self.seconds(lambda whole=whole, prompts=prompts: whole.sample(prompts, chance, False))
+            prefill = self.seconds(partial(first.sample, prompts, chance, False))
+            total = self.seconds(partial(whole.sample, prompts, chance, False))
             step = (total - prefill) / (known.new_tokens - 1)
             read = weights + rows * (known.prompt_tokens + known.new_tokens / 2) * per_token
             self.table.add(
@@ -193,7 +194,7 @@ class Bench:
                 with_prefill_tokens_per_second=rows * known.new_tokens / total,
             )
 
-    def iteration(self, name: str, parameters: str, engine: str) -> None:
+    def iteration(self, name: str, parameters: str, engine: Any) -> None:
         """Rollout, values and updates of CoLLM-CC, and the share of the card's operations that updates reach."""
         known = self.known
         lora = LORA if parameters == "lora" else {}

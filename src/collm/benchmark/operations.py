@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 
-from collm.algorithms.base import MultiAgentModule
 from collm.callbacks.resources import LogResources, distinct_actions
 from collm.models.policy import Policy
 from collm.trajectory import RolloutBatch, action_sequences
@@ -24,9 +23,10 @@ class Iterations(L.Callback):
         self.measured: list[dict[str, float]] = []
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: MultiAgentModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
-        resources = next(one for one in trainer.callbacks if isinstance(one, LogResources))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        resources = next(one for one in callbacks if isinstance(one, LogResources))
         seconds = resources.reading.seconds
         names = ("generate", "values", "update/policy", "update/critic")
         operations, tokens = work_of_update(pl_module, batch, self.lora)
@@ -35,7 +35,7 @@ class Iterations(L.Callback):
                 "seconds": resources.reading.wall_time,
                 **{name: seconds.get(name, 0.0) for name in names},
                 "joint_samples": float(batch.joint_samples),
-                "sampled_tokens": float(sum(len(action.token_ids) for action in distinct_actions(batch))),
+                "sampled_tokens": float(sum(len(action.token_ids) for action in distinct_actions(batch.trajectories))),
                 "operations": operations,
                 "tokens": float(tokens),
             }

@@ -39,6 +39,9 @@ class Side:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
         if first_line is not None:
             self._say(first_line)
 
@@ -49,7 +52,7 @@ class Side:
             TrainingError: The process ended.
         """
         self._say("go")
-        for line in self.process.stdout:
+        for line in self.output:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
         self.log.seek(0)
@@ -57,8 +60,8 @@ class Side:
 
     def close(self) -> None:
         """Let it end, which it does on its own where it has no more rounds to wait for."""
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.input.close()
+        self.output.close()
         try:
             self.process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:  # signals that can be caught are not enough: runs of several processes confer
@@ -68,8 +71,8 @@ class Side:
 
     def _say(self, line: str) -> None:
         try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
+            self.input.write(line + "\n")
+            self.input.flush()
         except BrokenPipeError:  # `round` says why
             pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -22,7 +23,7 @@ class ExportAgents(L.Callback):
     """
 
     # not at the end of training, which does not come when a run goes on from a checkpoint of its last update
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # the name is broadcast, so all ranks have to ask
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
         with replacing(folder) if trainer.is_global_zero else nullcontext() as unfinished:

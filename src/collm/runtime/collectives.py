@@ -54,7 +54,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    copies = [parameter.grad for parameter in parameters if not isinstance(parameter, DTensor)]
+    copies = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]
     for bucket in buckets(copies):  # one by one, the many matrices of an adapter take longer to begin than to travel
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)

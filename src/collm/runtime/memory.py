@@ -22,7 +22,7 @@ _least = 0  # bytes held after memory was given back
 
 def keep() -> None:
     """From now on keep what is free, until it is given back; blocks of 32 MB or more still come and go on their own."""
-    if _trim is not None:
+    if _glibc is not None:
         _glibc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         _glibc.mallopt(_MMAP_THRESHOLD, 2**25)
 

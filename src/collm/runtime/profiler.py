@@ -130,7 +130,7 @@ class Meter:
             torch.cuda.synchronize()
         now = self.clock()
         before, self._phase = self._phase, name
-        self._seconds[before] += now - self._since
+        self._seconds[before] += now - self._since  # type: ignore[assignment]  # a Counter of floats adds as well
         self._since = now
         return before
 

@@ -31,7 +31,7 @@ def find_named(name: str, trainer: L.Trainer) -> Path:
         raise ConfigurationError(f"there is no checkpoint {name!r} here; give --ckpt_path the path of a .ckpt file.")
     callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
     folders = [Path(one.dirpath or _default_folder(trainer)) for one in callbacks]
-    found = [path for folder in folders if (path := present(folder / "last.ckpt")).exists()]
+    found = [last for folder in folders if (last := present(folder / "last.ckpt")).exists()]
     if not found:
         where = ", ".join(map(str, dict.fromkeys(folders))) or "a folder, as no ModelCheckpoint is among the callbacks"
         raise ConfigurationError(

@@ -26,7 +26,7 @@ class RunFolder(SaveConfigCallback):
         self._lock: IO[str] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir)  # the name is broadcast, so all ranks have to ask
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # the name is broadcast, so all ranks have to ask
         refusal = self._occupy(folder) if trainer.is_global_zero else None
         if refusal := trainer.strategy.broadcast(refusal):
             raise ConfigurationError(refusal)

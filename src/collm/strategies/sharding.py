@@ -8,6 +8,7 @@ everywhere; so one optimizer never has to step both kinds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from collm.models.backbone import Backbone
 
 
 def shard(
-    module: nn.Module,
+    module: Any,
     mesh: DeviceMesh,
     mixed_precision: MixedPrecision,
     offload: OffloadPolicy,
@@ -38,16 +39,16 @@ def shard(
     names = {id(weight): name for name, weight in module.named_parameters()}
     backbones = [one for one in module.modules() if isinstance(one, Backbone)]
     for backbone in backbones:
-        lm = backbone.lm
+        lm: Any = backbone.lm
         adapters = {weight for name in backbone.adapters for weight in backbone.adapter_parameters(name)}
-        given = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
+        given: dict[str, Any] = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
         layers = set(lm._no_split_modules or ())
         for layer in [one for one in lm.modules() if type(one).__name__ in layers]:
             fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **given)
         fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **given)
         lm.within = lambda work: work()
         register_fsdp_forward_method(lm, "within")
-        backbone.within = lm.within
+        backbone.within = lm.within  # type: ignore[method-assign]
         backbone.saves_work = False
     for critic in [one for one in module.modules() if isinstance(one, ValueNetwork) and one.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Measured:
     dots: Tensor | None = None
 
 
-def load(path: str) -> Measured:
+def load(path: str | Path) -> Measured:
     """Read a file of measured gradients."""
     record = read_file(path)
     return Measured(record["gram"], record["episodes_per_task"], record["rollout_tasks"], record.get("dots"))

@@ -52,8 +52,8 @@ class Oracle(Parallel):
             for (row, turn), chance in self.chances(trajectories, answers, agent_id, policy, device).items():
                 chances[row][turn][agent_id] = chance
         for trajectory, values in zip(trajectories, environment.values(trajectories, chances), strict=True):
-            for turn, worth in zip(trajectory.turns, values, strict=True):
-                turn.values = {name: float(value) for name, value in worth.items()}
+            for played, worth in zip(trajectory.turns, values, strict=True):
+                played.values = {name: float(value) for name, value in worth.items()}
         return trajectories
 
     @torch.no_grad()
@@ -66,7 +66,8 @@ class Oracle(Parallel):
         device: torch.device | str,
     ) -> dict[tuple[int, int], float]:
         """Probability of the answer of one agent at each trajectory and turn, given its own history."""
-        places, sequences = [], []
+        places: list[tuple[int, int]] = []
+        sequences = []
         for row, trajectory in enumerate(trajectories):
             for turn, played in enumerate(trajectory.turns):
                 prompt = list(played.actions[agent_id].prompt_ids)

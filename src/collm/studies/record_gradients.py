@@ -57,7 +57,7 @@ class MeasureGradients(L.Callback):
         self._episodes = 0
         self._rollouts = 0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if getattr(pl_module, "critics_share_weights", False):
             raise ConfigurationError(
                 f"{type(pl_module).__name__} has its values on the policies' weights, so they cannot be learned while "
@@ -68,7 +68,7 @@ class MeasureGradients(L.Callback):
         if not getattr(pl_module, "critics", None):
             self.fit_rollouts = 0
         if self.data_seed is not None:
-            trainer.datamodule.seed = self.data_seed
+            trainer.datamodule.seed = self.data_seed  # type: ignore[attr-defined]
         if self.policies is not None:
             take_policies(pl_module, self.policies)
         self._optimize, self._policy_losses = pl_module.optimize, pl_module.policy_losses
@@ -89,7 +89,7 @@ class MeasureGradients(L.Callback):
         pl_module.optimize, pl_module.policy_losses = optimize, policy_losses
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         if self._rollouts >= self.fit_rollouts:
             if set(self._scored) != set(pl_module.agent_ids):
@@ -105,7 +105,7 @@ class MeasureGradients(L.Callback):
         if self._rollouts == self.fit_rollouts + self.measured_rollouts:
             trainer.should_stop = True
 
-    def gradient(self, pl_module: L.LightningModule, rows: set[int]) -> Tensor:
+    def gradient(self, pl_module: Any, rows: set[int]) -> Tensor:
         """Ascent direction of the mean over `rows`, all agents' weights in one row, [P]."""
         pieces = []
         for name, members in pl_module.team.items():
@@ -119,7 +119,7 @@ class MeasureGradients(L.Callback):
             pieces += [part.flatten().float().cpu() for part in total]
         return torch.cat(pieces)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._rollouts < self.fit_rollouts + self.measured_rollouts or len(self._gradients) < 2:
             raise ConfigurationError(
                 f"{len(self._gradients)} gradients were measured in {self._rollouts} rollouts; there must be two tasks "
@@ -139,7 +139,7 @@ class MeasureGradients(L.Callback):
             torch.save(record, unfinished)
 
 
-def take_policies(pl_module: L.LightningModule, path: str) -> None:
+def take_policies(pl_module: Any, path: str) -> None:
     """Load the agents' weights of a checkpoint, and nothing else of it."""
     if not Path(path).is_file():
         raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
