@@ -94,28 +94,6 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
     return sum(values.mean().item() for values in runs) / len(runs), low, high
 
 
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of `k` samples is correct.
-
-    1 - C(n - c, k) / C(n, k) for n samples of which c are correct. The quotient is taken factor by factor, each between
-    0 and 1, so that no large binomial coefficient arises.
-
-    Args:
-        num_samples: Samples drawn, n.
-        num_correct: How many of them are correct, c.
-        k: How many one would be allowed to draw, at most n.
-    """
-    if not 0 <= num_correct <= num_samples:
-        raise ValueError(f"num_correct={num_correct} must be between 0 and num_samples={num_samples}.")
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k={k} must be between 1 and num_samples={num_samples}; draw more samples or lower k.")
-    all_wrong = 1.0
-    # C(n-c, k) / C(n, k) = prod_{i < c} (n - k - i) / (n - i); a factor of 0 ends it where n - c < k.
-    for i in range(num_correct):
-        all_wrong *= max(0, num_samples - k - i) / (num_samples - i)
-    return 1.0 - all_wrong
-
-
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
     """What is logged of a batch, a list for each name.
 

@@ -16,11 +16,6 @@ MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this size, so that `exp` stays finite; beyond it a ratio has no gradient."""
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is True, [...] -> []; 0 where it is True nowhere."""
-    return _masked_sum(values, mask) / mask.sum().clamp(min=1)
-
-
 def policy_gradient_loss(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, turn_mask: Tensor, clip: float | None = None
 ) -> Tensor:
@@ -49,20 +44,6 @@ def policy_gradient_loss(
     if clip is not None:
         surrogate = torch.minimum(surrogate, ratio.clamp(1 - clip, 1 + clip) * advantages)
     return -_masked_sum(surrogate, turn_mask)
-
-
-def reinforce_loss(log_probs: Tensor, advantages: Tensor, turn_mask: Tensor) -> Tensor:
-    """Policy gradient without importance ratio: the sum of -A log pi (Williams, 1992).
-
-    Args:
-        log_probs: Log-probability of each response under the policy, summed over its tokens, [B, T].
-        advantages: Advantage of each response; no gradient flows into it, [B, T].
-        turn_mask: True at turns that count, [B, T].
-
-    Returns:
-        Sum over the turns that count, [].
-    """
-    return -_masked_sum(_masked(log_probs, turn_mask) * advantages.detach(), turn_mask)
 
 
 def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
@@ -119,16 +100,6 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> 
     """
     difference = _log_ratio(reference_log_probs.detach(), log_probs, mask)
     return _masked_sum(difference.exp() - difference - 1, mask)
-
-
-def entropy_of_logits(logits: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that `logits` describe, [..., V] -> [...].
-
-    Computed in float32 or better. A logit of minus infinity is an impossible token and adds nothing.
-    """
-    log_probs = logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    # 0 log 0 is 0 here, in the value and in the gradient.
-    return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=-1)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ from collm.studies.claims import Rule
 from collm.studies.runs import Curve, read_run
 from collm.studies.statistics import area_under, first_reaching, smoothed
 
-MEASURES = ("auc", "final", "samples", "seconds")
-
 
 @dataclass
 class Outcome:
