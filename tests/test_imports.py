@@ -99,14 +99,14 @@ RULES = {
     "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
-    "collm.studies.gradients": Rule(rooms("runtime.files"), only=TORCH),
+    "collm.studies.gradients": Rule(rooms("metrics", "runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
-    "collm.studies.plots": Rule(rooms("errors", "files") | studies("runs")),
+    "collm.studies.plots": Rule(rooms("errors", "runtime.files") | studies("runs")),
     "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
     "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
-    "collm.studies.gradient_page": Rule(rooms("files") | studies("gradients", "plots", "tables")),
+    "collm.studies.gradient_page": Rule(rooms("runtime.files") | studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),

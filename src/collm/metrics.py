@@ -45,29 +45,18 @@ class BootstrapMean(torchmetrics.Metric):
     def compute(self) -> dict[str, Tensor]:
         """`mean`, and `low` and `high` of the interval; all NaN without values, all the mean of a single one."""
         values = dim_zero_cat(self.values) if len(self.values) else torch.empty(0)
-        values = values.double().cpu()
-        if not len(values):
-            low = mean = high = torch.tensor(float("nan"), dtype=torch.float64)
-        else:
-            mean = values.mean()
-            low, high = percentile_interval(values)
-        numbers = {"mean": mean, "low": low, "high": high}
-        return {name: number.to(self.device, torch.float32) for name, number in numbers.items()}
+        numbers = torch.tensor(stratified_interval([values.cpu()]), device=self.device)
+        return dict(zip(("mean", "low", "high"), numbers, strict=True))
 
 
-def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:
-    """2.5 and 97.5 % quantiles of the means of `NUM_RESAMPLES` resamples of `values` [n]."""
-    if len(values) == 1:
-        return values[0], values[0]
-    generator = torch.Generator().manual_seed(SEED)
-    # In pieces, so that the memory does not grow with the evaluation.
-    rows = max(1, CHUNK // len(values))
-    pieces = [min(rows, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, rows)]
-    means = torch.cat(
-        [values[torch.randint(len(values), (piece, len(values)), generator=generator)].mean(1) for piece in pieces]
-    )
-    low, high = torch.quantile(means, means.new_tensor([0.025, 0.975]))
-    return low, high
+def percentile_interval(resamples: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """Low and high end of the percentile bootstrap interval of a statistic that is `resamples` [M] in M resamples.
+
+    A resample in which it does not exist, NaN, is left out.
+    """
+    tail = (1 - confidence) / 2
+    ends = torch.nanquantile(resamples, resamples.new_tensor([tail, 1 - tail]), interpolation="nearest")
+    return float(ends[0]), float(ends[1])
 
 
 def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
@@ -87,11 +76,10 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
     means = torch.zeros(drawn.shape, dtype=torch.float64)
     for index, values in enumerate(runs):
         places = (drawn == index).nonzero()
-        for part in places.split(max(1, CHUNK // len(values))):
+        for part in places.split(max(1, CHUNK // len(values))):  # so that the memory does not grow with the evaluation
             episodes = torch.randint(len(values), (len(part), len(values)), generator=generator)
             means[part[:, 0], part[:, 1]] = values[episodes].mean(1)
-    low, high = torch.quantile(means.mean(1), means.new_tensor([0.025, 0.975])).tolist()
-    return sum(values.mean().item() for values in runs) / len(runs), low, high
+    return sum(values.mean().item() for values in runs) / len(runs), *percentile_interval(means.mean(1))
 
 
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:

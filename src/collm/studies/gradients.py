@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from collm.metrics import percentile_interval
 from collm.runtime.files import read_file
 
 NUM_RESAMPLES = 2000
@@ -83,9 +84,7 @@ def statistics(
     for name, columns in found.items():
         values = torch.stack(columns)
         mean = values.log().mean(0).exp() if name == "noise_to_signal" else values.mean(0)
-        tail = (1 - confidence) / 2
-        low, high = (float(torch.nanquantile(mean[1:], q, interpolation="nearest")) for q in (tail, 1 - tail))
-        result[name] = (float(mean[0]), low, high)
+        result[name] = (float(mean[0]), *percentile_interval(mean[1:], confidence))
     return result
 
 

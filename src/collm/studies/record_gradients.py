@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, Range, check_numbers
 from collm.runtime.files import read_file, replacing, unreadable
 from collm.trajectory import RolloutBatch, TokenSequence
+
+DATA_SEEDS = Range(0, 2**40, whole=True, optional=True)  # beyond the seeds of runs, so that none of them is drawn again
 
 
 class MeasureGradients(L.Callback):
@@ -51,7 +53,7 @@ class MeasureGradients(L.Callback):
         self.measured_rollouts = measured_rollouts
         self.reference = reference
         check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
-        check_numbers("MeasureGradients", self, data_seed=SEED.or_none)
+        check_numbers("MeasureGradients", self, data_seed=DATA_SEEDS)
         self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # what each agent's loss is made of
         self._gradients: list[Tensor] = []
         self._episodes = 0
