@@ -59,7 +59,7 @@ def test_what_each_value_depends_on(critic: LanguageModelCritic) -> None:
 def test_the_heads_are_two(critic: LanguageModelCritic) -> None:
     before = pairs(critic, [episode(("x", "y"))])[0]
     changed = copy.deepcopy(critic)
-    changed.head.bias.data[1] += 1.0
+    changed.network.head.bias.data[1] += 1.0
     assert_close(pairs(changed, [episode(("x", "y"))])[0] - before, torch.tensor([0.0, 1.0]))
 
 

@@ -180,7 +180,7 @@ class Watch(LogResources):
 def test_the_phases_of_a_run_add_up_to_its_time(fit: Callable[..., int], run_folder: Path) -> None:
     Watch.walls.clear()
     Watch.readings.clear()
-    assert fit("--data.rollouts_per_epoch=3", "--trainer.callbacks=[test_meter.Watch]") == 0
+    assert fit("--data.rollouts_per_epoch=3", "--trainer.callbacks=[test_profiler.Watch]") == 0
     assert len(Watch.walls) == len(Watch.readings) == 6
     for wall, reading in zip(Watch.walls, Watch.readings, strict=True):
         phases = {"generate", "environment", "values", "update/policy", "update/critic", "other"}

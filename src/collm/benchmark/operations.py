@@ -52,7 +52,7 @@ def work_of_update(module: Any, batch: RolloutBatch, lora: bool) -> tuple[float,
     operations, tokens = 0.0, 0
     passes = 4 if lora else 6
     networks = [(module.policies[name], action_sequences(batch.trajectories, name)) for name in module.agent_ids]
-    networks += [(critic, critic.encode(batch.trajectories)) for critic in module.critics.values()]
+    networks += [(critic.network, critic.encode(batch.trajectories)) for critic in module.critics.values()]
     for network, sequences in networks:
         lm = network.backbone.lm
         config = lm.config
