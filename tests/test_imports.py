@@ -109,7 +109,7 @@ RULES = {
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
-    "collm.studies.gradients": Rule(rooms("runtime.files"), only=TORCH),
+    "collm.studies.gradients": Rule(rooms("metrics", "runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
     "collm.studies.plots": Rule(rooms("errors", "runtime.files") | studies("runs")),

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from collm.metrics import BootstrapMean, pass_at_k
+from collm.metrics import BootstrapMean
 
 
 def computed(*updates: object) -> dict[str, float]:
@@ -78,31 +78,3 @@ def test_values_of_all_processes_count():
     assert float(metric.compute()["mean"]) == 5.0  # (1 + 3 + 7 + 9) / 4
     metric.update(torch.tensor([1.0, 3.0]))  # after the sync the process has its own values again
     assert len(torch.cat(metric.values)) == 4
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "num_correct", "k", "expected"),
-    [
-        (5, 2, 1, 2 / 5),  # the share of correct samples
-        (5, 2, 2, 1 - 3 / 10),  # C(3, 2) / C(5, 2) = 3 / 10 pairs have no correct one
-        (5, 2, 3, 1 - 1 / 10),  # C(3, 3) / C(5, 3) = 1 / 10
-        (5, 2, 4, 1.0),  # only 3 are wrong
-        (5, 0, 5, 0.0),
-        (5, 5, 1, 1.0),
-        (1, 1, 1, 1.0),
-        (10, 3, 5, 1 - 21 / 252),  # C(7, 5) = 21, C(10, 5) = 252
-    ],
-)
-def test_pass_at_k(num_samples, num_correct, k, expected):
-    assert pass_at_k(num_samples, num_correct, k) == pytest.approx(expected, abs=1e-12)
-
-
-def test_pass_at_k_of_large_counts_is_exact():
-    expected = 1 - math.comb(90_000, 50) / math.comb(100_000, 50)
-    assert pass_at_k(100_000, 10_000, 50) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(("num_samples", "num_correct", "k"), [(5, 2, 6), (5, 2, 0), (5, 6, 1), (5, -1, 1), (0, 0, 1)])
-def test_pass_at_k_refuses_impossible_counts(num_samples, num_correct, k):
-    with pytest.raises(ValueError, match="must be between"):
-        pass_at_k(num_samples, num_correct, k)

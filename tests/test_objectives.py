@@ -13,11 +13,8 @@ from torch.testing import assert_close
 from collm.objectives import (
     MAX_LOG_RATIO,
     clipped_value_loss,
-    entropy_of_logits,
     kl_penalty,
-    masked_mean,
     policy_gradient_loss,
-    reinforce_loss,
     value_loss,
 )
 
@@ -42,19 +39,10 @@ def with_nan(values: Tensor, mask: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "policy_gradient": lambda x, m: policy_gradient_loss(x, with_nan(x * 0.5, m).detach(), with_nan(x, m), m),
     "clipped": lambda x, m: policy_gradient_loss(x, with_nan(x * 0.5, m).detach(), with_nan(x, m), m, clip=0.2),
-    "reinforce": lambda x, m: reinforce_loss(x, with_nan(x, m), m),
     "value": lambda x, m: value_loss(x, with_nan(x * 0.5, m).detach(), m),
     "clipped_value": lambda x, m: clipped_value_loss(x, with_nan(x * 0.9, m), with_nan(x * 0.5, m), m, clip=0.2),
     "kl": lambda x, m: kl_penalty(x, with_nan(x * 0.5, m), m),
-    "masked_mean": lambda x, m: masked_mean(x, m),
 }
-
-
-def test_masked_mean() -> None:
-    values = torch.tensor([[1.0, 3.0], [8.0, math.nan]])
-    mask = torch.tensor([[True, True], [True, False]])
-    assert_close(masked_mean(values, mask), torch.tensor(4.0))  # (1 + 3 + 8) / 3
-    assert_close(masked_mean(values, torch.zeros_like(mask)), torch.tensor(0.0))
 
 
 # Policy
@@ -69,19 +57,11 @@ def test_policy_gradient_loss() -> None:
     assert_close(result, torch.tensor([[-6.0, 0.5, 0.0]]))
 
 
-def test_reinforce_loss() -> None:
-    # -(3*(-1) + (-1)*(-2)) = 1. Gradient -A: descending raises the log-probability of the good action.
-    log_probs = torch.tensor([[-1.0, -2.0, -3.0]])
-    assert_close(reinforce_loss(log_probs, ADVANTAGES, MASK), torch.tensor(1.0))
-    result = gradient(lambda x: reinforce_loss(x, ADVANTAGES, MASK), log_probs)
-    assert_close(result, torch.tensor([[-3.0, 1.0, 0.0]]))
-
-
 @pytest.mark.parametrize("clip", [None, 0.2])
 def test_on_policy_gradient_is_that_of_reinforce(clip: float | None) -> None:
     log_probs = torch.tensor([[-1.0, -2.0, -3.0]])
     on_policy = gradient(lambda x: policy_gradient_loss(x, log_probs, ADVANTAGES, MASK, clip), log_probs)
-    assert_close(on_policy, gradient(lambda x: reinforce_loss(x, ADVANTAGES, MASK), log_probs))
+    assert_close(on_policy, torch.tensor([[-3.0, 1.0, 0.0]]))  # -A: descending raises log pi of the good action
 
 
 @pytest.mark.parametrize(
@@ -135,7 +115,7 @@ def test_no_gradient_flows_into_advantages_or_old_log_probs() -> None:
     log_probs = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
     advantages = ADVANTAGES.clone().requires_grad_()
     old = torch.tensor([[-1.5, -2.5, -3.5]], requires_grad=True)
-    loss = policy_gradient_loss(log_probs, old, advantages, MASK) + reinforce_loss(log_probs, advantages, MASK)
+    loss = policy_gradient_loss(log_probs, old, advantages, MASK)
     loss.backward()
     assert log_probs.grad is not None
     assert advantages.grad is None
@@ -215,23 +195,6 @@ def test_kl_penalty_has_the_expectation_of_the_kl() -> None:
         assert_close((policy * torch.stack(estimates)).sum(), torch.tensor(0.394816), atol=2e-6, rtol=0)
 
 
-def test_entropy_of_logits() -> None:
-    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [LN2, 0.0, 0.0, -torch.inf], [100.0, 0.0, 0.0, 0.0]])
-    # Uniform over 4: ln 4. (1/2, 1/4, 1/4): 0.5 ln 2 + 0.5 ln 4 = 1.5 ln 2. Certain: 0.
-    assert_close(entropy_of_logits(logits), torch.tensor([2 * LN2, 1.5 * LN2, 0.0]))
-
-
-def test_entropy_has_a_finite_gradient_at_impossible_tokens() -> None:
-    # p = (2/3, 1/3): dH/dlogit_k = -p_k (ln p_k + H) = +-(2/9) ln 2.
-    result = gradient(lambda x: entropy_of_logits(x).sum(), torch.tensor([LN2, 0.0, -torch.inf]))
-    assert_close(result, torch.tensor([-2 / 9 * LN2, 2 / 9 * LN2, 0.0]))
-
-
-def test_entropy_of_half_precision_logits_is_computed_in_float32() -> None:
-    assert entropy_of_logits(torch.zeros(3, dtype=torch.bfloat16)).dtype == torch.float32
-    assert entropy_of_logits(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
-
-
 # Properties of every loss
 
 
@@ -246,7 +209,7 @@ def test_masked_elements_change_nothing(name: str) -> None:
     assert_close(result, torch.cat([gradient(lambda x: loss(x, MASK[:, :2]), shorter), torch.zeros(1, 1)], dim=1))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "masked_mean"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_micro_batches_add_up(name: str) -> None:
     """Sums, not means: masks that split the turns in two give the loss of the whole, gradients included."""
     loss, values = LOSSES[name], -torch.rand(4, 3, generator=torch.Generator().manual_seed(0))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,9 +34,94 @@ def section(heading: str) -> str:
     return block.strip()
 
 
-def test_ci_runs_the_command_under_test_it():
+def test_the_command_under_test_it_runs_all_tests():
     assert section("Test it").endswith("-m pytest -n auto --dist loadfile")
-    assert "/^## Test it/" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+STEPS = [
+    "venv .venv",
+    "pip",
+    "ruff check",
+    "ruff format",
+    "mypy",
+    "venv .venv-oldest",
+    "constraints",
+    "pytest",
+    "README",
+]
+TOOL = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >> "$LOG"
+case "$(basename "$0") $*" in *"$FAILS"*) exit 1 ;; esac
+if [ "$2" = venv ]; then
+    mkdir -p "$3/bin"
+    for name in python pip ruff mypy; do cp "$0" "$3/bin/$name"; done
+fi
+"""
+
+
+def ci(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str, readme: str) -> tuple[int, list[str]]:
+    """Status of .ci/run where each program only notes its arguments, and those notes; what contains `fails` fails."""
+    (folder / ".ci").mkdir()
+    (folder / ".ci" / "run").write_text((REPOSITORY / ".ci" / "run").read_text())
+    (folder / "README.md").write_text(f"## Test it\n\n```bash\n{readme}\n```\n\n```bash\nfalse\n```\n")
+    (folder / "python3").write_text(TOOL)
+    (folder / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("LOG", str(folder / "log"))
+    monkeypatch.setenv("FAILS", fails)
+    done = subprocess.run(["bash", str(folder / ".ci" / "run")], cwd="/", capture_output=True, text=True, timeout=60)
+    return done.returncode, (folder / "log").read_text().splitlines()
+
+
+def test_ci_ends_with_the_command_under_test_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    status, calls = ci(tmp_path, monkeypatch, "nothing fails", 'echo "README $PWD" >> "$LOG"')
+    assert status == 0
+    assert calls == [
+        "python3 -m venv .venv",
+        "pip install -q -e .[dev]",
+        "ruff check src tests tools",
+        "ruff format --check src tests tools",
+        "mypy ",
+        "python3 -m venv .venv-oldest",
+        "pip install -q -e .[dev] -c constraints/oldest.txt",
+        "python -m pytest tests/models tests/algorithms -n auto --dist loadfile",
+        f"README {tmp_path}",
+    ]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_ci_fails_with_each_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str):
+    status, calls = ci(tmp_path, monkeypatch, step, 'false | cat; echo "README" >> "$LOG"')
+    assert status == 1
+    assert step == "README" or step in calls[-1]  # nothing came after it
+    assert len(calls) == len(STEPS) - 1 or step != "README"
+
+
+def test_the_changelog_names_classes_that_are_there_and_none_that_were_moved():
+    rows = re.findall(r"^ +\| (`collm[^|]*) \| (`collm[^|]*) \|$", (REPOSITORY / "CHANGELOG.md").read_text(), re.M)
+    assert len(rows) > 10
+    for before, now in rows:
+        assert not exists(before.strip("`"))
+        for path in re.findall(r"collm[\w.]+", now):
+            assert exists(path), path
+
+
+def exists(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        return False
+
+
+def test_files_and_classes_named_for_contributors_exist():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"(?:src/collm|configs|tests|tools|\.ci)/[\w./]*\w", text)
+    assert len(paths) > 15
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+    bases = re.findall(r"`(\w+)` \(`(\w+)/(\w+)\.py`\)", text)
+    assert len(bases) == 4
+    assert all(exists(f"collm.{room}.{file}.{name}") for name, room, file in bases)
 
 
 def test_the_two_commands_stand_on_one_line_each():

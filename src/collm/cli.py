@@ -51,7 +51,7 @@ class _Parser(StrictFiles, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # an abbreviated name is a mistake
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigurationError(_readable(shortened(message, 20_000), self)) from ex
 
 
@@ -65,8 +65,9 @@ class CollmCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
-        trainer = self.config[self.subcommand].trainer
-        check_trainer(trainer, self.subcommand, self.config[self.subcommand].data.rollouts_per_epoch)
+        command = str(self.subcommand)
+        trainer = self.config[command].trainer
+        check_trainer(trainer, command, self.config[command].data.rollouts_per_epoch)
         for switch, class_name in (
             ("enable_progress_bar", "RolloutProgress"),
             ("enable_checkpointing", "ModelCheckpoint"),
@@ -167,7 +168,7 @@ def main(
     except Exception as error:
         cause = _cause(error) or while_restoring(error)
         if cause is None and is_about_a_full_disk(error):
-            cause = TrainingError(unwritable(error.filename or "a file of the run", error))
+            cause = TrainingError(unwritable(getattr(error, "filename", None) or "a file of the run", error))
         if cause is None and is_about_a_lost_rank(error):
             cause = TrainingError(
                 f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}). Its own "

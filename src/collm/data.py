@@ -123,6 +123,8 @@ class RolloutDataModule(L.LightningDataModule):
         """Names of the environment's agents."""
         return list(self.environment.agent_ids)
 
+    trainer: Any  # Lightning sets it, and its `lightning_module` is an algorithm
+
     def setup(self, stage: str) -> None:
         """Check the engines, and that every first prompt fits its agent's context; only tokenizers are read for it."""
         check_engines(self.trainer.lightning_module.specs)

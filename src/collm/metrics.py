@@ -45,14 +45,8 @@ class BootstrapMean(torchmetrics.Metric):
     def compute(self) -> dict[str, Tensor]:
         """`mean` and the interval's `low` and `high`; NaN without values, and equal if there is a single value."""
         values = dim_zero_cat(self.values) if len(self.values) else torch.empty(0)
-        values = values.double().cpu()
-        if not len(values):
-            low = mean = high = torch.tensor(float("nan"), dtype=torch.float64)
-        else:
-            mean = values.mean()
-            low, high = percentile_interval(values)
-        numbers = {"mean": mean, "low": low, "high": high}
-        return {name: number.to(self.device, torch.float32) for name, number in numbers.items()}
+        numbers = torch.tensor(stratified_interval([values.cpu()]), device=self.device)
+        return dict(zip(("mean", "low", "high"), numbers, strict=True))
 
 
 def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:

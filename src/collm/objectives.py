@@ -51,20 +51,6 @@ def policy_gradient_loss(
     return -_masked_sum(surrogate, turn_mask)
 
 
-def reinforce_loss(log_probs: Tensor, advantages: Tensor, turn_mask: Tensor) -> Tensor:
-    """Policy gradient without importance ratio: the sum of -A log pi (Williams, 1992).
-
-    Args:
-        log_probs: Log-probability of each response under the policy, summed over its tokens, [B, T].
-        advantages: Advantage of each response; no gradient flows into it, [B, T].
-        turn_mask: True at turns that count, [B, T].
-
-    Returns:
-        Sum over the turns that count, [].
-    """
-    return -_masked_sum(_masked(log_probs, turn_mask) * advantages.detach(), turn_mask)
-
-
 def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
     """Squared error of a critic, the sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
 

@@ -13,7 +13,7 @@ from collm.algorithms.magrpo import MAGRPO
 from collm.algorithms.mareinforce import MAREINFORCE
 from collm.algorithms.marloo import MARLOO
 from collm.algorithms.monte_carlo import MonteCarlo
-from collm.objectives import reinforce_loss
+from collm.objectives import policy_gradient_loss
 from collm.packing import pool_shared_actions
 from collm.samplers.tree import Tree
 from collm.trajectory import RolloutBatch, collate
@@ -29,7 +29,7 @@ def tree_gradient(algorithm: MonteCarlo, batch: RolloutBatch, agent_id: str, log
     pooled = pool_shared_actions(seen[agent_id], batch, agent_id)
     table = logits.clone().requires_grad_()
     log_probs = log_probs_of(batch.trajectories, agent_id, table, batch.rewards.shape[1])
-    reinforce_loss(log_probs, pooled, scored_mask(batch, agent_id)).backward()
+    policy_gradient_loss(log_probs, log_probs, pooled, scored_mask(batch, agent_id)).backward()
     return -table.grad / len(batch.trajectories)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
-from collm.critics.base import Critic
+from collm.critics.base import Critic, Learner
 from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.returns import discounted_returns, explained_variance, generalized_advantages
@@ -48,7 +48,7 @@ class ActorCritic(MultiAgentModule):
         self.gae_lambda = gae_lambda
         self.critic_lambda = gae_lambda if critic_lambda is None else critic_lambda
         self.critic_warmup = critic_warmup
-        self.critics = NamedModules()
+        self.critics: NamedModules[Critic] = NamedModules()
         check_numbers("model", self, gae_lambda=SHARE, critic_lambda=SHARE, critic_warmup=COUNT_OR_ZERO)
 
     def add_critic(
@@ -56,7 +56,7 @@ class ActorCritic(MultiAgentModule):
     ) -> Critic:
         """A critic of its own for `agent_ids`; see `Critic.attach`. Its weights are loaded by `configure_model`."""
         critic = copy.deepcopy(self.critic_template[0])
-        critic.attach(name, agent_ids, self, encoder_class)
+        critic.attach(name, agent_ids, cast(Learner, self), encoder_class)
         self.critics[name] = critic
         return critic
 
@@ -91,8 +91,11 @@ class ActorCritic(MultiAgentModule):
             self.learners[critic.name] = weights
 
     def learning_rates(self) -> dict[str, float]:
-        rates = {name: critic.learning_rate for name, critic in self.critics.items() if name in self.learners}
-        return super().learning_rates() | rates
+        rates = super().learning_rates()
+        for name, critic in self.critics.items():
+            if critic.learning_rate is not None and name in self.learners:
+                rates[name] = critic.learning_rate
+        return rates
 
     def value_targets(self, batch: RolloutBatch, values: Tensor, next_values: Tensor, advantages: Tensor) -> Tensor:
         """What `values` are regressed on, [B, T]: the lambda-returns at `critic_lambda`, held fixed."""

@@ -66,8 +66,8 @@ class Agents(Checkpointed):
             spec.check(f"policy of {agent_id!r}")
         check_parameters(parameters, self.specs)
 
-        self.backbones = NamedModules()
-        self.reference_backbones = NamedModules()  # frozen copies, by the name of the learner
+        self.backbones: NamedModules[Backbone] = NamedModules()
+        self.reference_backbones: NamedModules[Backbone] = NamedModules()  # frozen copies, by the name of the learner
         self._shared_backbones: dict[tuple[Any, ...], str] = {}  # their names, by what they start from
         self.policies: dict[str, Policy] = {}
         self.references: dict[str, Policy] = {}

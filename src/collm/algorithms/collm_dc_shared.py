@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 from torch import Tensor
 
@@ -49,9 +50,11 @@ class CoLLMDCShared(ActorCritic):
                 f"critic.epochs is {template.epochs} and critic.replay is {template.replay}, but value heads learn "
                 "together with their actors here; use model.num_epochs and leave replay 0."
             )
-        self.own_critics = {agent_id: self.add_critic(f"critic/{agent_id}", [agent_id]) for agent_id in self.agent_ids}
+        self.own_critics: dict[str, Any] = {
+            agent_id: self.add_critic(f"critic/{agent_id}", [agent_id]) for agent_id in self.agent_ids
+        }
 
-    def load_critic(self, critic: LanguageModelCritic) -> None:
+    def load_critic(self, critic: Any) -> None:
         (agent_id,) = critic.agent_ids
         policy = self.policies[agent_id]
         critic.read_with(policy.backbone, policy.adapter, policy.spec.path)

@@ -87,7 +87,7 @@ class RolloutHooks(Agents):
         rank_zero_warn(f"{told}: nothing is learned from this rollout.")
 
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        schedules = self.lr_schedulers() or []
+        schedules: Any = self.lr_schedulers() or []  # those that step on a metric were refused at the start
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             schedule.step()
         self._rollout = ()

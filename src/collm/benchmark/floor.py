@@ -10,12 +10,12 @@ with full training of all weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from collm.algorithms.base import MultiAgentModule
 from collm.models.loading import load_model
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, RolloutBatch, Trajectory
@@ -30,7 +30,7 @@ class Floor:
         module: The algorithm; its own weights do not change.
     """
 
-    def __init__(self, module: MultiAgentModule):
+    def __init__(self, module: Any):
         self.module = module
         self.actors = {
             agent_id: load_model(spec.path, spec.dtype).to(module.device) for agent_id, spec in module.specs.items()
@@ -65,11 +65,12 @@ class Floor:
                 (loss / len(batch.trajectories)).backward()
             self.optimizers[agent_id].step()
             seconds["update/policy"] += self._now() - began
+        backbone: Any
         for name, (backbone, head) in self.critics.items():
-            turns = histories_by_turn(self.module.critics[name].encode(batch.trajectories))
+            steps = histories_by_turn(self.module.critics[name].encode(batch.trajectories))
             began = self._now()
             self.optimizers[name].zero_grad()
-            for histories in turns.values():
+            for histories in steps.values():
                 targets = torch.linspace(-1, 1, len(histories), device=backbone.device)
                 (value_loss(backbone, head, histories, targets) / batch.joint_samples).backward()
             self.optimizers[name].step()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,11 @@ def measure_gpu(known: argparse.Namespace) -> int:
         build_tokenizer(folder, SHAPES[known.shape]["vocab_size"])
         bench.config().save_pretrained(folder)
         for engine in known.engines:
-            table.measure(f"decode, {engine}", lambda engine=engine: bench.decode(engine))
+            table.measure(f"decode, {engine}", partial(bench.decode, engine))
         for parameters in ("separate", "lora"):
             for engine in known.engines if parameters == "separate" else known.engines[:1]:
                 name = f"iteration, {parameters}, {engine}"
-                table.measure(name, lambda name=name, p=parameters, e=engine: bench.iteration(name, p, e))
+                table.measure(name, partial(bench.iteration, name, parameters, engine))
     absent = [name for name in ("trl", "vllm") if importlib.util.find_spec(name) is None]
     table.add("TRL with vLLM", f"not installed: {', '.join(absent)}" if absent else "installed; not measured here")
     print(f"\n{table.text()}\n{known.out / 'gpu.json'}:")

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 
-from collm.algorithms.base import MultiAgentModule
 from collm.callbacks.resources import LogResources
 from collm.models.policy import Policy
 from collm.packing import action_sequences
@@ -25,7 +24,7 @@ class Iterations(L.Callback):
         self.measured: list[dict[str, float]] = []
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: MultiAgentModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         resources = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources))
         seconds = resources.reading.seconds

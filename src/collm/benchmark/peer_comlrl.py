@@ -91,7 +91,7 @@ def main():
         **({"num_agents": agents} if work["algorithm"] == "magrpo" else {}),
     )
     trainer.verbose = False
-    tokens = []
+    tokens: list[tuple[int, int]] = []
     for agent in trainer.agents:
         language_model = agent.model if hasattr(agent, "value_head") else agent
         language_model.generation_config.min_new_tokens = work["new_tokens"]

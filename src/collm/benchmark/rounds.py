@@ -40,7 +40,7 @@ class Rounds(L.Callback):
         self.in_turn = in_turn
         self.rounds: list[dict[str, Any]] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.with_floor and trainer.world_size > 1:
             raise ConfigurationError("the floor runs in one process; give --no-floor with several processes.")
         self.floor = Floor(pl_module) if self.with_floor else None
@@ -50,9 +50,10 @@ class Rounds(L.Callback):
         self._update_began = meter.clock()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
-        reading = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources)).reading
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        reading = next(callback for callback in callbacks if isinstance(callback, LogResources)).reading
         actions = distinct_actions(batch.trajectories)
         sizes = (
             batch.joint_samples,
@@ -78,7 +79,7 @@ class Rounds(L.Callback):
             print(MARK + json.dumps(record), flush=True)
         self._wait(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         result = {
             "num_threads": torch.get_num_threads(),
             "clock": meter.clock.__name__,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shlex
 import statistics
 import subprocess
@@ -282,14 +283,14 @@ class Suite:
         """A process of the peer with the same model, prompts and numbers of tokens."""
         peer, _, algorithm = cell.against.partition(":")
         work, path = cell.work, self.model(cell.work)
-        dialogue = make_dialogue(PolicySpec(path=path, max_new_tokens=work.new_tokens))
+        dialogue: Any = make_dialogue(PolicySpec(path=path, max_new_tokens=work.new_tokens))
         environment = Workload(work.agents, work.turns, PROMPT_WORDS[work.model])
         data = RolloutDataModule(environment, tasks_per_rollout=work.tasks)
         num_rounds = self.known.rounds + self.known.warmup
         end = "" if dialogue.use_template else "\n"  # the word-level tokenizer drops it
 
         def texts(task: Any) -> list[str]:
-            _, observations = environment.reset(task, None)
+            _, observations = environment.reset(task, random.Random(0))
             return [dialogue.tokenizer.decode(dialogue.opening(text)) + end for text in observations.values()]
 
         description = {

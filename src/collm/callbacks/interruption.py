@@ -54,7 +54,7 @@ class StopInOrder(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, SIGTERMException):
             return
-        folders = [one.dirpath for one in trainer.checkpoint_callbacks if getattr(one, "dirpath", None)]
+        folders = [path for one in trainer.checkpoint_callbacks if (path := getattr(one, "dirpath", None))]
         path = Path(folders[0] if folders else trainer.log_dir or trainer.default_root_dir) / "last.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:

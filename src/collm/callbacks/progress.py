@@ -14,11 +14,11 @@ class RolloutProgress(TQDMProgressBar):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        trainer.datamodule.on_turn = self._on_turn
+        trainer.datamodule.on_turn = self._on_turn  # type: ignore[attr-defined]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
-        trainer.datamodule.on_turn = None
+        trainer.datamodule.on_turn = None  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, *args: Any) -> None:
         super().on_train_batch_start(*args)

@@ -43,10 +43,10 @@ class LogResources(L.Callback):
         meter.synchronize = self.synchronize
         meter.take()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._interrupted = meter.take()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         meter.take()
         meter.put(self._interrupted)
 
@@ -54,7 +54,7 @@ class LogResources(L.Callback):
         self._update_began = meter.clock()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         self.reading = reading = meter.take()
         num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch.trajectories))

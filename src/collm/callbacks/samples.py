@@ -38,12 +38,13 @@ class LogSamples(L.Callback):
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: RolloutBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        assert trainer.state.stage is not None  # only while no loop runs
         name = f"transcripts/{trainer.state.stage.value}-{pl_module.joint_samples:08d}.jsonl"
         for trajectory in _keep(trainer, name, batch, batch_idx):
             if len(self._shown) < self.num_shown:
@@ -54,7 +55,7 @@ class LogSamples(L.Callback):
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: RolloutBatch,
         batch_idx: int,
@@ -62,12 +63,13 @@ class LogSamples(L.Callback):
     ) -> None:
         _keep(trainer, "predictions.jsonl", batch, batch_idx)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         shown, self._shown = list(self._shown.values()), {}
         folder, step = _folder(trainer), pl_module.joint_samples
         if not trainer.is_global_zero or not shown:
             return
-        picture = side_by_side([pictured(trainer.datamodule.environment, trajectory) for trajectory in shown])
+        environment = trainer.datamodule.environment  # type: ignore[attr-defined]
+        picture = side_by_side([pictured(environment, trajectory) for trajectory in shown])
         if picture is not None:
             if self._first is None:
                 self._first = picture
@@ -81,7 +83,7 @@ class LogSamples(L.Callback):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = _folder(trainer)
         if trainer.is_global_zero:
             print(f"transcripts are in {folder / 'predictions.jsonl'}")

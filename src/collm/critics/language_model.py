@@ -140,7 +140,7 @@ class LanguageModelCritic(Critic):
         values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * num_kinds)
         everything = set(range(len(batch.trajectories)))
         for chunk in self.learner.micro_batches(self.encode(batch.trajectories), everything, self.network):
-            values += chunk.sum_by_turn(self.network(chunk), tuple(values.shape)).to(values.device)
+            values += chunk.sum_by_turn(self.network(chunk), (values.shape[0], values.shape[1])).to(values.device)
         return values if num_kinds == 1 else values.unflatten(1, (-1, num_kinds))
 
     # Learning
@@ -178,7 +178,8 @@ class LanguageModelCritic(Critic):
 
         Of a critic of K kinds of values it is K times that: every kind is regressed on the same targets.
         """
-        shape, scale = tuple(record.targets.shape), self.network.scale
+        num_rows, num_values = record.targets.shape
+        shape, scale = (num_rows, num_values), self.network.scale
         device = self.network.backbone.home or self.learner.device
         old_values, targets = record.values.to(device), record.targets.to(device)
         num_turns = sum_over_ranks(record.turn_mask[sorted(rows)].sum().cpu(), device).clamp(min=1)

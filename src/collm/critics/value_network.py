@@ -24,6 +24,11 @@ class ValueNetwork(Resident):
         path: Model whose tokenizer the rows are made with.
     """
 
+    initialized: Tensor
+    shift: Tensor
+    scale: Tensor
+    moments: Tensor
+
     def __init__(self, backbone: Backbone, adapter: str | None, num_kinds: int, path: str):
         super().__init__()
         self.num_kinds = num_kinds

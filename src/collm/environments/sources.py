@@ -215,7 +215,7 @@ class HubSources(Sequence[Source]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Source:
+    def __getitem__(self, index: int) -> Source:  # type: ignore[override]  # rows are read one by one
         text = self.rows[index][self.field]
         return Source(f"{self.name}:{index}", f"{self.name} row {index}", text)
 

@@ -40,8 +40,9 @@ class Range:
                 return False
         except OverflowError:  # an integer too large for a float
             return False
-        low = value > self.least if self.above else value >= self.least
-        return low and (value < self.most if self.below else value <= self.most)
+        number: Any = value  # numbers.Real declares no comparison with float
+        low = number > self.least if self.above else number >= self.least
+        return low and (number < self.most if self.below else number <= self.most)
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number" if math.isfinite(self.least) else "a finite number"

@@ -85,8 +85,8 @@ def check_file(path: str | os.PathLike) -> None:
         content = load_strictly(text) if text.strip() else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(f"{file}{line}: {getattr(error, 'problem', None) or error}.") from error
+        where = f"{file} line {mark.line + 1}" if mark else str(file)
+        raise ConfigurationError(f"{where}: {getattr(error, 'problem', None) or error}.") from error
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
         raise ConfigurationError(f"{file} holds {kind}; a configuration holds settings such as `trainer: ...`.")

@@ -8,8 +8,8 @@ another folder. Both conversions below are injective: different names never beco
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, KeysView, Sequence
-from typing import Any
+from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 from torch import nn
@@ -44,8 +44,8 @@ def folder_name(name: str) -> str:
 class NamedModules(nn.ModuleDict):
     """An `nn.ModuleDict` with arbitrary text as keys; its submodules are named by `module_name`."""
 
-    def __getitem__(self, key: str) -> nn.Module:
-        return super().__getitem__(module_name(key))
+    def __getitem__(self, key: str) -> M:
+        return cast(M, super().__getitem__(module_name(key)))
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(module_name(key), module)
@@ -59,8 +59,11 @@ class NamedModules(nn.ModuleDict):
     def keys(self) -> KeysView[str]:
         return {unquote(name[1:-1]): None for name in self._modules}.keys()
 
-    def items(self) -> list[tuple[str, nn.Module]]:
-        return list(zip(self.keys(), self.values(), strict=True))
+    def values(self) -> ValuesView[M]:
+        return cast("ValuesView[M]", super().values())
+
+    def items(self) -> ItemsView[str, M]:
+        return dict(zip(self.keys(), self.values(), strict=True)).items()
 
 
 def check_agent_ids(agent_ids: Sequence[Any]) -> None:

@@ -118,8 +118,10 @@ def _decode(data: Any, depth: int) -> Any:
         if len(content) > _MAX_HEXADECIMAL or not _HEXADECIMAL.fullmatch(content):
             raise NotPlain("not plain data: an invalid or too long integer")
         return int(content, 16)
-    if name in ("bytes", "bytearray"):
-        return {"bytes": bytes, "bytearray": bytearray}[name].fromhex(content)
+    if name == "bytes":
+        return bytes.fromhex(content)
+    if name == "bytearray":
+        return bytearray.fromhex(content)
     if not isinstance(content, list):
         raise NotPlain(f"not plain data: the content of {name!r} is not a list")
     if name == "dict":

@@ -104,8 +104,8 @@ def program(machine: str) -> bytes:
         (_LOAD, 0, 0, _NUMBER),
     ]
     for numbers in _CALLS.values():
-        if numbers[column] is not None:
-            code += _only(numbers[column], [_return(_ALLOW)])
+        if (number := numbers[column]) is not None:
+            code += _only(number, [_return(_ALLOW)])
     thread = [(_LOAD, 0, 0, _ARGUMENTS), (_BITS, 0, 1, _CLONE_THREAD), _return(_ALLOW), _return(refuse)]
     code += _only(_CLONE[column], thread)
     # The C library tries clone3 first, whose flags a filter cannot inspect, and then falls back to clone.

@@ -137,7 +137,7 @@ class _Reader(FileSystemReader):
     """torch's reader of folders with safe metadata; torch would execute any code that the metadata names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_metadata(self.path)
+        return read_metadata(Path(self.path))
 
 
 class _Planner(DefaultLoadPlanner):

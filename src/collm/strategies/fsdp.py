@@ -50,6 +50,8 @@ class FullySharded(ModelParallelStrategy):
         timeout: How long a process waits for another one before the run ends.
     """
 
+    model: Any  # the algorithm; None before Lightning connects it
+
     def __init__(
         self,
         mixed_precision: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -81,7 +83,7 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Any) -> None:
-        module = self.lightning_module
+        module: Any = self.lightning_module
         if trainer.validate_loop.inference_mode:
             raise ConfigurationError(
                 "trainer.inference_mode is true, but weights gathered in inference mode cannot be trained afterwards; "
@@ -133,7 +135,8 @@ class FullySharded(ModelParallelStrategy):
             with self.lockstep.running():
                 yield
             return
-        lms = dict.fromkeys(policy.backbone.lm for policy in self.lightning_module.policies.values())
+        module: Any = self.lightning_module
+        lms = dict.fromkeys(policy.backbone.lm for policy in module.policies.values())
         for lm in lms:
             for one in sharded_modules(lm):
                 one.set_reshard_after_forward(False, recurse=False)
@@ -149,7 +152,8 @@ class FullySharded(ModelParallelStrategy):
     # Checkpoints: a single file equals the one that a single process would write
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        kept = self.lightning_module.stored_names()
+        module: Any = self.lightning_module
+        kept = module.stored_names()
         frozen = {
             name
             for name, weight in self.model.named_parameters(remove_duplicate=False)

@@ -8,6 +8,7 @@ stay replicated, so no optimizer has to step both kinds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from collm.models.backbone import Backbone
 
 
 def shard(
-    module: nn.Module,
+    module: Any,
     mesh: DeviceMesh,
     mixed_precision: MixedPrecision,
     offload: OffloadPolicy,
@@ -38,7 +39,7 @@ def shard(
     names = {id(weight): name for name, weight in module.named_parameters()}
     backbones = [child for child in module.modules() if isinstance(child, Backbone)]
     for backbone in backbones:
-        lm = backbone.lm
+        lm: Any = backbone.lm
         adapters = {weight for name in backbone.adapters for weight in backbone.adapter_parameters(name)}
         options = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
         layers = set(lm._no_split_modules or ())

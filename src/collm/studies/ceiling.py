@@ -22,7 +22,7 @@ from torch import Tensor
 from collm import cli
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode, Sampler, SamplingPolicy, act_all
+from collm.samplers.base import Actors, Episode, Sampler, act_all
 from collm.studies.record_gradients import take_policies
 from collm.trajectory import Task, Trajectory, collate
 
@@ -124,7 +124,7 @@ class MeasureCeiling(L.Callback):
 def branch(
     environment: Environment,
     sampler: Sampler,
-    policies: Mapping[str, SamplingPolicy],
+    policies: Mapping[str, Actors],
     tasks: Sequence[Task],
     sizes: tuple[int, int],
     discount: float,

@@ -135,7 +135,7 @@ def compare(
         "episodes_per_task": episodes_per_task,
         "timed_episodes": timed_episodes,
         "greedy": greedy,
-        "tasks": sorted(set(tasks)),
+        "tasks": sorted(set(tasks or [])),
         "device": device,
         "table": [vars(row) for row in rows],
         "overhead": [vars(row) for row in overheads],

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from collm.metrics import percentile_interval
 from collm.runtime.files import read_file
 
 NUM_RESAMPLES = 2000
@@ -44,7 +46,7 @@ class Measured:
     dots: Tensor | None = None
 
 
-def load(path: str) -> Measured:
+def load(path: str | Path) -> Measured:
     """Read a file of measured gradients."""
     record = read_file(path)
     return Measured(record["gram"], record["episodes_per_task"], record["rollout_tasks"], record.get("dots"))
@@ -83,9 +85,7 @@ def statistics(
     for name, column in columns.items():
         values = torch.stack(column)
         mean = values.log().mean(0).exp() if name == "noise_to_signal" else values.mean(0)
-        tail = (1 - confidence) / 2
-        low, high = (float(torch.nanquantile(mean[1:], q, interpolation="nearest")) for q in (tail, 1 - tail))
-        result[name] = (float(mean[0]), low, high)
+        result[name] = (float(mean[0]), *percentile_interval(mean[1:], confidence))
     return result
 
 

@@ -42,11 +42,11 @@ class MeasureEpisodes(L.Callback):
         self._trajectories: list[Trajectory] = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, *args: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         self._trajectories.extend(batch.trajectories)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         trajectories, self._trajectories = self._trajectories, []
         record = {
             "tasks": [trajectory.task.task_id for trajectory in trajectories],
@@ -56,7 +56,7 @@ class MeasureEpisodes(L.Callback):
         }
         write_text(self.path, json.dumps(record))
 
-    def time_episodes(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[float]:
+    def time_episodes(self, trainer: L.Trainer, pl_module: Any) -> list[float]:
         """Response times of episodes that are played one at a time."""
         data = trainer.datamodule
         seconds = []

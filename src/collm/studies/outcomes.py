@@ -14,8 +14,6 @@ from collm.studies.claims import Rule
 from collm.studies.runs import Curve, read_run
 from collm.studies.statistics import area_under, first_reaching, smoothed
 
-MEASURES = ("auc", "final", "samples", "seconds")
-
 
 @dataclass
 class Outcome:
@@ -80,7 +78,8 @@ def read_outcome(folder: Path, cell: str, method: str, seed: int, metric: str) -
         known = [value for value in points.values() if np.isfinite(value)]  # NaN where returns do not vary
         if name.endswith("/explained_variance") and known:
             explained[name.removesuffix("/explained_variance")] = float(np.median(known))
-    return Outcome(cell, method, seed, *(x.tolist() for x in (curve.samples, curve.seconds, curve.values)), explained)
+    samples, seconds, values = (x.tolist() for x in (curve.samples, curve.seconds, curve.values))
+    return Outcome(cell, method, seed, samples, seconds, values, explained)
 
 
 def horizons(outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -58,7 +58,7 @@ class MeasureGradients(L.Callback):
         self._episodes = 0
         self._rollouts = 0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if getattr(pl_module, "critics_share_weights", False):
             raise ConfigurationError(
                 f"{type(pl_module).__name__} computes values with the policies' weights, so they cannot be trained "
@@ -69,12 +69,12 @@ class MeasureGradients(L.Callback):
         if not getattr(pl_module, "critics", None):
             self.fit_rollouts = 0
         if self.data_seed is not None:
-            trainer.datamodule.seed = self.data_seed
+            trainer.datamodule.seed = self.data_seed  # type: ignore[attr-defined]
         if self.policies is not None:
             take_policies(pl_module, self.policies)
         pl_module.policy_update_hook = self.keep
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         pl_module.policy_update_hook = None
         pl_module.frozen.clear()
 
@@ -82,12 +82,12 @@ class MeasureGradients(L.Callback):
         """Keep what the policy losses of the rollout are made of, in place of an update."""
         self._scored = {agent_id: (sequences[agent_id], advantages[agent_id]) for agent_id in sequences}
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         if self._rollouts >= self.fit_rollouts:
             pl_module.frozen |= set(getattr(pl_module, "critics", {}))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         if self._rollouts >= self.fit_rollouts:
             if set(self._scored) != set(pl_module.agent_ids):
@@ -115,7 +115,7 @@ class MeasureGradients(L.Callback):
             pieces += [part.flatten().float().cpu() for part in total]
         return torch.cat(pieces)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._rollouts < self.fit_rollouts + self.measured_rollouts or len(self._gradients) < 2:
             raise ConfigurationError(
                 f"{len(self._gradients)} gradients were measured in {self._rollouts} rollouts; there must be two tasks "

@@ -40,7 +40,7 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
     scipy_stats(), pyplot()
     if (study is None) == (raw is None):
         raise ConfigurationError("give either the folder of a study or raw, an outcomes.json.")
-    document = collect(Path(study)) if raw is None else json.loads(Path(raw).read_text())
+    document = json.loads(Path(raw).read_text()) if raw is not None else collect(Path(str(study)))
     if "gradients" in document:
         print(write_page(Path(out), from_record(document["gradients"]), figures=True, note=note or document["note"]))
         return
@@ -157,9 +157,10 @@ def page(
 def level_at(verdict: Verdict, numbers: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
     """The extra cost of a joint sample at which both methods of a claim about time would need the same time."""
     claim = verdict.claim
-    pair = [numbers.get(claim.cell, {}).get(name) for name in (claim.method, claim.versus)]
+    of_cell = numbers.get(claim.cell, {})
+    pair = [of_cell[name] for name in (claim.method, claim.versus) if name in of_cell]
     text = f"Time in {claim.cell}: "
-    if None in pair:
+    if len(pair) < 2:
         return text + f"{claim.method} and {claim.versus} have not both been run."
     (samples, seconds), (other_samples, other_seconds) = (
         [float(interquartile_mean(np.asarray(measures[name]))) for name in LESS_IS_BETTER] for measures in pair

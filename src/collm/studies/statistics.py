@@ -52,7 +52,7 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def interval(
-    samples: Sequence[Sequence[float]], statistic: Any, confidence: float = 0.95
+    samples: Sequence[Sequence[float] | np.ndarray], statistic: Any, confidence: float = 0.95
 ) -> tuple[float, float, float]:
     """`statistic` of one or more samples of runs, with its percentile bootstrap interval.
 
@@ -101,9 +101,9 @@ def improvement(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.nda
 def censored_median(times: Sequence[float], reached: Sequence[bool]) -> float:
     """Kaplan-Meier median of right-censored times; infinite if fewer than half of the runs reached the event."""
     stats = scipy_stats()
-    times, reached = np.asarray(times, dtype=float), np.asarray(reached, dtype=bool)
-    if not reached.any():
+    ends, complete = np.asarray(times, dtype=float), np.asarray(reached, dtype=bool)
+    if not complete.any():
         return float("inf")
-    survival = stats.ecdf(stats.CensoredData(uncensored=times[reached], right=times[~reached])).sf
+    survival = stats.ecdf(stats.CensoredData(uncensored=ends[complete], right=ends[~complete])).sf
     below = survival.quantiles[survival.probabilities <= 0.5]
     return float(below[0]) if len(below) else float("inf")

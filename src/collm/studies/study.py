@@ -96,9 +96,10 @@ def study(
         )
     if cells and untrained:
         raise ConfigurationError("untrained protocols are compared in studies without cells; remove one of them.")
-    trained = labels_by_cell(cells or {}, methods)
+    cells = cells or {}
+    trained = labels_by_cell(cells, methods)
     rule.check(trained)
-    homes, cell_homes = homes_of(methods), homes_of(cells or {})
+    homes, cell_homes = homes_of(methods), homes_of(cells)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     shared = [*configs, write(folder / "overrides.yaml", overrides)] if overrides else list(configs)
@@ -119,13 +120,15 @@ def study(
     if stage == "tune":
         tuned = tuning_of(methods, trained, tuning)
         tried: dict[tuple[str, str, int], list[Run]] = {}
-        for cell in tuned.cells or list(cells or {}):
-            for label in trained[cell]:
+        for tuned_cell in tuned.cells or list(cells):
+            for label in trained[tuned_cell]:
                 for number, candidate in enumerate(methods[label].candidates):
-                    home = folder / "tuning" / cell_homes[cell] / f"{homes[label]}_{number}"
-                    candidate = [write(home / "candidate.yaml", candidate)]
-                    runs = runs_of(cell, label, methods[label], home, tuned.seeds)
-                    tried[cell, label, number] = [replace(run, configs=[*run.configs, *candidate]) for run in runs]
+                    home = folder / "tuning" / cell_homes[tuned_cell] / f"{homes[label]}_{number}"
+                    changes = write(home / "candidate.yaml", candidate)
+                    untried = runs_of(tuned_cell, label, methods[label], home, tuned.seeds)
+                    tried[tuned_cell, label, number] = [
+                        replace(run, configs=[*run.configs, changes]) for run in untried
+                    ]
         everything = [run for runs in tried.values() for run in runs]
         refuse_other_settings(everything)
         if train_part(everything, jobs, script, part):
@@ -135,7 +138,8 @@ def study(
     methods = as_tuned(methods, tuning, seeds, folder / "tuned.yaml")
     runs: list[Run] = []
     entries: list[Entry] = []
-    for cell, labels in (trained or {None: list(methods)}).items():
+    without_cells: list[tuple[str | None, list[str]]] = [(None, list(methods))]
+    for cell, labels in trained.items() or without_cells:
         for label in labels:
             home = folder / (homes[label] if cell is None else f"{cell_homes[cell]}/{homes[label]}")
             runs += runs_of(cell, label, methods[label], home, seeds)

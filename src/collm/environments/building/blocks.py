@@ -57,8 +57,8 @@ class Command:
         """The cells that the command paints."""
         if self.verb == "kill":
             return iter(())
-        spans = (range(min(a, b), max(a, b) + 1) for a, b in zip(self.start, self.end, strict=True))
-        return product(*spans)
+        x, y, z = (range(min(a, b), max(a, b) + 1) for a, b in zip(self.start, self.end, strict=True))
+        return product(x, y, z)
 
     @property
     def volume(self) -> int:

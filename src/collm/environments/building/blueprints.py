@@ -209,4 +209,4 @@ def _box(box: Any, where: str) -> Box:
     for corner in corners:
         if not isinstance(corner, list) or len(corner) != 3 or any(type(value) is not int for value in corner):
             raise ConfigurationError(f"{where}: 'bbox' must hold 'from' and 'to' with three whole numbers each.")
-    return tuple(corners[0]), tuple(corners[1])  # type: ignore[return-value]
+    return tuple(corners[0]), tuple(corners[1])  # type: ignore[arg-type]

@@ -133,8 +133,8 @@ class HouseBuild(BuildingGame):
         if self.spider_damage[0] > self.spider_damage[1]:
             raise ConfigurationError(f"spider_damage is {list(spider_damage)}; put the smaller number first.")
         self.player_health = check_count("player_health", player_health, 1)
-        drawn = path is None
-        houses = self._draw_houses(num_houses, num_eval, size, level, seed) if drawn else read_blueprints(path)
+        drawn = (num_houses, num_eval, size, level, seed)
+        houses = self._draw_houses(*drawn) if path is None else read_blueprints(path)
         if len(houses) <= num_eval:
             raise ConfigurationError(
                 f"path: {path!r} holds {len(houses)} houses, of which num_eval = {num_eval} are held out, so none "
@@ -156,7 +156,8 @@ class HouseBuild(BuildingGame):
 
     def _draw_houses(self, num_houses: int, num_eval: int, size: Any, level: int, seed: int) -> dict[str, Any]:
         check_count("num_houses", num_houses, 1)
-        sides = check_numbers("size", size, 3, LEAST_SIDE)
+        width, height, depth = check_numbers("size", size, 3, LEAST_SIDE)
+        sides = (width, height, depth)
         check_count("level", level, LEVELS[0], LEVELS[-1])
         check_count("seed", seed, 0)
         listed = [kind for palette in self.blocks.values() for kind in palette]

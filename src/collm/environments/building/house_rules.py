@@ -148,18 +148,18 @@ def share_out(
         palettes: Kinds of block of each agent.
         left: What is left of each agent's stock; a kind without an entry is unlimited.
     """
-    left = {agent_id: dict(left.get(agent_id, {})) for agent_id in palettes}
+    remaining = {agent_id: dict(left.get(agent_id, {})) for agent_id in palettes}
     shares: dict[str, list[Command]] = {agent_id: [] for agent_id in palettes}
     queue = deque(fills)
     while queue:
         fill = queue.popleft()
         holders = [agent_id for agent_id in palettes if is_air(fill.block) or fill.block in palettes[agent_id]]
-        payers = [agent_id for agent_id in holders if left[agent_id].get(fill.block, fill.volume) >= fill.volume]
+        payers = [agent_id for agent_id in holders if remaining[agent_id].get(fill.block, fill.volume) >= fill.volume]
         if payers:
             agent_id = min(payers, key=lambda payer: len(shares[payer]))
             shares[agent_id].append(fill)
-            if fill.block in left[agent_id]:
-                left[agent_id][fill.block] -= fill.volume
+            if fill.block in remaining[agent_id]:
+                remaining[agent_id][fill.block] -= fill.volume
         elif holders and fill.volume > 1:
             queue.extendleft(reversed(halves(fill)))
     return shares

@@ -84,13 +84,12 @@ def _reachable(body: Sequence[ast.stmt]) -> tuple[list[ast.stmt], bool]:
     """
     kept: list[ast.stmt] = []
     for statement in body:
-        truth = _constant(statement.test) if isinstance(statement, ast.If) else None
-        if truth is None:
-            kept.append(statement)
-            leaves = _leaves(statement)
-        else:
+        if isinstance(statement, ast.If) and (truth := _constant(statement.test)) is not None:
             inner, leaves = _reachable(statement.body if truth else statement.orelse)
             kept += inner
+        else:
+            kept.append(statement)
+            leaves = _leaves(statement)
         if leaves:
             return kept, True
     return kept, False
@@ -139,8 +138,8 @@ def _live(definition: Definition) -> list[ast.AST]:
         node = waiting.pop()
         if isinstance(node, ast.ClassDef):
             methods.update(map(id, node.body))
-        is_inner = isinstance(node, DEFINITIONS) and not node.decorator_list and id(node) not in methods
-        if is_inner and node.name not in read:
+        is_plain = not getattr(node, "decorator_list", None) and id(node) not in methods
+        if isinstance(node, DEFINITIONS) and is_plain and node.name not in read:
             inner.setdefault(node.name, []).append(node)
             continue
         found.append(node)
@@ -182,8 +181,10 @@ def is_wrapper(definition: Definition) -> bool:
     value: ast.AST | None = last.value
     if len(body) == 2:
         first = body[0]
-        name = first.targets[0] if isinstance(first, ast.Assign) and len(first.targets) == 1 else None
-        name = first.target if isinstance(first, ast.AnnAssign) else name
+        if not isinstance(first, (ast.Assign, ast.AnnAssign)):
+            return False
+        targets = first.targets if isinstance(first, ast.Assign) else [first.target]
+        name = targets[0] if len(targets) == 1 else None
         if not (isinstance(name, ast.Name) and isinstance(value, ast.Name) and name.id == value.id):
             return False
         value = first.value

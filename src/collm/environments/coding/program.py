@@ -141,6 +141,8 @@ def parse(text: str) -> list[Statement]:
     statements, begin = [], 0
     for node in tree.body:
         # A statement begins where the one before it ended: the places of decorators do not say where their @ is.
+        assert node.end_lineno is not None  # and the offset: only nodes that no parser made lack them
+        assert node.end_col_offset is not None
         end = starts[node.end_lineno - 1] + node.end_col_offset
         statements.append(Statement(node, data[begin:end].decode().lstrip(" \t\f\n;\\")))
         begin = end

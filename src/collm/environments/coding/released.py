@@ -70,7 +70,7 @@ class ReleasedProgram:
             return lines[0].startswith("return ") and HELPER in lines[0]
         if len(lines) == 2:
             assigned = re.match(rf"(\w+)\s*=\s*{HELPER}\s*\(", lines[0])
-            return bool(assigned) and re.fullmatch(rf"return\s+{assigned[1]}", lines[1]) is not None
+            return assigned is not None and re.fullmatch(rf"return\s+{assigned[1]}", lines[1]) is not None
         return False
 
     def returns(self, function: str) -> bool:

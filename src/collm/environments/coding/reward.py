@@ -111,7 +111,7 @@ class PaperReading:
         if self.helper is not None:
             terms = {"helper": 0.4 if self.has_helper else 0.0, **terms}
         use = helper_use(self.main, self.entry_point)
-        facts = {"use": use, "has_helper": self.has_helper, "has_main": self.has_main}
+        facts: dict[str, Any] = {"use": use, "has_helper": self.has_helper, "has_main": self.has_main}
         if verdict is None:
             return CodingScore(terms, error=self.error, **facts)
         if verdict.passed and not verdict.counted:
@@ -166,7 +166,12 @@ class ReleasedReading:
             terms = {"helper": 0.4 if self.has_helper else 0.0, **terms}
         # These rules know a thrown-away result in one spelling only.
         use = HelperUse(read.calls_helper, read.calls_helper and not read.throws_away, bool(read.main) and read.wrapper)
-        facts = {"use": use, "has_helper": self.has_helper, "has_main": self.has_main, "parses": read.parses}
+        facts: dict[str, Any] = {
+            "use": use,
+            "has_helper": self.has_helper,
+            "has_main": self.has_main,
+            "parses": read.parses,
+        }
         if not self.has_main or not read.parses:
             return CodingScore(terms, error="" if read.parses else "the program does not parse", **facts)
         terms["syntax"] = 0.5
@@ -206,4 +211,4 @@ def _assertion(line: str) -> str:
     return ast.dump(node.test) if isinstance(node, ast.Assert) else ""
 
 
-READINGS = {"paper": PaperReading, "released": ReleasedReading}
+READINGS: dict[str, type[PaperReading] | type[ReleasedReading]] = {"paper": PaperReading, "released": ReleasedReading}

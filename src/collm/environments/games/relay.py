@@ -99,9 +99,9 @@ class Relay(Environment):
             ("mapping", mapping, WHOLE),
         ):
             check_number(name, value, allowed)
-        for name, value, known in (("feedback", feedback, FEEDBACKS), ("reward", reward, REWARDS)):
-            if value not in known:
-                raise ConfigurationError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+        for name, choice, known in (("feedback", feedback, FEEDBACKS), ("reward", reward, REWARDS)):
+            if choice not in known:
+                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(known)}.")
         if feedback == "cross" and num_agents < 2:
             raise ConfigurationError("feedback is 'cross', but a single agent has no other; use 'own' or 'none'.")
         self.agent_ids = tuple(f"relay_{index + 1}" for index in range(num_agents))

@@ -12,9 +12,11 @@ the two texts without a blank before it looks for transitions.
 
 from __future__ import annotations
 
+from typing import Any
+
 from collm.environments.writing.base import MARKER, Band, Form, RewardName, Writing, logarithmic, stepwise
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "words": (128, 256),
     "vocabulary": Band(0.5, 0.7, 1.3, 1.7),
     "transitions_in_both": True,

@@ -18,9 +18,11 @@ content words are perfectly similar, and transitions earn 0.4 for one category a
 
 from __future__ import annotations
 
+from typing import Any
+
 from collm.environments.writing.base import MARKER, Band, Form, RewardName, Writing, logarithmic, stepwise
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "words": (8, 256),
     "length": Band(1.1, 1.6, 3.2, 5.0),
     "vocabulary": Band(1.3, 2.0),
