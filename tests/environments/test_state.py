@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from actors import actors_of
 from collm.environments.base import Environment
 from collm.environments.building.house_build import HouseBuild
 from collm.environments.building.str_build import StrBuild
@@ -183,7 +184,7 @@ def policies() -> dict[str, TabularPolicy]:
 @pytest.mark.parametrize("sampler", [Parallel(), Tree()])
 def test_states_are_noted_before_each_turn_and_no_agent_sees_them(sampler: Parallel) -> None:
     plain, described = (
-        sampler.rollout(cls(*REWARDS), cls(*REWARDS).tasks("train"), policies(), 3, "cpu", num_generations=2)
+        sampler.rollout(cls(*REWARDS), cls(*REWARDS).tasks("train"), actors_of(policies()), 3, "cpu", num_generations=2)
         for cls in (TwoTurns, Described)
     )
     assert len(plain) == len(described) > 4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors import actors_of
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns
 from collm.samplers.discussion import Discussion
@@ -66,7 +67,7 @@ def exact(game: TwoTurns) -> list[float]:
 def test_the_ceiling_of_a_solved_game(game: TwoTurns) -> None:
     world = Enumerated(game)
     tasks = [game.tasks("train")[0]] * 150
-    played, returns = branch(game, Parallel(), world.policies, tasks, (4, 3), 1.0, 0, "cpu", 1000)
+    played, returns = branch(game, Parallel(), actors_of(world.policies), tasks, (4, 3), 1.0, 0, "cpu", 1000)
     assert returns.shape == (150, 4, 2, 3)
     for row, trajectory in enumerate(played):
         own = returns[row // 4, row % 4]
@@ -111,7 +112,7 @@ def test_continuations_share_what_was_before_and_nothing_else() -> None:
     """With a number drawn anew at every end, all rewards to go are different."""
     game = TwoTurns(FIRST, SECOND, noise=random.Random(0))
     world = Enumerated(TwoTurns(FIRST, SECOND))
-    _, returns = branch(game, Parallel(), world.policies, game.tasks("train"), (2, 4), 0.5, 0, "cpu", 3)
+    _, returns = branch(game, Parallel(), actors_of(world.policies), game.tasks("train"), (2, 4), 0.5, 0, "cpu", 3)
     assert len(np.unique(returns[:, :, 1])) == 4 * 2 * 4
     assert len(np.unique(returns[:, :, 0])) == 4 * 2 * 4
 
@@ -136,7 +137,7 @@ def test_what_agents_said_is_not_mixed_up_between_continuations() -> None:
         policy.sample = lambda prompts, generator, greedy, own=world.policies[name]: own.sample(
             prompts, generator, greedy
         )
-    played, returns = branch(FULL, Talk(), policies, FULL.tasks("train"), (2, 2), 1.0, 0, "cpu", 100)
+    played, returns = branch(FULL, Talk(), actors_of(policies), FULL.tasks("train"), (2, 2), 1.0, 0, "cpu", 100)
     assert not np.isnan(returns).any()
     assert all(len(turn.messages) == 4 for trajectory in played for turn in trajectory.turns)
 

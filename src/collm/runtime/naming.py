@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from torch import nn
@@ -41,7 +41,10 @@ def folder_name(name: str) -> str:
     return f"{short[:100]}%%{hashlib.sha256(name.encode()).hexdigest()}"  # no escaped name contains `%%`
 
 
-class NamedModules(nn.ModuleDict):
+M = TypeVar("M", bound=nn.Module)
+
+
+class NamedModules(nn.ModuleDict, Generic[M]):
     """An `nn.ModuleDict` with arbitrary text as keys; its submodules are named by `module_name`."""
 
     def __getitem__(self, key: str) -> M:

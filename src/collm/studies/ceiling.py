@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
 
 from collm import cli
 from collm.environments.base import Environment
@@ -79,13 +78,7 @@ class MeasureCeiling(L.Callback):
             )
         if self.policies is not None:
             take_policies(pl_module, self.policies)
-        step = pl_module.optimize
-
-        def optimize(name: str, losses: Iterable[Tensor], metric: str) -> None:
-            if name not in pl_module.team:
-                step(name, losses, metric)
-
-        pl_module.optimize = optimize
+        pl_module.frozen |= set(pl_module.team)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._rollouts += 1
@@ -96,11 +89,11 @@ class MeasureCeiling(L.Callback):
         tasks = data.train_tasks[: self.tasks]
         if len(tasks) < 2:
             raise ConfigurationError("there is one task to train on; an analysis of variance needs at least 2.")
-        with pl_module.acting():
+        with data.acting(data.sampler) as actors:
             played, returns = branch(
                 data.environment,
                 data.sampler,
-                pl_module.policies,
+                actors,
                 tasks,
                 (self.episodes, self.continuations),
                 pl_module.discount,
@@ -124,7 +117,7 @@ class MeasureCeiling(L.Callback):
 def branch(
     environment: Environment,
     sampler: Sampler,
-    policies: Mapping[str, Actors],
+    actors: Actors,
     tasks: Sequence[Task],
     sizes: tuple[int, int],
     discount: float,
@@ -137,7 +130,7 @@ def branch(
     Args:
         environment: The game.
         sampler: How joint actions are formed.
-        policies: Policy of each agent.
+        actors: The agents.
         tasks: What is played, n tasks; the E episodes of a task share the environment's chance.
         sizes: E episodes of each, R continuations of every history.
         discount: Discount from one turn to the next.
@@ -164,7 +157,7 @@ def branch(
         active = [episode for episode in [*first, *(other for *_, other in others)] if not episode.done]
         for start in range(0, len(active), batch_size):
             part = active[start : start + batch_size]
-            act_all(part, sampler.joint_actions(part, policies, generator, greedy=False))
+            act_all(part, sampler.joint_actions(part, actors, generator, greedy=False))
     returns = np.full((len(first), environment.horizon, num_continuations), np.nan)
     for index, episode in enumerate(first):
         for turn in range(len(episode.trajectory.turns)):
