@@ -196,7 +196,8 @@ def with_commands() -> list[Any]:
 def test_the_last_command_of_a_header_runs_on_any_machine(compose: Compose, path: Path) -> None:
     trainer, model, data = compose(args=commands(path)[-1])
     assert all("/" not in spec.path for spec in model.specs.values())
-    assert all("/" not in critic.model.path for critic in model.critics.values())
+    read = [critic for critic in model.critics.values() if hasattr(critic, "model")]
+    assert all("/" not in critic.model.path for critic in read)
     assert "/" not in str(vars(data.environment).get("dataset", ""))
     trainer.strategy._lightning_module = model
     data.trainer = trainer

@@ -24,6 +24,7 @@ from collm.environments.building.house_rules import (
     compare,
     cuboid_text,
     haphazard,
+    house_counts,
     house_features,
     layers_text,
     score_house,
@@ -304,18 +305,14 @@ class HouseBuild(BuildingGame):
 
     def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
         """See `house_features`."""
-        used = {agent_id: state.used.get(agent_id, {}) for agent_id in self.agent_ids}
+        used = {name: state.used.get(name, {}) for name in self.agent_ids}
         return house_features(Blueprint.of(state.task.data), state.built, score.counts, used, self.kinds)
 
     def build_text(self, state: BuildState, score: Score) -> str:
         """The build compared with the blueprint, its counts, the spiders and what is left to build with."""
-        house, counts = Blueprint.of(state.task.data), score.counts
-        numbers = f"covered {counts['covered']} of {counts['solid']}, exact {counts['exact']}, extra {counts['extra']}"
-        spiders = "dead" if state.killed else f"{counts['damage']} of {self.player_health}"
-        lines = [*compare(house, state.built), numbers, *([f"spiders {spiders}"] if state.attacks else [])]
-        if self.limited_resources:
-            lines += [f"{agent_id} has {self._supplies(state, house, agent_id)}" for agent_id in self.agent_ids]
-        return "\n".join(lines)
+        house = Blueprint.of(state.task.data)
+        stocks = [f"{name} has {self._supplies(state, house, name)}" for name in self.blocks if self.limited_resources]
+        return "\n".join([*compare(house, state.built), *house_counts(score.counts, self.player_health), *stocks])
 
     def _supplies(self, state: BuildState, house: Blueprint, agent_id: str) -> str:
         """The agent's kinds of block with what is left of each; kinds it can place nowhere are left out."""

@@ -108,6 +108,14 @@ def house_features(
     }
 
 
+def house_counts(counts: Mapping[str, int], health: int) -> list[str]:
+    """What `score_house` counts, in words; nothing of spiders where there are none."""
+    lines = [f"covered {counts['covered']} of {counts['solid']}, exact {counts['exact']}, extra {counts['extra']}"]
+    if counts["damage"]:
+        lines.append("spiders dead" if counts["killed"] else f"spiders {counts['damage']} of {health}")
+    return lines
+
+
 def to_do(blueprint: Blueprint, world: Mapping[Cell, str]) -> World:
     """The block that each wrong cell of `world` should hold; air where it should hold none."""
     wrong = {cell: block for cell, block in blueprint.world.items() if world.get(cell) != block}
