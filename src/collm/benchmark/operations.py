@@ -35,7 +35,7 @@ class Iterations(L.Callback):
                 "seconds": resources.reading.wall_time,
                 **{name: seconds.get(name, 0.0) for name in names},
                 "joint_samples": float(batch.joint_samples),
-                "sampled_tokens": float(sum(len(action.token_ids) for action in distinct_actions(batch))),
+                "sampled_tokens": float(sum(len(action.token_ids) for action in distinct_actions(batch.trajectories))),
                 "operations": operations,
                 "tokens": float(tokens),
             }
@@ -52,7 +52,7 @@ def work_of_update(module: Any, batch: RolloutBatch, lora: bool) -> tuple[float,
     operations, tokens = 0.0, 0
     passes = 4 if lora else 6
     networks = [(module.policies[name], action_sequences(batch.trajectories, name)) for name in module.agent_ids]
-    networks += [(critic, critic.encode(batch.trajectories)) for critic in module.critics.values()]
+    networks += [(critic.network, critic.encode(batch.trajectories)) for critic in module.critics.values()]
     for network, sequences in networks:
         lm = network.backbone.lm
         config = lm.config
