@@ -190,7 +190,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Callabl
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing_but_the_update_under_way(
+def test_twenty_kills_lose_only_the_current_update(
     tmp_path: Path, tiny_folder: str, whole: Callable[[int], Path]
 ) -> None:
     epochs = 40

@@ -186,7 +186,7 @@ def test_two_processes_learn_what_one_does(cases: Path, case: str, strategy: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stopped", "then"), [(a, b) for a in STOPPED for b in RESUMED if a != b])
-def test_any_strategy_goes_on_from_the_checkpoint_of_any_other(runs: Path, stopped: str, then: str) -> None:
+def test_any_strategy_resumes_from_checkpoints_of_any_other(runs: Path, stopped: str, then: str) -> None:
     whole, resumed = (runs / name / LOGS for name in ("whole", f"{stopped}_to_{then}"))
     expected, found = (torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (whole, resumed))
     torch.testing.assert_close(found["state_dict"], expected["state_dict"])
@@ -200,7 +200,7 @@ def test_any_strategy_goes_on_from_the_checkpoint_of_any_other(runs: Path, stopp
 
 
 @pytest.mark.slow
-def test_memory_is_saved_without_another_result(runs: Path) -> None:
+def test_memory_saving_options_do_not_change_the_result(runs: Path) -> None:
     whole, lean = (result(runs / name) for name in ("whole", "lean"))
     torch.testing.assert_close(lean[0], whole[0])
     assert lean[1] == {
@@ -234,7 +234,7 @@ def test_uneven_ranks_do_not_wait_for_each_other(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_told_to_stop_ends_all_of_them_in_order(runs: Path) -> None:
+def test_a_signal_to_one_process_stops_all_processes_in_order(runs: Path) -> None:
     told = torch.load(runs / "told" / LOGS / "checkpoints" / "last.ckpt", weights_only=True)
     assert told["collm"]["num_rollouts"] == 5  # three of the first epoch and two of the second
     assert [(runs / "told" / f"status_{rank}").read_text() for rank in range(2)] == ["143", "None"]
@@ -247,7 +247,7 @@ def test_a_process_that_is_told_to_stop_ends_all_of_them_in_order(runs: Path) ->
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_run_which_goes_on_from_its_checkpoint(
+def test_a_killed_process_ends_the_run_which_resumes_from_its_checkpoint(
     fit: Callable[..., int], tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a user starts it: the command starts the second process, which `kill -9` ends."""

@@ -46,7 +46,7 @@ def cards_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_networks_learn_apart_what_they_learn_together(tmp_path: Path, tiny_folder: str, case: str) -> None:
+def test_networks_on_separate_devices_learn_the_same(tmp_path: Path, tiny_folder: str, case: str) -> None:
     """Any operation on tensors of two devices would end the run."""
     algorithm, parameters, given, names = CASES[case]
     made = config(tiny_folder, algorithm, parameters, given)
@@ -76,7 +76,7 @@ def test_networks_learn_apart_what_they_learn_together(tmp_path: Path, tiny_fold
 
 
 @pytest.mark.usefixtures("cards_in_threads")
-def test_agents_apart_write_with_the_probabilities_they_learn_from(tmp_path: Path, tiny_folder: str) -> None:
+def test_sampled_log_probs_match_trained_ones_on_separate_devices(tmp_path: Path, tiny_folder: str) -> None:
     made = uneven(tiny_folder)
     made["model"]["init_args"] |= {"parameters": "separate", "tokens_per_micro_batch": 4096}
     for spec in ("policy", "critic"):
