@@ -176,9 +176,7 @@ BREAKDOWNS = {
 
 
 @pytest.mark.parametrize("code", BREAKDOWNS.values(), ids=BREAKDOWNS)
-def test_a_program_that_crashes_servers_has_failed(
-    sandbox: Sandbox, sabotage: Callable[[str], None], code: str
-) -> None:
+def test_a_program_that_crashes_servers_fails(sandbox: Sandbox, sabotage: Callable[[str], None], code: str) -> None:
     bad = Case(HONEST.program + "# BAD\n", "add", TEST)
     sabotage(code + "    return old(control, request, setup, trainer)\nserver.judge = judge")
     restart(sandbox)

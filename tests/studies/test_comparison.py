@@ -35,7 +35,7 @@ def test_one_value_has_no_width() -> None:
 
 
 def test_two_constant_runs_are_resampled_as_runs() -> None:
-    """Means of two draws from runs at 0 and 1: 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4, so both ends are reached."""
+    """Means of two draws from runs at 0 and 1 are 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4: both ends occur."""
     assert stratified_interval([torch.zeros(50), torch.ones(50)]) == (0.5, 0.0, 1.0)
 
 

@@ -94,9 +94,7 @@ def test_from_tuning_to_evaluation(settings: dict[str, Any], tmp_path: Path, sco
     assert frozen["methods"]["A"]["overrides"] == {"model": {"rate": 2}}
 
 
-def test_the_rule_cannot_change_after_the_evaluation_has_begun(
-    settings: dict[str, Any], tmp_path: Path, scored: None
-) -> None:
+def test_the_rule_cannot_change_during_an_evaluation(settings: dict[str, Any], tmp_path: Path, scored: None) -> None:
     study(**settings, stage="tune")
     study(**settings)
     began = json.loads((tmp_path / "study" / "study.json").read_text())["began"]
