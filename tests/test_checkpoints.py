@@ -159,7 +159,7 @@ UNSAFE = r"\bpickle\.loads?\(|joblib|allow_pickle|shelve|marshal\.load|yaml\.(lo
 
 
 @pytest.mark.parametrize("folder", ["src", "tools"])
-def test_no_other_way_to_run_what_is_read(folder: str) -> None:
+def test_no_code_uses_unsafe_loading(folder: str) -> None:
     for path in sorted((REPOSITORY / folder).rglob("*.py")):
         text = path.read_text()
         assert re.findall(UNSAFE, text) == [], path
@@ -314,12 +314,12 @@ def test_a_misshapen_checkpoint(
 
 
 @pytest.mark.parametrize("name", ["last", "best", "hpc"])
-def test_a_named_checkpoint_that_is_not_there(fit: Fit, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_missing_named_checkpoint(fit: Fit, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert fit(f"--ckpt_path={name}") == 2
     assert f"'{name}'" in message(capsys)
 
 
-def test_last_goes_on_in_the_same_folder_and_a_complete_run_is_completed(
+def test_ckpt_path_last_resumes_in_the_same_folder_and_finishes_a_complete_run(
     fit: Fit, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = ["--trainer.logger.init_args.version=0", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]

@@ -236,7 +236,7 @@ def test_a_log_folder_that_is_a_file(fit: Fit, capsys: pytest.CaptureFixture[str
     assert "the log folder 'logs' cannot be written" in the_message(capsys)
 
 
-def test_tracebacks_are_there_for_who_asks(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracebacks_are_shown_on_request(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLLM_TRACEBACK", "1")
     with pytest.raises(ValueError, match="temperature is 0"):
         fit("--model.policy.temperature=0")
@@ -292,7 +292,7 @@ QUICK = ["--data.tasks_per_rollout=1", "--trainer.max_epochs=1", "--data.environ
     ],
     ids=["empty", "digit", "long_actions", "long_observations", "one_token", "early_end"],
 )
-def test_anything_that_is_written_is_data(fit: Fit, run_folder: Path, args: list[str]) -> None:
+def test_garbage_from_models_is_handled_as_data(fit: Fit, run_folder: Path, args: list[str]) -> None:
     assert len(GARBAGE.encode()) > 100_000
     assert fit(*args) == 0
     assert (run_folder / "agents" / "a2" / "model.safetensors").exists()
@@ -322,7 +322,7 @@ ALL_FAIL = ["--data.environment.fail_turn=0", "--data.environment.fail_every=1"]
 
 
 @pytest.mark.parametrize("failed", ["drop", "zero"])
-def test_a_rollout_in_which_every_episode_failed_teaches_nothing(fit: Fit, run_folder: Path, failed: str) -> None:
+def test_a_rollout_without_successful_episodes_changes_no_weights(fit: Fit, run_folder: Path, failed: str) -> None:
     # with momentum, a step without a gradient would move the weights too
     with pytest.warns(UserWarning, match=r"every episode failed \(environment: 4\): nothing is learned from this"):
         assert fit(*ALL_FAIL, f"--data.failed_episodes={failed}", "--trainer.callbacks+=capture.Capture") == 0
@@ -429,7 +429,7 @@ def test_evaluating_a_checkpoint(finished: Path, fit: Fit, run_folder: Path, com
 @pytest.mark.parametrize(
     ("command", "file"), [("validate", "transcripts/validate-00000000.jsonl"), ("predict", "predictions.jsonl")]
 )
-def test_an_evaluation_that_breaks_off_leaves_what_was_played(
+def test_an_interrupted_evaluation_keeps_its_transcripts(
     fit: Fit,
     run_folder: Path,
     capsys: pytest.CaptureFixture[str],
@@ -487,7 +487,7 @@ def test_a_checkpoint_of_another_team(
     "args",
     [["--trainer.enable_progress_bar=false"], ["--trainer.logger=false"], ["--trainer.enable_checkpointing=false"]],
 )
-def test_what_people_switch_off(fit: Fit, args: list[str]) -> None:
+def test_features_can_be_switched_off(fit: Fit, args: list[str]) -> None:
     assert fit(*args, "--trainer.max_epochs=1") == 0
 
 

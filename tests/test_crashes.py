@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment, or run out of disk: the last checkpoint is whole, and they go on bit for bit."""
+"""Runs that are killed at any time or run out of disk: the last checkpoint stays valid, and they resume bit for bit."""
 
 from __future__ import annotations
 
@@ -97,18 +97,20 @@ def updates(path: Path) -> int:
     return torch.load(path, weights_only=True)["collm"]["num_rollouts"]
 
 
-def assert_same_end(folder: Path, whole: Path) -> None:
+def assert_same_end(folder: Path, uninterrupted: Path) -> None:
     """That both runs ended, with the same bits in their checkpoints and agents, and nothing unfinished beside them."""
     expected, found = (
-        torch.load(one / RUN / "checkpoints" / "last.ckpt", weights_only=True) for one in (whole, folder)
+        torch.load(one / RUN / "checkpoints" / "last.ckpt", weights_only=True) for one in (uninterrupted, folder)
     )
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
     assert found["collm"] == expected["collm"]
-    exported = sorted(path.relative_to(whole / RUN) for path in (whole / RUN / "agents").rglob("*") if path.is_file())
+    exported = sorted(
+        path.relative_to(uninterrupted / RUN) for path in (uninterrupted / RUN / "agents").rglob("*") if path.is_file()
+    )
     assert any(path.name == "model.safetensors" for path in exported)
     for path in [*exported, "finished.json"]:
-        assert (folder / RUN / path).read_bytes() == (whole / RUN / path).read_bytes()
+        assert (folder / RUN / path).read_bytes() == (uninterrupted / RUN / path).read_bytes()
     assert leftovers(folder) == []
 
 
@@ -176,13 +178,13 @@ class _Counted:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Callable[[int], Path]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Callable[[int], Path]:
     """The folder of an uninterrupted run of so many updates."""
     made: dict[int, Path] = {}
 
     def of(epochs: int) -> Path:
         if epochs not in made:
-            made[epochs] = prepared(tmp_path_factory.mktemp("whole") / "run", tiny_folder)
+            made[epochs] = prepared(tmp_path_factory.mktemp("uninterrupted") / "run", tiny_folder)
             assert Attempt(made[epochs], epochs).ended() == 0
         return made[epochs]
 
@@ -190,8 +192,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Callabl
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing_but_the_update_under_way(
-    tmp_path: Path, tiny_folder: str, whole: Callable[[int], Path]
+def test_twenty_kills_lose_only_the_current_update(
+    tmp_path: Path, tiny_folder: str, uninterrupted: Callable[[int], Path]
 ) -> None:
     epochs = 40
     folder, rng = prepared(tmp_path / "run", tiny_folder), random.Random(0)
@@ -218,12 +220,12 @@ def test_twenty_kills_lose_nothing_but_the_update_under_way(
         before = found
     assert before < epochs
     assert Attempt(folder, epochs).ended() == 0
-    assert_same_end(folder, whole(epochs))
+    assert_same_end(folder, uninterrupted(epochs))
 
 
 @pytest.mark.slow
 def test_a_full_disk_ends_in_one_message_and_keeps_the_last_checkpoint(
-    tmp_path: Path, tiny_folder: str, whole: Callable[[int], Path]
+    tmp_path: Path, tiny_folder: str, uninterrupted: Callable[[int], Path]
 ) -> None:
     folder = prepared(tmp_path / "run", tiny_folder)
     assert Attempt(folder, 2).ended() == 0
@@ -242,5 +244,5 @@ def test_a_full_disk_ends_in_one_message_and_keeps_the_last_checkpoint(
         assert last.read_bytes() == content
         assert [path for path in leftovers(folder) if path.suffix == ".tmp"] == []
     assert Attempt(folder, 4).ended() == 0
-    assert_same_end(folder, whole(4))
+    assert_same_end(folder, uninterrupted(4))
     assert json.loads((folder / RUN / "finished.json").read_text())["epochs"] == 4

@@ -144,7 +144,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Path:
     def last(name: str) -> str:
         return str(root / name / LOGS / "checkpoints" / "last.ckpt")
 
-    every = [Run(str(root / "whole"), made), Run(str(root / "long"), longer)]
+    every = [Run(str(root / "uninterrupted"), made), Run(str(root / "long"), longer)]
     every += [Run(str(root / name), made, how, trainer={"max_epochs": 2}) for name, how in STOPPED.items()]
     every += [
         Run(str(root / f"{name}_to_{then}"), made, how, last(name))
@@ -155,7 +155,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Path:
     every.append(Run(str(root / "told"), longer, "ddp", told_to_stop=True))
     every.append(Run(str(root / "after"), longer, {}, last("told")))
     every += [Run(str(root / f"uneven_{name}"), uneven(tiny_folder), how) for name, how in UNEVEN.items()]
-    every.append(Run(str(root / "lean"), checkpointing(made), {"cpu_offload": True}))
+    every.append(Run(str(root / "memory_saving"), checkpointing(made), {"cpu_offload": True}))
     every.append(Run(str(root / "mixed"), made, {"mixed_precision": "bfloat16"}))
     alone = [run for run in every if run.strategy == "one"]
     for run in alone:
@@ -186,31 +186,33 @@ def test_two_processes_learn_what_one_does(cases: Path, case: str, strategy: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stopped", "then"), [(a, b) for a in STOPPED for b in RESUMED if a != b])
-def test_any_strategy_goes_on_from_the_checkpoint_of_any_other(runs: Path, stopped: str, then: str) -> None:
-    whole, resumed = (runs / name / LOGS for name in ("whole", f"{stopped}_to_{then}"))
-    expected, found = (torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (whole, resumed))
+def test_any_strategy_resumes_from_checkpoints_of_any_other(runs: Path, stopped: str, then: str) -> None:
+    uninterrupted, resumed = (runs / name / LOGS for name in ("uninterrupted", f"{stopped}_to_{then}"))
+    expected, found = (
+        torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (uninterrupted, resumed)
+    )
     torch.testing.assert_close(found["state_dict"], expected["state_dict"])
     for optimizer, other in zip(found["optimizer_states"], expected["optimizer_states"], strict=True):
         torch.testing.assert_close(optimizer["state"], other["state"])
     # the critic reads every rollout again
     assert [float(optimizer["state"][0]["step"]) for optimizer in found["optimizer_states"]] == [3, 3, 6]
     for agent_id in ("a1", "a2"):
-        agent, other = (load_file(one / "agents" / agent_id / "model.safetensors") for one in (resumed, whole))
+        agent, other = (load_file(one / "agents" / agent_id / "model.safetensors") for one in (resumed, uninterrupted))
         torch.testing.assert_close(agent, other)
 
 
 @pytest.mark.slow
-def test_memory_is_saved_without_another_result(runs: Path) -> None:
-    whole, lean = (result(runs / name) for name in ("whole", "lean"))
-    torch.testing.assert_close(lean[0], whole[0])
-    assert lean[1] == {
-        name: pytest.approx(values, rel=1e-4, abs=1e-5, nan_ok=True) for name, values in whole[1].items()
+def test_memory_saving_options_do_not_change_the_result(runs: Path) -> None:
+    uninterrupted, memory_saving = (result(runs / name) for name in ("uninterrupted", "memory_saving"))
+    torch.testing.assert_close(memory_saving[0], uninterrupted[0])
+    assert memory_saving[1] == {
+        name: pytest.approx(values, rel=1e-4, abs=1e-5, nan_ok=True) for name, values in uninterrupted[1].items()
     }
 
 
 @pytest.mark.slow
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(runs: Path) -> None:
-    (_, curves), (mixed, mixed_curves) = (result(runs / name) for name in ("whole", "mixed"))
+    (_, curves), (mixed, mixed_curves) = (result(runs / name) for name in ("uninterrupted", "mixed"))
     assert {weight.dtype for name, weight in mixed.items() if "backbones" in name} == {torch.float32}
     for name in ("a1", "a2", "critic"):  # of the first update, before they drift apart
         norm, found = (one[f"optim/grad_norm/{name}"][0] for one in (curves, mixed_curves))
@@ -234,20 +236,20 @@ def test_uneven_ranks_do_not_wait_for_each_other(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_told_to_stop_ends_all_of_them_in_order(runs: Path) -> None:
+def test_a_signal_to_one_process_stops_all_processes_in_order(runs: Path) -> None:
     told = torch.load(runs / "told" / LOGS / "checkpoints" / "last.ckpt", weights_only=True)
     assert told["collm"]["num_rollouts"] == 5  # three of the first epoch and two of the second
     assert [(runs / "told" / f"status_{rank}").read_text() for rank in range(2)] == ["143", "None"]
-    whole, resumed = (
+    uninterrupted, resumed = (
         torch.load(runs / name / LOGS / "checkpoints" / "last.ckpt", weights_only=True) for name in ("long", "after")
     )
-    assert resumed["collm"]["num_rollouts"] == whole["collm"]["num_rollouts"] == 9
+    assert resumed["collm"]["num_rollouts"] == uninterrupted["collm"]["num_rollouts"] == 9
     for part in ("state_dict", "lr_schedulers"):
-        torch.testing.assert_close(resumed[part], whole[part])
+        torch.testing.assert_close(resumed[part], uninterrupted[part])
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_run_which_goes_on_from_its_checkpoint(
+def test_a_killed_process_ends_the_run_which_resumes_from_its_checkpoint(
     fit: Callable[..., int], tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a user starts it: the command starts the second process, which `kill -9` ends."""

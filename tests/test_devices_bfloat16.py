@@ -63,7 +63,7 @@ def test_a_resumed_run_is_bit_equal(runs: Path, whole: str, resumed: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["whole_ddp", "whole_fsdp", "fsdp_to_ddp"])
-def test_weights_are_their_copies_rounded(runs: Path, name: str) -> None:
+def test_weights_are_their_rounded_float32_copies(runs: Path, name: str) -> None:
     checkpoint = saved(runs / name)
     policies = {name: weight for name, weight in checkpoint["state_dict"].items() if name.startswith("backbones.<a1>.")}
     copies = [entries["float32_weight"] for entries in checkpoint["optimizer_states"][0]["state"].values()]
@@ -85,7 +85,7 @@ def test_references_are_in_the_checkpoint(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_leaves_with_sharded_weights(runs: Path) -> None:
+def test_an_adapter_is_exported_from_sharded_weights(runs: Path) -> None:
     state = saved(runs / "adapters")["state_dict"]
     base = {name.removeprefix("backbones.<base%200>.lm."): weight.float() for name, weight in state.items()}
     layer = "model.layers.1.self_attn.q_proj"

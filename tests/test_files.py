@@ -27,7 +27,7 @@ def hold(path: Path, ready: Any) -> None:
         ready.recv()
 
 
-def test_one_run_in_a_folder(fit: Fit, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_one_run_at_a_time_in_a_folder(fit: Fit, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_folder.mkdir(parents=True)
     (run_folder / "config.yaml").write_text("of the other run")
     context = multiprocessing.get_context("fork")
@@ -84,7 +84,7 @@ def test_replacing(tmp_path: Path, old: str, new: str, how: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_a_folder_that_was_aside_when_its_process_was_killed(tmp_path: Path) -> None:
+def test_a_checkpoint_folder_moved_aside_by_a_killed_process_is_found(tmp_path: Path) -> None:
     aside = tmp_path / ".last.ckpt.previous"
     aside.mkdir()
     (aside / "meta.pt").write_text("whole")

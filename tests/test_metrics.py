@@ -20,7 +20,7 @@ def test_mean_of_all_values_however_they_arrive():
 
 
 def test_interval_of_two_values():
-    # Resamples of {0, 1} have the means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: more than 2.5 % lie at either end.
+    # Resamples of {0, 1} have the means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: more than 2.5 % lie at either end.
     assert computed(0.0, 1.0) == {"mean": 0.5, "low": 0.0, "high": 1.0}
 
 
@@ -54,7 +54,7 @@ def test_interval_repeats_and_leaves_the_global_generator_alone():
     assert first["low"] < first["mean"] < first["high"]
 
 
-def test_reset_forgets():
+def test_take_resets_the_profiler():
     metric = BootstrapMean()
     metric.update(100.0)
     metric.reset()
@@ -62,7 +62,7 @@ def test_reset_forgets():
     assert float(metric.compute()["mean"]) == 1.0
 
 
-def test_resampling_in_pieces_changes_nothing(monkeypatch):
+def test_resampling_in_chunks_changes_nothing(monkeypatch):
     values = torch.arange(30)
     whole = computed(values)
     monkeypatch.setattr("collm.metrics.CHUNK", 100)  # 3 resamples of 30 values at a time

@@ -94,7 +94,7 @@ def test_plain_clipping_without_the_minimum_would_give_another_number() -> None:
         assert_close(policy_gradient_loss(old + LN2, old, advantages, mask, clip=0.2), plain)
 
 
-def test_ratio_is_of_whole_responses() -> None:
+def test_ratio_is_that_of_complete_responses() -> None:
     """Two tokens, each twice as likely as before: the response is four times as likely."""
     token_log_probs, old = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0 - LN2, -2.0 - LN2])
     loss = policy_gradient_loss(

@@ -31,7 +31,7 @@ def test_adamw_steps_fused_and_alike() -> None:
 
 
 @pytest.mark.parametrize("chosen", [{"fused": False}, {"foreach": True}, {"foreach": False}])
-def test_what_the_user_has_chosen_stays(chosen: dict[str, bool]) -> None:
+def test_the_users_choice_of_implementation_stays(chosen: dict[str, bool]) -> None:
     optimizer = fused(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], **chosen))
     assert not optimizer.param_groups[0]["fused"]
 

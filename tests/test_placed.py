@@ -41,15 +41,15 @@ CASES = {
 def cards_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     generate = actors._generate
 
-    def on_cards(*args: Any) -> dict[str, list[Action]]:
+    def answered_together(*args: Any) -> dict[str, list[Action]]:
         with cards():
             return generate(*args)
 
-    monkeypatch.setattr(actors, "_generate", on_cards)
+    monkeypatch.setattr(actors, "_generate", answered_together)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_networks_learn_apart_what_they_learn_together(tmp_path: Path, tiny_folder: str, case: str) -> None:
+def test_networks_on_separate_devices_learn_the_same(tmp_path: Path, tiny_folder: str, case: str) -> None:
     """Any operation on tensors of two devices would end the run."""
     algorithm, parameters, given, names = CASES[case]
     made = config(tiny_folder, algorithm, parameters, given)
@@ -58,15 +58,15 @@ def test_networks_learn_apart_what_they_learn_together(tmp_path: Path, tiny_fold
         "tokens_per_micro_batch": 4096,
     }
     made["trainer"]["max_epochs"] = 2
-    places = {name: f"cpu:{index + 1}" for index, name in enumerate(names)}
+    devices = {name: f"cpu:{index + 1}" for index, name in enumerate(names)}
     Run(str(tmp_path / "together"), made).fit()
     with cards():
-        Run(str(tmp_path / "begun"), made, {"devices": places}, trainer={"max_epochs": 1}).fit()
+        Run(str(tmp_path / "begun"), made, {"devices": devices}, trainer={"max_epochs": 1}).fit()
         checkpoint = str(tmp_path / "begun" / LOGS / "checkpoints" / "last.ckpt")
-        trainer = Run(str(tmp_path / "apart"), made, {"devices": places}, checkpoint).fit()
+        trainer = Run(str(tmp_path / "apart"), made, {"devices": devices}, checkpoint).fit()
     module = trainer.lightning_module
     assert {name: {str(weight.device) for weight in module.learners[name]} for name in module.learners} == {
-        name: {places[name]} for name in module.learners
+        name: {devices[name]} for name in module.learners
     }
     assert all(weight.device.index for weight in module.parameters())  # frozen ones too
     (weights, curves), (apart, apart_curves) = (result(tmp_path / name) for name in ("together", "apart"))
@@ -79,15 +79,15 @@ def test_networks_learn_apart_what_they_learn_together(tmp_path: Path, tiny_fold
 
 
 @pytest.mark.usefixtures("cards_in_threads")
-def test_agents_apart_write_with_the_probabilities_they_learn_from(tmp_path: Path, tiny_folder: str) -> None:
+def test_sampled_log_probs_match_trained_ones_on_separate_devices(tmp_path: Path, tiny_folder: str) -> None:
     made = uneven(tiny_folder)
     made["model"]["init_args"] |= {"parameters": "separate", "tokens_per_micro_batch": 4096}
     for spec in ("policy", "critic"):
         made["model"]["init_args"][spec] |= {"lora_rank": 0}
     made["trainer"]["max_epochs"] = 1
-    places = {"a1": "cpu:1", "a2": "cpu:2", "critic": "cpu:1"}
+    devices = {"a1": "cpu:1", "a2": "cpu:2", "critic": "cpu:1"}
     with cards():
-        Run(str(tmp_path), made, {"devices": places}).fit()
+        Run(str(tmp_path), made, {"devices": devices}).fit()
     _, curves = result(tmp_path)
     assert curves["rollout/return"][0] > 0
     for agent_id in ("a1", "a2"):

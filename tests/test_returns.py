@@ -91,7 +91,7 @@ def test_generalized_advantages() -> None:
     assert_close(generalized_advantages(REWARDS, VALUES, MASK, 0.5, 0.5), expected)
 
 
-def test_values_of_next_turns_from_elsewhere() -> None:
+def test_next_values_of_another_critic() -> None:
     # Never read after the end of a row. Errors, gamma = 0.5:
     # 1 + 0.5*6 - 0.5 = 3.5, 2 - 0.5*2 - 1 = 0, 4 - 2 = 2; 3 + 0.5*2 - 1 = 3, 5 - 3 = 2.
     later = torch.tensor([[6.0, -2.0, 9.0], [2.0, 9.0, NAN]])
@@ -199,7 +199,7 @@ def test_group_of_one() -> None:
         assert_close(baseline(returns, groups, mask), returns)
 
 
-def test_a_member_whose_peers_failed_teaches_nothing() -> None:
+def test_a_member_whose_peers_failed_has_no_advantage() -> None:
     """Groups are refused below two, but an episode that fails before its first turn leaves its group smaller."""
     returns = torch.tensor([[2.0], [NAN], [4.0], [6.0]])
     groups, mask = torch.tensor([0, 0, 1, 1]), torch.tensor([[True], [False], [True], [True]])
@@ -208,7 +208,7 @@ def test_a_member_whose_peers_failed_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_a_trajectory_that_never_played_is_no_member(baseline: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+def test_a_trajectory_without_turns_is_not_a_group_member(baseline: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """An episode that failed before its first turn has no return: it must not pull the baseline towards 0."""
     returns, groups = torch.tensor([[2.0], [4.0], [NAN]]), torch.zeros(3)
     mask = torch.tensor([[True], [True], [False]])
@@ -253,7 +253,7 @@ def test_normalize_advantages_uses_the_population_deviation() -> None:
         assert_close(result, torch.tensor([[-1.0], [1.0]]) / math.sqrt(2))
 
 
-def test_equal_advantages_are_not_blown_up() -> None:
+def test_equal_advantages_are_not_amplified() -> None:
     """Rounding noise of equal rewards must not become advantages of order one."""
     equal, mask = torch.full((7, 1), 0.1), torch.ones(7, 1, dtype=torch.bool)
     assert normalize_advantages(equal, mask).abs().max() < 1e-6

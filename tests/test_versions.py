@@ -14,12 +14,12 @@ from collm.runtime.versions import check_versions
 from toy import REPOSITORY
 
 
-def test_versions_within_the_ranges_are_accepted() -> None:
+def test_supported_versions_are_accepted() -> None:
     check_versions()
     check_versions([f"torch=={version('torch')}", "vllm>=99; extra == 'vllm'"])
 
 
-def test_versions_outside_are_named_with_what_to_install() -> None:
+def test_unsupported_versions_are_named_with_the_remedy() -> None:
     expected = (
         f"transformers {version('transformers')}, no nowhere is installed, which does not work: "
         "pip install 'transformers<5' 'nowhere>=1'"

@@ -93,7 +93,7 @@ def test_loss_and_gradients_of_the_critics(make, cls) -> None:
         assert_close(moves, [weight.grad for weight in backbone.parameters()], rtol=1e-4, atol=1e-5)
 
 
-def test_a_round_trains_networks_of_its_own_and_no_others(make) -> None:
+def test_a_floor_round_trains_only_its_own_networks(make) -> None:
     module = make()
     batch = play(module)
     floor = Floor(module)
@@ -108,7 +108,7 @@ def test_a_round_trains_networks_of_its_own_and_no_others(make) -> None:
         assert any((old != new).any() for old, new in zip(before[name], network.parameters(), strict=True)), name
 
 
-def test_it_generates_as_many_tokens_as_the_longest_response_has(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_generates_as_many_tokens_as_the_longest_response(make, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make()
     floor = Floor(module)
     actor, calls = floor.actors["a1"], []

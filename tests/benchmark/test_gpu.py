@@ -20,7 +20,7 @@ SMALL = (
 )
 
 
-def test_the_table_of_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["gpu", *SMALL.split(), "--dtype=float32", f"--out={tmp_path}"]
     assert suite.main(REPOSITORY / "tools" / "bench.py", REPOSITORY / "configs", arguments) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "gpu.json").read_text())["rows"]}
@@ -67,7 +67,7 @@ def test_the_limit_of_decoding_worked_by_hand(tmp_path: Path, monkeypatch: pytes
     assert row["share_of_bandwidth_limit"] == pytest.approx(read / 1e6 / 0.5)
 
 
-def test_what_takes_too_long_fails_or_does_not_fit_is_a_row(tmp_path: Path) -> None:
+def test_timeouts_failures_and_out_of_memory_become_rows(tmp_path: Path) -> None:
     table = Table(argparse.Namespace(out=tmp_path, each=1.2, limit=60, device="cpu"))
 
     def fail() -> None:

@@ -46,7 +46,7 @@ def test_the_models_of_the_paper_have_their_published_size(house_build: plan.Pla
     assert all(weight.is_meta for weight in house_build.module.parameters())
 
 
-def test_one_device_holds_everything(house_build: plan.Plan) -> None:
+def test_memory_of_one_device(house_build: plan.Plan) -> None:
     needs = house_build.needs(1, sharded=False)
     weights = 3 * QWEN3_4B * 2 + HEAD * 4
     assert needs.parameters == weights
@@ -61,7 +61,7 @@ def test_one_device_holds_everything(house_build: plan.Plan) -> None:
     assert needs.peak == needs.held + needs.cache  # more than the activations
 
 
-def test_without_float32_copies_half_as_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_float32_copies_optimizer_states_are_half_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("algorithms/magrpo", "environments/house_build", "models/qwen3_4b")
     args = ("--data.num_generations=4", "--model.float32_weights=false")
     needs = planned(monkeypatch, *files(*names), *args).needs(1, sharded=False)
@@ -81,7 +81,7 @@ def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
     assert fsdp.gathered == 2 * (QWEN3_4B - 34 * layer)
 
 
-def test_a_network_with_a_device_of_its_own_needs_what_it_would_alone(house_build: plan.Plan) -> None:
+def test_a_network_on_its_own_device_needs_the_memory_of_one_network(house_build: plan.Plan) -> None:
     one, agent, critic = (house_build.needs(1, sharded=False), *map(house_build.needs_of, ("builder_1", "critic")))
     assert (agent.parameters, agent.gradients) == (QWEN3_4B * 2, QWEN3_4B * 4)
     assert (critic.parameters, critic.gradients) == (QWEN3_4B * 2 + HEAD * 4, QWEN3_4B * 4 + HEAD * 4)

@@ -58,7 +58,7 @@ def one_round(seconds: float, other: float, floor: float) -> dict:
     }
 
 
-def test_a_summary_worked_by_hand() -> None:
+def test_summary_of_hand_worked_rounds() -> None:
     rounds = [one_round(4.0, 0.5, 2.0), one_round(2.0, 0.5, 4.0), one_round(10.0, 1.0, 8.0)]
     summary = summarize(rounds)
     assert summary["num_rounds"] == 3
@@ -91,7 +91,7 @@ for number, line in enumerate(sys.stdin):
 """
 
 
-def test_sides_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_measured_alternately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sides = {name: Side(name, [sys.executable, "-c", SCRIPT, name]) for name in "ab"}
     rounds = alternate(sides, num_rounds=2, warmup=1)
@@ -100,7 +100,7 @@ def test_sides_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(side.process.poll() is not None for side in sides.values())
 
 
-def test_a_side_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_process_that_ends_reports_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sides = {name: Side(name, [sys.executable, "-c", SCRIPT, name]) for name in "ax"}
     with pytest.raises(TrainingError, match="x ended with status 1: out of memory"):
@@ -108,7 +108,7 @@ def test_a_side_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sides["a"].process.poll() is not None
 
 
-def test_any_configuration_beside_the_floor(tmp_path: Path, tiny_folder: str, monkeypatch, capsys) -> None:
+def test_any_configuration_is_compared_with_the_floor(tmp_path: Path, tiny_folder: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
     args = ["run", "--rounds=2", "--warmup=1", "--out=result.json", "--config=toy.yaml", "--data.num_generations=2"]
@@ -134,7 +134,7 @@ def test_any_configuration_beside_the_floor(tmp_path: Path, tiny_folder: str, mo
         assert words in shown
 
 
-def test_cells_have_names_of_their_own_and_workloads_that_divide() -> None:
+def test_cells_have_unique_names_and_divisible_workloads() -> None:
     names = [cell.name for cell in cells()]
     assert len(set(names)) == len(names)
     for cell in cells():
@@ -184,7 +184,7 @@ def test_a_peer_gets_the_prompts_of_the_rollouts(tmp_path: Path, model: Path, kn
     assert all([text.strip() for text in texts] in shown for one in said["prompts"] for texts in one)
 
 
-def test_the_table_keeps_what_is_measured(known: Namespace, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_table_keeps_its_measurements(known: Namespace, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     numbers = {"ratio": 0.5, "range": [0.4, 0.6], "num_rounds": 2}
     measured = []
     monkeypatch.setattr(Suite, "result", lambda self, cell: measured.append(cell.name) or numbers)
@@ -213,7 +213,7 @@ def test_a_ratio_that_cannot_be_measured_does_not_stop_the_others(known: Namespa
     assert "4 to 8 turns" in (known.out / "table.md").read_text()
 
 
-def test_workloads_become_arguments_that_the_command_line_takes(tmp_path, model: Path, monkeypatch, capsys) -> None:
+def test_arguments_of_workloads_are_accepted_by_the_command_line(tmp_path, model: Path, monkeypatch, capsys) -> None:
     """One round in turn with others: a line comes in before it and another one with the numbers goes out."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
@@ -232,7 +232,7 @@ def test_workloads_become_arguments_that_the_command_line_takes(tmp_path, model:
     assert meter.clock is time.perf_counter
 
 
-def test_overhead_is_read_off_the_comparison_with_the_floor(known: Namespace) -> None:
+def test_overhead_comes_from_the_comparison_with_the_floor(known: Namespace) -> None:
     known.out.mkdir()
     measuring = Suite(Path("bench.py"), CONFIGS, known)
     overhead = next(cell for cell in cells() if cell.name == "overhead/tiny, 1 turn")
@@ -244,7 +244,7 @@ def test_overhead_is_read_off_the_comparison_with_the_floor(known: Namespace) ->
     assert result["range"] == pytest.approx([0.15, 0.5])
 
 
-def test_memory_is_that_of_processes_of_their_own(known: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_measured_in_separate_processes(known: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     (cell,) = [cell for cell in cells() if cell.against == "memory"]
     measuring = Suite(Path("bench.py"), CONFIGS, known)
     monkeypatch.setattr(measuring, "model", lambda work: work.model)

@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-def test_a_phase_within_another_takes_its_time_from_it() -> None:
+def test_a_nested_phase_pauses_the_outer_phase() -> None:
     clock = Clock()
     meter = Meter(clock)
     clock.now += 1
@@ -68,7 +68,7 @@ def test_a_phase_that_fails_ends() -> None:
     assert meter.take().seconds == {"other": 3, "generate": 4}
 
 
-def test_making_items_is_not_the_time_of_who_asks_for_them() -> None:
+def test_time_to_compute_items_counts_as_their_own_phase() -> None:
     clock = Clock()
     meter = Meter(clock)
 
@@ -83,7 +83,7 @@ def test_making_items_is_not_the_time_of_who_asks_for_them() -> None:
     assert meter.take().seconds == {"other": 3, "update/critic": 30}
 
 
-def test_an_earlier_reading_can_be_put_back() -> None:
+def test_an_earlier_reading_can_be_added_back() -> None:
     clock = Clock()
     meter = Meter(clock)
     clock.now += 1
@@ -96,7 +96,7 @@ def test_an_earlier_reading_can_be_put_back() -> None:
     assert meter.take() == Reading({"other": 3}, {"other": 3}, {"other": 4})
 
 
-def test_a_thread_that_is_waited_for_counts_tokens_and_no_time() -> None:
+def test_a_thread_in_aside_counts_tokens_but_no_time() -> None:
     clock = Clock()
     meter = Meter(clock)
 
@@ -142,7 +142,7 @@ def test_decoding_counts_what_it_computes(tiny_folder: str) -> None:
     assert reading.computed["generate"] == 6 + 3 * 5
 
 
-def test_what_trajectories_share_counts_once() -> None:
+def test_shared_actions_count_once() -> None:
     shared, own = Action("a", token_ids=[1, 2]), Action("b", token_ids=[3])
     turns = [
         Turn({"x": "?", "y": "?"}, {"x": shared, "y": own}, 1.0),
@@ -194,7 +194,7 @@ def test_the_phases_of_a_run_add_up_to_its_time(fit: Callable[..., int], run_fol
         assert logged == pytest.approx([reading.seconds[name] for reading in Watch.readings])
 
 
-def test_speed_is_that_of_the_whole_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_counts_rollout_and_update(monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Reading({"generate": 3.0, "other": 1.0}, {"generate": 9}, {"generate": 10})
     monkeypatch.setattr(meter, "take", lambda: reading)
     turn = Turn({"x": "?"}, {"x": Action("a", token_ids=[1] * 8)}, 1.0)

@@ -145,7 +145,7 @@ def forged() -> dict[str, Verdict]:
 
 
 @pytest.mark.parametrize("attack", FORGED, ids=lambda attack: attack.name)
-def test_a_forged_answer_earns_nothing(forged: dict[str, Verdict], attack: Attack) -> None:
+def test_a_forged_answer_passes_no_assert(forged: dict[str, Verdict], attack: Attack) -> None:
     verdict = forged[attack.name]
     assert (verdict.passed, verdict.broke) == (0, False), verdict
     for unit in verdict.units:
@@ -169,7 +169,7 @@ def test_an_honest_program_passes_afterwards(battlefield: Battlefield) -> None:
     assert battlefield.after.correct
 
 
-def test_nothing_got_out(battlefield: Battlefield) -> None:
+def test_no_attack_escaped(battlefield: Battlefield) -> None:
     assert battlefield.heard == []
     assert battlefield.signals == []
     assert battlefield.victim.read_text() == "precious"
@@ -178,7 +178,7 @@ def test_nothing_got_out(battlefield: Battlefield) -> None:
         assert not Path(folder, "collm-escape").exists()
 
 
-def test_nothing_is_left_behind(battlefield: Battlefield) -> None:
+def test_no_processes_or_files_are_left_behind(battlefield: Battlefield) -> None:
     assert battlefield.processes == []
     assert battlefield.temporary == []
 

@@ -120,11 +120,11 @@ TWICE = "def f(x):\n    return [0, 2][x]\n"
         ("assert candidate(0) == 0\nfor x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\n", [True, False]),
     ],
 )  # fmt: skip
-def test_what_was_cut_off_does_not_hold(sandbox: Sandbox, test: str, passed: list[bool]) -> None:
+def test_interrupted_asserts_fail(sandbox: Sandbox, test: str, passed: list[bool]) -> None:
     assert flags(sandbox, TWICE, test, "f") == passed
 
 
-def test_what_time_cut_off_does_not_hold() -> None:
+def test_asserts_interrupted_by_a_timeout_fail() -> None:
     program = "def f(x):\n    while x > 1: pass\n    return 2 * x\n"
     loop = "for x in range(4):\n    y = candidate(x)\n    assert y == 2 * x\n"
     with_more = "assert candidate(0) == 0\nfor x in range(4):\n    assert candidate(x) == 2 * x or True\n"
@@ -181,7 +181,7 @@ def test_programs_that_do_not_load_say_why(sandbox: Sandbox, program: str, error
     assert error in verdict.error
 
 
-def test_a_test_that_cannot_be_read_is_a_failure_of_its_own(sandbox: Sandbox) -> None:
+def test_an_unreadable_test_is_a_separate_failure(sandbox: Sandbox) -> None:
     with pytest.raises(SandboxFailure, match="cannot be read"):
         sandbox.judge(Case(ADD, "add", "def check(:"))
 
@@ -197,7 +197,7 @@ def test_state_of_one_program_does_not_reach_the_next(sandbox: Sandbox) -> None:
 # Speed and the cache
 
 
-def test_judging_many_costs_milliseconds_each(sandbox: Sandbox) -> None:
+def test_judging_takes_milliseconds_per_case(sandbox: Sandbox) -> None:
     cases = [Case(f"{ADD}# {index}", "add", "assert add(1) == 2") for index in range(100)]
     began = time.perf_counter()
     assert all(verdict.correct for verdict in sandbox.judge_all(cases))
@@ -212,7 +212,7 @@ def test_the_same_content_is_judged_once(sandbox: Sandbox) -> None:
     assert all(verdict is verdicts[0] for verdict in verdicts)
 
 
-def test_without_a_cache_nothing_is_remembered() -> None:
+def test_without_a_cache_every_case_is_judged_again() -> None:
     sandbox = Sandbox(workers=1, cache_size=0)
     case = Case(ADD, "add", "assert add(1) == 2")
     assert sandbox.judge(case) == sandbox.judge(case)
@@ -235,7 +235,7 @@ def test_a_broken_server_is_replaced() -> None:
     sandbox.close()
 
 
-def test_a_copy_in_another_process_has_servers_of_its_own(sandbox: Sandbox) -> None:
+def test_an_unpickled_sandbox_has_its_own_servers(sandbox: Sandbox) -> None:
     sandbox.judge(Case(ADD, "add", "assert add(1) == 2"))
     copy = pickle.loads(pickle.dumps(sandbox))
     assert copy._pool is None
@@ -262,7 +262,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert time.monotonic() < deadline
 
 
-def test_missing_essentials_refuse_to_start_unless_told_so() -> None:
+def test_missing_protections_are_refused_unless_allowed() -> None:
     sandbox = Sandbox(workers=1, layers=())
     with pytest.raises(ConfigurationError, match=r"network, files, writes.*allow_unsafe"):
         sandbox.judge(Case(ADD, "add", "assert add(1) == 2"))
@@ -273,7 +273,7 @@ def test_missing_essentials_refuse_to_start_unless_told_so() -> None:
     unsafe.close()
 
 
-def test_a_promise_that_is_not_kept_is_found() -> None:
+def test_a_broken_protection_is_detected() -> None:
     unsafe = Sandbox(workers=1, layers=(), allow_unsafe=True)
     with pytest.warns(UserWarning, match="without these protections"):
         verdict = unsafe.judge(probe.probe())

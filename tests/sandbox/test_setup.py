@@ -77,9 +77,7 @@ def test_a_replacement_with_fewer_layers_gives_no_verdict(
 
 
 @pytest.mark.parametrize("missing", LAYERS)
-def test_the_first_start_goes_on_without_a_layer_if_the_others_are_enough(
-    sabotage: Callable[[str], None], missing: str
-) -> None:
+def test_the_first_start_may_drop_a_layer_if_the_others_suffice(sabotage: Callable[[str], None], missing: str) -> None:
     sabotage(FAILS[missing])
     sandbox = Sandbox(workers=1)
     if missing == "seccomp":
@@ -92,7 +90,7 @@ def test_the_first_start_goes_on_without_a_layer_if_the_others_are_enough(
     sandbox.close()
 
 
-def test_a_promise_is_compared_field_by_field() -> None:
+def test_protections_are_compared_field_by_field() -> None:
     full = Protections.of(dict.fromkeys(LAYERS, True), True, ())
     assert full.lacks(full) == []
     assert Protections.of(dict.fromkeys(LAYERS, True), False, ()).lacks(full) == ["user"]
@@ -102,7 +100,7 @@ def test_a_promise_is_compared_field_by_field() -> None:
     assert full.lacks(fewer) == []
 
 
-def test_a_server_that_says_more_than_it_does_is_found_at_each_start(
+def test_a_server_with_false_protections_is_detected_at_each_start(
     sandbox: Sandbox, sabotage: Callable[[str], None]
 ) -> None:
     nothing = "\n".join(
@@ -133,7 +131,7 @@ def test_a_server_that_says_more_than_it_does_is_found_at_each_start(
     ],
     ids=["judge", "descriptors", "limits", "libraries", "ends", "hangs"],
 )
-def test_a_process_that_does_not_come_up_gives_no_verdict(
+def test_a_process_that_does_not_start_gives_no_verdict(
     sandbox: Sandbox, sabotage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     monkeypatch.setattr(connection, "_START_SECONDS", 1.0)
@@ -178,7 +176,7 @@ BREAKDOWNS = {
 
 
 @pytest.mark.parametrize("code", BREAKDOWNS.values(), ids=BREAKDOWNS)
-def test_a_program_that_breaks_servers_has_failed(sandbox: Sandbox, sabotage: Callable[[str], None], code: str) -> None:
+def test_a_program_that_crashes_servers_fails(sandbox: Sandbox, sabotage: Callable[[str], None], code: str) -> None:
     bad = Case(HONEST.program + "# BAD\n", "add", TEST)
     sabotage(code + "    return old(control, request, setup, trainer)\nserver.judge = judge")
     restart(sandbox)
@@ -191,7 +189,7 @@ def test_a_program_that_breaks_servers_has_failed(sandbox: Sandbox, sabotage: Ca
     assert sandbox.judge(bad).correct  # nothing was remembered
 
 
-def test_a_breakdown_without_a_working_sandbox_afterwards_is_no_verdict(
+def test_a_crash_gives_no_verdict_unless_the_sandbox_works_afterwards(
     sandbox: Sandbox, sabotage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sabotage(BREAKDOWNS["ends"] + "    return old(control, request, setup, trainer)\nserver.judge = judge")
@@ -229,7 +227,7 @@ def test_an_answer_cannot_make_the_test_take_longer_than_a_call() -> None:
     sandbox.close()
 
 
-def test_a_program_may_be_long_but_not_without_end(sandbox: Sandbox) -> None:
+def test_the_length_of_a_program_is_bounded(sandbox: Sandbox) -> None:
     long = HONEST.program + "#" * 300_000
     assert sandbox.judge(Case(long, "add", TEST)).correct
     for size in (400_000, 20_000_000):
@@ -259,14 +257,14 @@ print(os.listdir(folder), verdict.units[0].passed, verdict.units[0].detail)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
-def test_what_is_mounted_below_the_standard_library_is_read_only() -> None:
+def test_mounts_below_the_standard_library_are_read_only() -> None:
     done = subprocess.run([sys.executable, "-c", MOUNTED], capture_output=True, text=True, timeout=60)
     if "kernel.unshare" in done.stderr or "kernel.mount" in done.stderr:
         pytest.skip(f"not on this machine: {done.stderr[-200:]}")
     assert done.stdout.startswith("[] False OSError: [Errno 30] Read-only file system"), done
 
 
-def test_other_files_beside_the_standard_library_are_named() -> None:
+def test_entries_of_the_standard_library_and_others_are_separated() -> None:
     standard, other = library.entries(standard=True), library.entries(standard=False)
     assert os.path.dirname(os.__file__) in library.folders()
     assert os.__file__ in standard

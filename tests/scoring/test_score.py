@@ -181,7 +181,7 @@ def test_help_says_where_scores_differ(capsys: pytest.CaptureFixture[str]) -> No
     assert scoring.DIFFERENCES in capsys.readouterr().out
 
 
-def test_transcripts_are_played_again(tmp_path: Path) -> None:
+def test_transcripts_are_replayed(tmp_path: Path) -> None:
     options = {"words": ["I", "L"], "eval_words": ["T"], "horizon": 2}
     environment = StrBuild(**options)
     task = environment.tasks("eval")[0]

@@ -78,7 +78,7 @@ def test_more_claims_make_wider_intervals() -> None:
         (Rule(min_runs=1), "rule.min_runs 1"),
     ],
 )
-def test_rules_that_cannot_be_followed(rule: Rule, named: str) -> None:
+def test_invalid_rules_are_refused(rule: Rule, named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         rule.check({"other": ["A", "B"]})
 
@@ -97,7 +97,7 @@ def outcomes() -> list[Outcome]:
     return found
 
 
-def test_measures_are_read_up_to_what_all_runs_have() -> None:
+def test_measures_end_where_the_shortest_run_ends() -> None:
     rule = Rule(window=1, threshold=0.75)
     assert horizons(outcomes()) == {"game": 600.0}
     found = measured(outcomes(), rule)["game"]
@@ -111,7 +111,7 @@ def test_measures_are_read_up_to_what_all_runs_have() -> None:
     assert found["A"]["auc"][0] == pytest.approx(500 * 0.5 / 600)
 
 
-def test_the_page_follows_from_the_raw_numbers_alone(tmp_path: Path) -> None:
+def test_the_report_can_be_regenerated_from_the_raw_numbers(tmp_path: Path) -> None:
     timed = replace(BETTER, measure="seconds")
     claims = [BETTER, EQUAL, timed, replace(timed, method="B", versus="A")]
     rule = Rule("rollout/return", window=1, threshold=0.75, claims=claims)

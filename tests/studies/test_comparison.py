@@ -34,8 +34,8 @@ def test_one_value_has_no_width() -> None:
     assert all(map(math.isnan, stratified_interval([torch.tensor([])])))
 
 
-def test_two_constant_runs_are_resampled_whole() -> None:
-    """Means of two draws from runs at 0 and 1: 0, 1/2 or 1 with chances 1/4, 1/2, 1/4, so both ends are reached."""
+def test_two_constant_runs_are_resampled_as_runs() -> None:
+    """Means of two draws from runs at 0 and 1 are 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4: both ends occur."""
     assert stratified_interval([torch.zeros(50), torch.ones(50)]) == (0.5, 0.0, 1.0)
 
 
@@ -96,7 +96,7 @@ def test_curves_and_overhead_of_a_run(tmp_path: Path) -> None:
     }
 
 
-def test_what_a_resumed_run_repeats_counts_once(tmp_path: Path) -> None:
+def test_steps_repeated_by_a_resumed_run_count_once(tmp_path: Path) -> None:
     write_run(tmp_path / "run", [0.0, 0.5])
     with SummaryWriter(str(tmp_path / "run"), filename_suffix=".resumed") as writer:
         writer.add_scalar("time/rollout", 4.0, 20)
@@ -225,7 +225,7 @@ def test_a_pattern_finds_all_seeds_and_their_checkpoints(tmp_path: Path) -> None
         ({"entries": [Entry("x", str(BASE))], "timed_episodes": -1}, "timed_episodes is -1"),
     ],
 )
-def test_bad_input_is_said_before_anything_is_played(tmp_path: Path, arguments: dict, named: str) -> None:
+def test_bad_input_is_reported_before_any_evaluation(tmp_path: Path, arguments: dict, named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         compare(**arguments, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -288,7 +288,7 @@ def test_runs_and_untrained_protocols_end_to_end(
     assert "cost (tokens)" in printed
 
 
-def test_an_entry_that_cannot_be_played_ends_it(
+def test_an_entry_that_cannot_be_evaluated_ends_the_comparison(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = {

@@ -84,7 +84,7 @@ def test_estimates_come_close_to_sums_over_all_episodes(method: str) -> None:
     assert covered >= 7
 
 
-def test_numbers_worked_by_hand() -> None:
+def test_hand_worked_numbers() -> None:
     """Gradients (1, 0), (0, 1) and (1, 1): products of pairs 0, 1, 1, squares 1, 1, 2; the reference is (2, 0)."""
     gradients = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double()
     measured = Measured(gradients @ gradients.T, 4.0, 2.0, gradients @ torch.tensor([2.0, 0.0]).double())
@@ -101,7 +101,7 @@ def test_numbers_worked_by_hand() -> None:
     assert set(statistics([measured])) == {"noise_to_signal"}
 
 
-def test_without_a_signal_the_noise_is_infinite_beside_it() -> None:
+def test_noise_to_signal_is_infinite_without_a_signal() -> None:
     gradients = torch.tensor([[1.0, 0.0], [-1.0, 0.1]]).double()
     found = statistics([Measured(gradients @ gradients.T, 1.0, 1.0)])
     assert found["noise_to_signal"][0] == float("inf")
@@ -123,7 +123,7 @@ def moved_by(folder: Path, tiny_folder: str) -> Tensor:
 
 
 @pytest.mark.parametrize("algorithm", ["collm.algorithms.marloo.MARLOO", "collm.algorithms.collm_cc.CoLLMCC"])
-def test_what_is_measured_is_what_an_update_would_be(
+def test_measured_gradients_equal_those_of_an_update(
     fit: Callable[..., int], run_folder: Path, tmp_path: Path, tiny_folder: str, algorithm: str
 ) -> None:
     """One step of plain gradient descent with rate 1 moves the weights by the mean of what was measured."""
@@ -154,7 +154,7 @@ def test_what_is_measured_is_what_an_update_would_be(
         (["--model.critic_warmup=99"], "lower model.critic_warmup"),
     ],
 )
-def test_what_cannot_be_measured(
+def test_settings_that_cannot_be_measured_are_refused(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], named: str
 ) -> None:
     measure = (MEASURE, f"--trainer.callbacks.path={tmp_path / 'g.pt'}", "--trainer.callbacks.fit_rollouts=1")

@@ -41,7 +41,7 @@ def test_the_interquartile_mean_leaves_out_both_quarters() -> None:
     assert interquartile_mean(np.array([0.0, 3.0, 100.0])) == pytest.approx(103 / 3)
 
 
-def test_comparisons_worked_by_hand() -> None:
+def test_statistics_of_hand_worked_values() -> None:
     first, second = np.array([1.0, 2.0]), np.array([2.0, 4.0])
     assert difference(first, second) == -1.5
     assert saving(first, second) == 0.5
@@ -50,7 +50,7 @@ def test_comparisons_worked_by_hand() -> None:
     np.testing.assert_allclose(improvement(both, both[::-1]), [0.125, 0.875])
 
 
-def test_a_median_of_times_that_were_cut_off() -> None:
+def test_censored_median() -> None:
     """Of five, one never arrives: after 2 of 5 by 20, one is gone, then the third of the 2 that are left arrives."""
     assert censored_median([10, 20, 25, 30, 40], [True, True, False, True, False]) == 30
     assert censored_median([10, 20, 30], [True, True, True]) == 20

@@ -90,7 +90,7 @@ def test_every_method_with_every_seed(settings: dict[str, Any], tmp_path: Path, 
     assert arguments == {"episodes_per_task": 2, "default_config": None}
 
 
-def test_what_is_finished_is_not_done_again(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
+def test_finished_runs_are_skipped(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
     study(**settings)
     study(**settings | {"seeds": (3, 5, 7)})
     assert [len(calls(tmp_path / "study" / "CC" / f"seed_{seed}")) for seed in (3, 5, 7)] == [1, 1, 1]
@@ -98,7 +98,7 @@ def test_what_is_finished_is_not_done_again(settings: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.parametrize("end", ["fail", "stop without an error"])
-def test_what_did_not_finish_goes_on_from_its_checkpoint(
+def test_unfinished_runs_resume_from_their_checkpoint(
     settings: dict[str, Any], tmp_path: Path, compared: list[Any], end: str
 ) -> None:
     (tmp_path / "base.yaml").write_text(f"{end}: once\n")
@@ -113,7 +113,7 @@ def test_what_did_not_finish_goes_on_from_its_checkpoint(
     assert len(compared) == 1
 
 
-def test_other_settings_are_not_mixed_in(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
+def test_runs_with_other_settings_are_refused(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
     study(**settings)
     (tmp_path / "dc.yaml").write_text("name: other\n")
     with pytest.raises(ConfigurationError, match="DC_own_critics/seed_3 contains a run with other settings"):
@@ -143,7 +143,7 @@ def test_last_line_of_a_run(settings: dict[str, Any], tmp_path: Path, compared: 
     assert module.Run("CC", 9, tmp_path / "nowhere", []).last_line() == ""
 
 
-def test_the_study_that_ships(compared: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_shipped_gradient_test(compared: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It parses, its files exist, and it trains 5 methods by 3 seeds on equal numbers of episodes."""
     monkeypatch.chdir(Path(__file__).parents[2])
     trained: list[Any] = []

@@ -94,7 +94,7 @@ def test_from_tuning_to_evaluation(settings: dict[str, Any], tmp_path: Path, sco
     assert frozen["methods"]["A"]["overrides"] == {"model": {"rate": 2}}
 
 
-def test_the_rule_stands_once_the_evaluation_has_begun(settings: dict[str, Any], tmp_path: Path, scored: None) -> None:
+def test_the_rule_cannot_change_during_an_evaluation(settings: dict[str, Any], tmp_path: Path, scored: None) -> None:
     study(**settings, stage="tune")
     study(**settings)
     began = json.loads((tmp_path / "study" / "study.json").read_text())["began"]
@@ -110,7 +110,7 @@ def test_the_rule_stands_once_the_evaluation_has_begun(settings: dict[str, Any],
         study(**settings)
 
 
-def test_parts_are_done_by_different_commands(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_parts_of_a_study_run_in_different_commands(settings: dict[str, Any], tmp_path: Path) -> None:
     plain = {label: Method() for label in ("A", "B")}
     folders = [
         tmp_path / "study" / cell / label / f"seed_{seed}"
@@ -169,7 +169,7 @@ def test_bad_input(settings: dict[str, Any], change: dict[str, Any], named: str)
         ("str_build_ablations", 4, {32}),
     ],
 )
-def test_studies_that_ship(
+def test_shipped_studies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_runs: int, num_episodes: set[int]
 ) -> None:
     """They parse, their files exist, and all methods of a cell play the same number of episodes in a rollout."""
@@ -202,7 +202,7 @@ def test_studies_that_ship(
 
 
 @pytest.mark.slow
-def test_a_miniature_from_runs_to_the_page(
+def test_report_of_a_small_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
