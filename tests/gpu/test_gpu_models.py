@@ -20,9 +20,9 @@ from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy, PolicySpec
 from collm.optimizers import fused
+from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
 from collm.runtime.seeding import child_generator
-from collm.trajectory import SequenceBatch, TokenSequence, pad_sequences
 from families import FAMILIES
 
 skip_without_cuda()

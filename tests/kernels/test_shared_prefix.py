@@ -9,7 +9,7 @@ from collm.kernels import shared_prefix as prefixes
 from collm.kernels.shared_prefix import Segment, split
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 
 SHARED = [[7, 8, 9, *range(14, 34)], [7, 8, 9, *range(14, 32), 3], [7, 8, 9, *range(20, 30)], [5, 6]]
 

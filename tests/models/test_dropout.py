@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from collm.critics.value_network import ValueNetwork
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 from families import SHAPE, SHAPE_OF_GPT2
 
 NOISY = {

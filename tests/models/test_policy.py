@@ -16,7 +16,7 @@ from collm.models import policy as policies
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy, PolicySpec
 from collm.models.specs import model_context_length
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 from families import SHAPE
 
 

@@ -22,10 +22,11 @@ from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.loading import encode_data, load_tokenizer
 from collm.models.specs import ModelSpec
+from collm.packing import SequenceBatch
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
 from collm.runtime.profiler import meter
 from collm.runtime.seeding import child_generator
-from collm.trajectory import Action, SequenceBatch
+from collm.trajectory import Action
 
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
 

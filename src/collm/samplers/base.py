@@ -17,8 +17,9 @@ from torch import Tensor
 
 from collm.environments.base import Environment, EpisodeFailure, Step
 from collm.environments.contract import begun, check_observations, stepped
+from collm.packing import SequenceBatch
 from collm.runtime.profiler import meter
-from collm.trajectory import Action, Message, SequenceBatch, Task, Trajectory, Turn
+from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
 
 class SamplingPolicy(Protocol):
