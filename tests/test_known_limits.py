@@ -44,9 +44,10 @@ from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
+from collm.packing import action_sequences, pad_sequences
 from collm.samplers.parallel import Parallel
 from collm.studies.runs import read_run
-from collm.trajectory import Action, Task, Trajectory, Turn, action_sequences, collate, pad_sequences
+from collm.trajectory import Action, Task, Trajectory, Turn, collate
 from test_cli import the_message
 from toy import REPOSITORY, Toy, toy_config
 

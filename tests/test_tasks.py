@@ -24,6 +24,7 @@ TASKS = {
     "str_build": {"prompt": "compact", "words": ["I", "L"], "eval_words": ["T", "U"]},
     "house_build": {"prompt": "compact", "size": [4, 4, 4]},
 }
+TURNS = {"tldr": 1, "arxiv": 1, "coop_humaneval": 2, "str_build": 4, "house_build": 4}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,14 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     environment = yaml.safe_load((CONFIGS / "environments" / f"{name}.yaml").read_text())["data"]["environment"]
-    environment["init_args"] |= TASKS[name]
+    environment["init_args"] = environment.get("init_args", {}) | TASKS[name]
     small = {
-        "model": {"init_args": {"policy": {"path": reader, "max_new_tokens": 6}, "critic": {"path": reader}}},
+        "model": {
+            "init_args": {
+                "policy": {"path": reader, "max_new_tokens": 6},
+                "critic": {"init_args": {"model": {"path": reader}}},
+            }
+        },
         "data": {
             "environment": environment,
             "tasks_per_rollout": 2,
@@ -56,7 +62,7 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(
     assert cli.main(CONFIGS / "base.yaml", ["fit", *given]) == 0
     fitted, validated, predicted = (Path("logs") / "collm" / f"version_{index}" for index in range(3))
     curves = scalars(fitted)
-    turns = environment["init_args"].get("horizon", 1)
+    turns = TURNS[name]
     assert curves["rollout/joint_samples"] == [2 * turns, 4 * turns]
     for loss in ("loss/critic", *(f"loss/policy/{path.name}" for path in (fitted / "agents").iterdir())):
         assert len(curves[loss]) == 2

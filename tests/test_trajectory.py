@@ -10,21 +10,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from collm.trajectory import (
-    Action,
+from collm.packing import (
     SequenceBatch,
-    Task,
     TokenSequence,
-    Trajectory,
-    Turn,
     action_sequences,
-    collate,
-    distinct_actions,
-    first_non_finite,
     micro_batches,
     pad_sequences,
     pool_shared_actions,
 )
+from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions, first_non_finite
 from tabular import copies
 
 

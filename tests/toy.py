@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step
+from collm.packing import TokenSequence, pad_sequences
 from collm.samplers.base import Actors, Episode, Sampler
-from collm.trajectory import Action, Task, TokenSequence, Trajectory, pad_sequences
+from collm.trajectory import Action, Task, Trajectory
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -17,8 +17,9 @@ from collm.critics.language_model import LanguageModelCritic
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
+from collm.packing import action_sequences
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, action_sequences, collate
+from collm.trajectory import RolloutBatch, collate
 from toy import Toy
 from untrained import without_trainer
 

@@ -23,9 +23,10 @@ from collm.errors import ConfigurationError
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.models.tiny import build_tiny
+from collm.packing import action_sequences
 from collm.runtime.naming import NamedModules, folder_name, module_name
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, action_sequences, collate
+from collm.trajectory import RolloutBatch, collate
 from untrained import without_trainer
 
 PER_ADAPTER = 2 * 7  # two matrices beside each linear layer of the one layer
@@ -189,7 +190,9 @@ def test_two_folders_are_two_models(folders: tuple[str, str], tmp_path: Path) ->
     for seed, name in enumerate(folders):
         build_tiny(tmp_path / name, hidden_size=8, num_layers=1, num_heads=1, context=512, seed=seed)
     specs = [PolicySpec(str(tmp_path / name), lora_rank=1) for name in folders]
-    module = MultiAgentModule(["one", "two"], policies=dict(zip(["one", "two"], specs, strict=True)), parameters="lora")
+    module = MultiAgentModule(
+        agent_ids=["one", "two"], policies=dict(zip(["one", "two"], specs, strict=True)), parameters="lora"
+    )
     module.configure_model()
     one, two = (module.policies[name].backbone for name in ("one", "two"))
     assert one is not two

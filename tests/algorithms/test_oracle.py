@@ -20,11 +20,12 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.packing import TokenSequence, pad_sequences
 from collm.returns import generalized_advantages
 from collm.samplers.parallel import Parallel
 from collm.studies.oracle_sampler import Oracle
 from collm.studies.runs import read_run
-from collm.trajectory import TokenSequence, collate, pad_sequences
+from collm.trajectory import collate
 from toy import REPOSITORY
 
 ACTIONS = [f"a{index}" for index in range(8)]

@@ -14,8 +14,9 @@ from collm.algorithms.mareinforce import MAREINFORCE
 from collm.algorithms.marloo import MARLOO
 from collm.algorithms.monte_carlo import MonteCarlo
 from collm.objectives import reinforce_loss
+from collm.packing import pool_shared_actions
 from collm.samplers.tree import Tree
-from collm.trajectory import RolloutBatch, collate, pool_shared_actions
+from collm.trajectory import RolloutBatch, collate
 from enumerated import SECOND, STOPS, Enumerated
 from tabular import AGENTS, HISTORIES, TabularPolicy, TwoTurns, log_probs_of, scored_mask
 

@@ -35,7 +35,7 @@ def files(*names: str) -> list[str]:
 @pytest.fixture
 def house_build(monkeypatch: pytest.MonkeyPatch) -> plan.Plan:
     """The paper's game with two agents and a critic of Qwen3-4B, each trained in full in bfloat16."""
-    names = ("algorithms/collm_cc", "environments/house_build", "models/qwen3-4b", "critics/qwen3-4b")
+    names = ("algorithms/collm_cc", "environments/house_build", "models/qwen3_4b", "critics/qwen3_4b")
     return planned(monkeypatch, *files(*names))
 
 
@@ -62,7 +62,7 @@ def test_one_device_holds_everything(house_build: plan.Plan) -> None:
 
 
 def test_without_float32_copies_half_as_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3-4b")
+    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3_4b")
     args = ("--data.num_generations=4", "--model.float32_weights=false")
     needs = planned(monkeypatch, *files(*names), *args).needs(1, sharded=False)
     assert needs.parameters == needs.gradients == 2 * QWEN3_4B * 2
@@ -94,7 +94,7 @@ def test_a_network_with_a_device_of_its_own_needs_what_it_would_alone(house_buil
 def test_lora_trains_adapters_on_one_frozen_model(monkeypatch: pytest.MonkeyPatch) -> None:
     found = planned(
         monkeypatch,
-        *files("algorithms/collm_cc", "environments/house_build", "models/qwen3-4b", "critics/qwen3-4b"),
+        *files("algorithms/collm_cc", "environments/house_build", "models/qwen3_4b", "critics/qwen3_4b"),
         *("--model.parameters=lora", "--model.policy.lora_rank=16", "--model.critic.model.lora_rank=16"),
     )
     assert len(found.module.backbones) == 1
@@ -132,7 +132,7 @@ def test_activations_are_what_autograd_keeps(kind: type, dtype: torch.dtype) -> 
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    names = ("algorithms/magrpo", "environments/tldr", "models/qwen3-1.7b")
+    names = ("algorithms/magrpo", "environments/tldr", "models/qwen3_1_7b")
     args = ["--devices", "2", "--memory", "80", "--data.num_generations", "4", *files(*names)]
     assert plan.main(CONFIGS / "base.yaml", args) == 0
     shown = capsys.readouterr().out

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from collm.critics.action_value import ActionValueEncoder
 from collm.critics.language_model import LanguageModelCritic
-from collm.trajectory import Action, Task, Trajectory, Turn, micro_batches
+from collm.packing import micro_batches
+from collm.trajectory import Action, Task, Trajectory, Turn
 from untrained import lone_critic
 
 AGENTS = ("a1", "a2")

@@ -12,7 +12,8 @@ from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
-from collm.trajectory import Action, Message, Task, Trajectory, Turn, pad_sequences
+from collm.packing import pad_sequences
+from collm.trajectory import Action, Message, Task, Trajectory, Turn
 from untrained import lone_critic
 
 AGENTS = ("a1", "a2")

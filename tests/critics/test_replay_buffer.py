@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from collm.critics.replay_buffer import Record, ReplayBuffer
-from collm.trajectory import TokenSequence
+from collm.packing import TokenSequence
 
 
 def record(first: int, num_rows: int, width: int) -> Record:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from collm.critics.value_network import ValueNetwork
 from collm.models.backbone import Backbone
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 
 BATCH = pad_sequences([TokenSequence(0, [5, 6, 7], [-1, 0, 1]), TokenSequence(1, [8, 9], [-1, 0])], 0, "cpu")
 

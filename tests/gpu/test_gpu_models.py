@@ -23,9 +23,9 @@ from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.optimizers import fused
+from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
 from collm.runtime.seeding import forked
-from collm.trajectory import SequenceBatch, TokenSequence, pad_sequences
 from families import FAMILIES
 
 skip_without_cuda()

@@ -10,7 +10,7 @@ from collm.kernels.shared_prefix import Segment, split
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 
 SHARED = [[7, 8, 9, *range(14, 34)], [7, 8, 9, *range(14, 32), 3], [7, 8, 9, *range(20, 30)], [5, 6]]
 

@@ -27,7 +27,7 @@ from collm.kernels import shared_prefix as prefixes
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 
 SHAPE = {
     "vocab_size": 97,

@@ -10,7 +10,7 @@ from collm.critics.value_network import ValueNetwork
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 from families import SHAPE, SHAPE_OF_GPT2
 
 NOISY = {

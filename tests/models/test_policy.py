@@ -18,7 +18,7 @@ from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import model_context_length
-from collm.trajectory import TokenSequence, pad_sequences
+from collm.packing import TokenSequence, pad_sequences
 from families import SHAPE
 
 

@@ -13,13 +13,14 @@ from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.models.dialogue import Dialogue
 from collm.models.tiny import build_tokenizer
+from collm.packing import action_sequences
 from collm.samplers.base import Sampler
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
 from collm.samplers.pipeline import Pipeline
 from collm.studies.measure import episode_record, response_time
 from collm.studies.runs import read_run
-from collm.trajectory import Action, Message, Task, Trajectory, Turn, action_sequences
+from collm.trajectory import Action, Message, Task, Trajectory, Turn
 from toy import Toy
 
 LOG_PROB = -0.5

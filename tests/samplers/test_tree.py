@@ -11,10 +11,11 @@ from actors import actors_of
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.objectives import policy_gradient_loss
+from collm.packing import pool_shared_actions
 from collm.returns import discounted_returns, node_returns
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
-from collm.trajectory import RolloutBatch, collate, pool_shared_actions
+from collm.trajectory import RolloutBatch, collate
 from tabular import AGENTS, HISTORIES, TabularPolicy, TwoTurns, log_probs_of, scored_mask
 
 FIRST = torch.tensor([[1.0, 2.0], [3.0, 4.0]])

@@ -12,8 +12,9 @@ from itertools import chain
 from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
+from collm.packing import TokenSequence, action_sequences
 from collm.runtime.collectives import sum_over_ranks
-from collm.trajectory import RolloutBatch, TokenSequence, action_sequences
+from collm.trajectory import RolloutBatch
 
 
 class BehaviorCloning(MultiAgentModule):

@@ -18,8 +18,9 @@ from torch import Tensor
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
+from collm.packing import action_sequences, signed_shares
 from collm.returns import generalized_advantages
-from collm.trajectory import RolloutBatch, action_sequences, signed_shares
+from collm.trajectory import RolloutBatch
 
 
 class CoLLMDCShared(ActorCritic):

@@ -9,7 +9,8 @@ import lightning as L
 from collm.algorithms.base import MultiAgentModule
 from collm.callbacks.resources import LogResources, distinct_actions
 from collm.models.policy import Policy
-from collm.trajectory import RolloutBatch, action_sequences
+from collm.packing import action_sequences
+from collm.trajectory import RolloutBatch
 
 
 class Iterations(L.Callback):

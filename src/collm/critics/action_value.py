@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from collm.critics.histories import HistoryEncoder, rows_of_blocks
-from collm.trajectory import TokenSequence, Trajectory
+from collm.packing import TokenSequence
+from collm.trajectory import Trajectory
 
 
 class ActionValueEncoder(HistoryEncoder):

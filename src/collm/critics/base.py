@@ -18,8 +18,9 @@ from collm.critics.histories import HistoryEncoder
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.specs import ModelSpec
+from collm.packing import SequenceBatch, TokenSequence
 from collm.returns import next_turn
-from collm.trajectory import RolloutBatch, SequenceBatch, TokenSequence
+from collm.trajectory import RolloutBatch
 
 
 class Learner(Protocol):

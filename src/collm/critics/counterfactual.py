@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from collm.critics.histories import HistoryEncoder, rows_of_blocks
-from collm.trajectory import TokenSequence, Trajectory
+from collm.packing import TokenSequence
+from collm.trajectory import Trajectory
 
 
 class CounterfactualEncoder(HistoryEncoder):

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from collm.models.loading import encode
-from collm.trajectory import Message, TokenSequence, Trajectory
+from collm.packing import TokenSequence
+from collm.trajectory import Message, Trajectory
 
 
 class HistoryEncoder:

@@ -20,11 +20,12 @@ from collm.models.backbone import Backbone
 from collm.models.loading import same_tokens
 from collm.models.specs import ModelSpec
 from collm.objectives import clipped_value_loss, value_loss
+from collm.packing import TokenSequence
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
 from collm.runtime.naming import module_name
 from collm.runtime.profiler import meter
-from collm.trajectory import RolloutBatch, TokenSequence, Trajectory
+from collm.trajectory import RolloutBatch, Trajectory
 
 
 class LanguageModelCritic(Critic):

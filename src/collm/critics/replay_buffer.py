@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from collm.trajectory import TokenSequence
+from collm.packing import TokenSequence
 
 
 @dataclass(frozen=True)

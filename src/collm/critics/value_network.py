@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
 from collm.models.resident import Resident
-from collm.trajectory import SequenceBatch
+from collm.packing import SequenceBatch
 
 _MOMENTS_RATE = 0.05  # how fast the units of values follow those of the targets, per rollout
 _SMALLEST_SCALE = 1e-3

@@ -13,7 +13,8 @@ from collm.models.dialogue import Dialogue
 from collm.models.loading import encode_data, load_tokenizer
 from collm.models.policy_spec import PolicySpec
 from collm.models.scores import score
-from collm.trajectory import Action, SequenceBatch
+from collm.packing import SequenceBatch
+from collm.trajectory import Action
 
 
 class Policy:

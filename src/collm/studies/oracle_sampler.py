@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from collm.environments.base import Environment
+from collm.packing import TokenSequence, micro_batches
 from collm.runtime.checks import COUNT, check_number
 from collm.samplers.base import Actors
 from collm.samplers.parallel import Parallel
-from collm.trajectory import Task, TokenSequence, Trajectory, micro_batches
+from collm.trajectory import Task, Trajectory
 
 
 class Oracle(Parallel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
+from collm.packing import TokenSequence
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, Range, check_numbers
 from collm.runtime.files import read_file, replacing, unreadable
-from collm.trajectory import RolloutBatch, TokenSequence
+from collm.trajectory import RolloutBatch
 
 
 class MeasureGradients(L.Callback):
@@ -51,7 +52,7 @@ class MeasureGradients(L.Callback):
         self.measured_rollouts = measured_rollouts
         self.reference = reference
         check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
-        check_numbers("MeasureGradients", self, data_seed=SEED.or_none)
+        check_numbers("MeasureGradients", self, data_seed=Range(0, 2**62, whole=True).or_none)
         self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # what each agent's loss is made of
         self._gradients: list[Tensor] = []
         self._episodes = 0
@@ -71,22 +72,19 @@ class MeasureGradients(L.Callback):
             trainer.datamodule.seed = self.data_seed
         if self.policies is not None:
             take_policies(pl_module, self.policies)
-        self._optimize, self._policy_losses = pl_module.optimize, pl_module.policy_losses
+        pl_module.policy_update_hook = self.keep
 
-        def optimize(name: str, losses: Iterable[Tensor], metric: str) -> None:
-            if name in pl_module.team:
-                for _ in losses:  # which notes what they are made of
-                    pass
-            elif self._rollouts < self.fit_rollouts:
-                self._optimize(name, losses, metric)
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.policy_update_hook = None
+        pl_module.frozen.clear()
 
-        def policy_losses(
-            agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor
-        ) -> Iterator[Tensor]:
-            self._scored[agent_id] = (sequences, advantages)
-            return iter(())
+    def keep(self, sequences: Mapping[str, Sequence[TokenSequence]], advantages: Mapping[str, Tensor]) -> None:
+        """Keep what the policy losses of the rollout are made of, in place of an update."""
+        self._scored = {agent_id: (sequences[agent_id], advantages[agent_id]) for agent_id in sequences}
 
-        pl_module.optimize, pl_module.policy_losses = optimize, policy_losses
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self._rollouts >= self.fit_rollouts:
+            pl_module.frozen |= set(getattr(pl_module, "critics", {}))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int
@@ -94,12 +92,10 @@ class MeasureGradients(L.Callback):
         if self._rollouts >= self.fit_rollouts:
             if set(self._scored) != set(pl_module.agent_ids):
                 raise ConfigurationError("the policies were not updated while measuring; lower model.critic_warmup.")
-            log, pl_module.log = pl_module.log, lambda *args, **kwargs: None  # thousands of losses
             for group in batch.groups.unique().tolist():
                 rows = set((batch.groups == group).nonzero().flatten().tolist())
                 self._gradients.append(self.gradient(pl_module, rows))
                 self._episodes += len(rows)
-            pl_module.log = log
         self._scored = {}
         self._rollouts += 1
         if self._rollouts == self.fit_rollouts + self.measured_rollouts:
@@ -113,7 +109,7 @@ class MeasureGradients(L.Callback):
             total = [torch.zeros_like(weight) for weight in weights]
             for agent_id in members:
                 sequences, advantages = self._scored[agent_id]
-                for loss in self._policy_losses(agent_id, sequences, rows, advantages):
+                for loss in pl_module.policy_losses(agent_id, sequences, rows, advantages, log=False):
                     found = torch.autograd.grad(loss, weights, allow_unused=True)
                     total = [old if new is None else old - new for old, new in zip(total, found, strict=True)]
             pieces += [part.flatten().float().cpu() for part in total]

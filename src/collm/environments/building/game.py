@@ -28,6 +28,7 @@ from collm.environments.building.blocks import (
     from_plain,
     plain,
 )
+from collm.environments.pay import DENSITIES, paid
 from collm.trajectory import Task, Trajectory
 
 # Rejected lines told to an agent in full; the others are only counted, so that feedback stays short.
@@ -103,7 +104,7 @@ class BuildingGame(Environment):
         self.horizon = check_count("horizon", horizon, 1)
         self.persistent = check_flag("persistent", persistent)
         self.reward = check_choice("reward", reward, ("paper", "released"))
-        self.reward_density = check_choice("reward_density", reward_density, ("dense", "sparse"))
+        self.reward_density = check_choice("reward_density", reward_density, DENSITIES)
         self.termination_score = check_threshold("termination_score", termination_score)
         self.max_commands = check_count("max_commands", max_commands, 1)
         self.prompt = check_choice("prompt", prompt, ("full", "compact"))
@@ -165,8 +166,7 @@ class BuildingGame(Environment):
         terms = {name: value - baseline.get(name, 0.0) for name, value in score.terms.items()}
         terminated = self.termination_score is not None and score.total > self.termination_score
         over = terminated or after.turn >= self.horizon
-        paid_at_end = score.total if over else 0.0
-        reward = sum(terms.values()) if self.reward_density == "dense" else paid_at_end
+        reward = paid(self.reward_density, sum(terms.values()), score.total, over)
         if self.persistent:
             used = {agent_id: _add(state.used.get(agent_id, {}), readings[agent_id].used) for agent_id in readings}
             after = replace(after, world=world, terms=score.terms, used=used)

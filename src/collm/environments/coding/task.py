@@ -16,6 +16,7 @@ from collm.environments.building.arguments import check_choice, check_count, che
 from collm.environments.coding.data import load_problems
 from collm.environments.coding.prompts import first_alone, first_helper, first_main, later
 from collm.environments.coding.reward import MAXIMUM, READINGS, SINGLE_MAXIMUM, CodingScore
+from collm.environments.pay import DENSITIES, paid
 from collm.errors import ConfigurationError
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.trajectory import Task, Trajectory
@@ -83,7 +84,7 @@ class Coding(Environment):
         check_count("num_eval", num_eval, 1)
         self.horizon = check_count("horizon", horizon, 1)
         self.reading = READINGS[check_choice("reward", reward, ("paper", "released"))]
-        self.reward_density = check_choice("reward_density", reward_density, ("dense", "sparse"))
+        self.reward_density = check_choice("reward_density", reward_density, DENSITIES)
         self.termination_score = check_threshold("termination_score", termination_score)
         self.single_agent = check_flag("single_agent", single_agent)
         self.feedback = check_choice("feedback", feedback, FEEDBACK_MODES)
@@ -149,7 +150,7 @@ class Coding(Environment):
                 agent_id: later(self.feedback, agent_id, entry_point, score, self.single_agent)
                 for agent_id in self.agent_ids
             }
-        paid = total if self.reward_density == "dense" or over else 0.0
+        reward = paid(self.reward_density, total, total, over)
         info = {
             "score": total,
             "passed": score.passed,
@@ -161,7 +162,7 @@ class Coding(Environment):
             "timeouts": score.timeouts,
             "error": score.error,
         }
-        return Step(after, observations, paid, dict(score.terms), terminated, info)
+        return Step(after, observations, reward, dict(score.terms), terminated, info)
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Of the last turn: score in percent, share of asserts that hold, whether all do, use of the helper."""

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 
 from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
 from collm.environments.games.relay_values import history_values
+from collm.environments.pay import DENSITIES, paid
 from collm.errors import ConfigurationError
 from collm.runtime.checks import NOT_NEGATIVE, SHARE_ABOVE_ZERO, WHOLE, Range, check_number
 from collm.trajectory import Task, Trajectory
 
-REWARDS = ("dense", "sparse", "threshold")
+REWARDS = (*DENSITIES, "threshold")
 FEEDBACKS = ("own", "cross", "none")
 
 
@@ -160,7 +161,10 @@ class Relay(Environment):
         correct = tuple(answer == best for answer, best in zip(answers, right, strict=True))
         state = State(state.signals, state.noise_seed, (*state.correct, correct), (*state.answers, *answers))
         over = turn + 1 == self.horizon
-        reward = self.paid(state, over)
+        successes, most = float(sum(map(all, state.correct))), float(self.horizon)
+        reward = paid(self.reward, float(all(correct)), successes, over, least=self.threshold * most, most=most)
+        if over and self.noise:
+            reward += random.Random(f"{state.noise_seed} {state.answers}").gauss(0.0, self.noise)
         info = {
             "correct": dict(zip(self.agent_ids, correct, strict=True)),
             "right": {agent_id: f"a{best}" for agent_id, best in zip(self.agent_ids, right, strict=True)},
@@ -172,21 +176,6 @@ class Relay(Environment):
         """The first action in `text`, None if there is none."""
         found = (int(match[1]) for match in re.finditer(r"\ba(\d{1,4})\b", text))
         return next((action for action in found if action < self.alphabet), None)
-
-    def paid(self, state: State, over: bool) -> float:
-        """Reward of the turn that was just played."""
-        successes = sum(map(all, state.correct))
-        if self.reward == "dense":
-            reward = float(all(state.correct[-1]))
-        elif not over:
-            reward = 0.0
-        elif self.reward == "sparse":
-            reward = float(successes)
-        else:
-            reward = float(self.horizon) * (successes >= self.threshold * self.horizon)
-        if over and self.noise:
-            reward += random.Random(f"{state.noise_seed} {state.answers}").gauss(0.0, self.noise)
-        return reward
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Shares of turns: `success` of the team, `accuracy` of single agents, `invalid` responses."""

@@ -1,0 +1,124 @@
+"""What an algorithm does around its updates: checks and logs each rollout, evaluates, stops where it must."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
+
+from collm.algorithms.agents import Agents
+from collm.errors import TrainingError
+from collm.metrics import BootstrapMean, episode_numbers, groups_of_one, merged, summarized
+from collm.runtime.collectives import gather_objects, sum_over_ranks
+from collm.runtime.files import write_text
+from collm.trajectory import RolloutBatch, Trajectory, distinct_actions, first_non_finite
+
+MAX_EMPTY_ROLLOUTS = 3
+"""Rollouts in a row in which every episode failed, after which a run stops."""
+
+
+class RolloutHooks(Agents):
+    """Agents with Lightning's hooks around rollouts and evaluations.
+
+    Args:
+        kwargs: What agents are made of.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._evaluation: dict[str, list[float]] = {}
+        self._rollout: Sequence[Trajectory] = ()
+        self._empty_rollouts = 0  # in a row, the one under way included
+
+    def stop(self, reason: str, trajectories: Sequence[Trajectory]) -> None:
+        """End the run on all ranks, keeping the episodes that show why."""
+        trajectories = list(chain.from_iterable(gather_objects(list(trajectories))))
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "offending_episodes.jsonl"
+        if self.trainer.is_global_zero:
+            write_text(path, "".join(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories))
+        raise TrainingError(f"training stopped: {reason}. The episodes are in {path}.")
+
+    def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            # gradients are summed in `optimize`, once per step; Lightning switches this on again after every step
+            wrapped.require_backward_grad_sync = False
+        self._rollout = batch.trajectories
+        offending = first_non_finite(batch.trajectories)
+        anywhere = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
+        if anywhere:
+            self.stop(f"a reward of task {anywhere[0]!r} is not finite", [offending] if offending else [])
+        self.check_policy_versions(batch)
+        self.num_rollouts += 1
+        played = int(sum_over_ranks(batch.joint_samples, self.device))
+        self.joint_samples += played
+        self.log_rollout(batch)
+        self._empty_rollouts = 0 if played else self._empty_rollouts + 1
+        if not played:
+            self.skip_update(batch)
+
+    def check_policy_versions(self, batch: RolloutBatch) -> None:
+        """Stop where actions were not written by the policies as they are: every update here is on-policy."""
+        own = {action.policy_version for action in distinct_actions(batch.trajectories)} - {None}
+        versions = set(chain.from_iterable(gather_objects(own)))
+        if versions - {self.num_rollouts}:
+            self.stop(
+                f"actions were written by the policies after {', '.join(map(str, sorted(versions)))} updates, but "
+                f"{self.num_rollouts} were made: the update is not on-policy; sample after each update",
+                batch.trajectories,
+            )
+        if versions:
+            self.log("rollout/policy_version", float(self.num_rollouts))
+
+    def skip_update(self, batch: RolloutBatch) -> None:
+        """Skip the update of a rollout in which no episode was played on any rank; stop after several in a row."""
+        episodes = [*batch.trajectories, *batch.left_out]
+        causes = Counter(chain.from_iterable(gather_objects([c for one in episodes for c, _ in one.failures])))
+        told = f"every episode failed ({', '.join(f'{cause}: {count}' for cause, count in sorted(causes.items()))})"
+        if self._empty_rollouts == MAX_EMPTY_ROLLOUTS:
+            self.stop(f"{told}, as in the {MAX_EMPTY_ROLLOUTS - 1} rollouts before", episodes)
+        rank_zero_warn(f"{told}: nothing is learned from this rollout.")
+
+    def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
+        schedules = self.lr_schedulers() or []
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            schedule.step()
+        self._rollout = ()
+
+    def log_rollout(self, batch: RolloutBatch) -> None:
+        """What the agents did, under `rollout/`; the x axis of every curve is the number of joint samples."""
+        self.log("step", float(self.joint_samples))
+        self.log("rollout/joint_samples", float(self.joint_samples))
+        for name, value in summarized(merged(gather_objects(episode_numbers(batch)))).items():
+            self.log(f"rollout/{name}", value, prog_bar=name == "return", batch_size=len(batch.trajectories))
+        self.log("rollout/groups_of_one", float(sum_over_ranks(groups_of_one(batch), self.device)))
+        self.log("time/rollout", batch.seconds)
+
+    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        self._evaluation = merged([self._evaluation, episode_numbers(batch)])
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over held-out episodes under `eval/`; the return has a 95% bootstrap interval."""
+        self.log("step", float(self.joint_samples))
+        numbers, self._evaluation = merged(gather_objects(self._evaluation)), {}
+        for name, value in summarized(numbers).items():
+            self.log(f"eval/{name}", value, prog_bar=name == "return")
+        if numbers.get("return"):
+            metric = BootstrapMean(sync_on_compute=False)
+            metric.update(torch.tensor(numbers["return"]))
+            result = metric.compute()
+            self.log("eval/return_low", result["low"])
+            self.log("eval/return_high", result["high"])
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
+        return [trajectory.record() for trajectory in (*batch.trajectories, *batch.left_out)]
