@@ -54,25 +54,24 @@ class VLLMEngine(Engine):
         self, prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
         """One response to each prompt; policies with the same backbone and settings in one batch."""
-        groups: dict[tuple[Backbone, Sampling, frozenset[int]], list[Policy]] = {}
+        groups: dict[tuple[Backbone, Sampling, frozenset[int]], list[str]] = {}
         for agent_id in prompts:
             policy = self.policies[agent_id]
             key = (policy.backbone, sampling_of(policy, greedy), frozenset(policy.eos_ids))
-            groups.setdefault(key, []).append(policy)
+            groups.setdefault(key, []).append(agent_id)
         actions: dict[str, list[Action]] = {}
-        for (backbone, sampling, eos_ids), members in groups.items():
+        for (backbone, sampling, eos_ids), agent_ids in groups.items():
+            first = self.policies[agent_ids[0]]
             if backbone not in self.servers:
-                self.servers[backbone] = Server(backbone, members[0].spec)
-            asked = [prompt for policy in members for prompt in prompts[policy.agent_id]]
-            adapters = [policy.adapter for policy in members for _ in prompts[policy.agent_id]]
-            responses = iter(
-                self.servers[backbone].generate(
-                    adapters, asked, sampling, sorted(eos_ids), on_device(generator, members[0])
-                )
-            )
-            for policy in members:
-                own = prompts[policy.agent_id]
-                actions[policy.agent_id] = policy.actions(own, [next(responses) for _ in own], self.version)
+                self.servers[backbone] = Server(backbone, first.spec)
+            asked = [prompt for agent_id in agent_ids for prompt in prompts[agent_id]]
+            adapters = [self.policies[agent_id].adapter for agent_id in agent_ids for _ in prompts[agent_id]]
+            server, source = self.servers[backbone], on_device(generator, first)
+            responses = iter(server.generate(adapters, asked, sampling, sorted(eos_ids), source))
+            for agent_id in agent_ids:
+                own = prompts[agent_id]
+                drawn = [next(responses) for _ in own]
+                actions[agent_id] = self.policies[agent_id].actions(own, drawn, self.version)
         return actions
 
     def rest(self) -> None:

@@ -53,7 +53,7 @@ class MeasureGradients(L.Callback):
         self.reference = reference
         check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
         check_numbers("MeasureGradients", self, data_seed=Range(0, 2**62, whole=True).or_none)
-        self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # what each agent's loss is made of
+        self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # data of each agent's loss
         self._gradients: list[Tensor] = []
         self._episodes = 0
         self._rollouts = 0
@@ -79,7 +79,7 @@ class MeasureGradients(L.Callback):
         pl_module.frozen.clear()
 
     def keep(self, sequences: Mapping[str, Sequence[TokenSequence]], advantages: Mapping[str, Tensor]) -> None:
-        """Keep what the policy losses of the rollout are made of, in place of an update."""
+        """Store the data of the policy losses instead of updating the policies."""
         self._scored = {agent_id: (sequences[agent_id], advantages[agent_id]) for agent_id in sequences}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:

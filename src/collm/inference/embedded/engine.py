@@ -58,38 +58,35 @@ class EmbeddedEngine(Engine):
         self, prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
         """One response to each prompt; agents that can be batched are."""
-        groups: dict[Hashable, list[Policy]] = {}
+        groups: dict[Hashable, list[str]] = {}
         for agent_id in prompts:
-            groups.setdefault(self._keys[agent_id], []).append(self.policies[agent_id])
+            groups.setdefault(self._keys[agent_id], []).append(agent_id)
         actions: dict[str, list[Action]] = {}
-        for policies in groups.values():
-            actions |= self._generate(policies, prompts, generator, greedy)
+        for agent_ids in groups.values():
+            actions |= self._generate({name: prompts[name] for name in agent_ids}, generator, greedy)
         return actions
 
     def _generate(
-        self, policies: list[Policy], prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
+        self, prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
-        """Responses of policies in one decode loop."""
-        members = [(policy.backbone, policy.adapter) for policy in policies]
-        indices = {member: index for index, member in enumerate(dict.fromkeys(members))}
+        """Responses of agents in one decode loop."""
+        policies = {agent_id: self.policies[agent_id] for agent_id in prompts}
+        first = next(iter(policies.values()))
+        members = {agent_id: (policy.backbone, policy.adapter) for agent_id, policy in policies.items()}
+        indices = {member: index for index, member in enumerate(dict.fromkeys(members.values()))}
         model = self._model(tuple(indices))
-        asked = [prompt for policy in policies for prompt in prompts[policy.agent_id]]
-        owners = [
-            indices[member] for member, policy in zip(members, policies, strict=True) for _ in prompts[policy.agent_id]
-        ]
+        asked = [prompt for own in prompts.values() for prompt in own]
+        owners = [indices[members[agent_id]] for agent_id, own in prompts.items() for _ in own]
         cache = None
-        if self.keeps_cache and policies[0].spec.keep_cache:
-            cache = self._caches.setdefault(tuple(policy.agent_id for policy in policies), PrefixCache())
-        sampling, eos_ids = sampling_of(policies[0], greedy), sorted(policies[0].eos_ids)
+        if self.keeps_cache and first.spec.keep_cache:
+            cache = self._caches.setdefault(tuple(prompts), PrefixCache())
+        sampling, eos_ids = sampling_of(first, greedy), sorted(first.eos_ids)
         with model.active():
-            responses = iter(
-                generate(model, asked, sampling, eos_ids, on_device(generator, policies[0]), cache, owners)
-            )
-        actions = {}
-        for policy in policies:
-            own = prompts[policy.agent_id]
-            actions[policy.agent_id] = policy.actions(own, [next(responses) for _ in own], self.version)
-        return actions
+            responses = iter(generate(model, asked, sampling, eos_ids, on_device(generator, first), cache, owners))
+        return {
+            agent_id: policies[agent_id].actions(own, [next(responses) for _ in own], self.version)
+            for agent_id, own in prompts.items()
+        }
 
     @meter.phase("generate")
     def _model(self, members: tuple[Member, ...]) -> CachedModel:
