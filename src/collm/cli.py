@@ -307,7 +307,8 @@ def _nearest(name: str, known: set[str], num: int) -> str:
 
 def _subclasses(cls: type) -> Iterator[type]:
     """Concrete subclasses of `cls` in this package."""
-    for subclass in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for subclass in subclasses:
         yield from _subclasses(subclass)
         if subclass.__module__.startswith("collm.") and not inspect.isabstract(subclass):
             yield subclass

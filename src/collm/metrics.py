@@ -49,19 +49,14 @@ class BootstrapMean(torchmetrics.Metric):
         return dict(zip(("mean", "low", "high"), numbers, strict=True))
 
 
-def percentile_interval(values: Tensor) -> tuple[Tensor, Tensor]:
-    """2.5 and 97.5 % quantiles of the means of `NUM_RESAMPLES` resamples of `values` [n]."""
-    if len(values) == 1:
-        return values[0], values[0]
-    generator = torch.Generator().manual_seed(SEED)
-    # In chunks, so that memory does not grow with the number of values.
-    rows = max(1, CHUNK // len(values))
-    pieces = [min(rows, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, rows)]
-    means = torch.cat(
-        [values[torch.randint(len(values), (piece, len(values)), generator=generator)].mean(1) for piece in pieces]
-    )
-    low, high = torch.quantile(means, means.new_tensor([0.025, 0.975]))
-    return low, high
+def percentile_interval(resamples: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """Low and high end of the percentile bootstrap interval of a statistic with values `resamples` [M].
+
+    Resamples in which the statistic is undefined, NaN, are left out.
+    """
+    tail = (1 - confidence) / 2
+    ends = torch.nanquantile(resamples, resamples.new_tensor([tail, 1 - tail]), interpolation="nearest")
+    return float(ends[0]), float(ends[1])
 
 
 def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import torch
@@ -257,8 +257,9 @@ def without_failed(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory]
     left = [trajectory for trajectory in trajectories if trajectory.error is None]
     failed = [trajectory for trajectory in trajectories if trajectory.error is not None]
     children: dict[int, set[int]] = {}
-    for turn in (turn for trajectory in left for turn in trajectory.turns if turn.branch):
-        children.setdefault(turn.branch.parent, set()).add(turn.branch.node)
+    for branch in (turn.branch for trajectory in left for turn in trajectory.turns):
+        if branch:
+            children.setdefault(branch.parent, set()).add(branch.node)
     if failed:
         for trajectory in left:
             chosen = [len(children[turn.branch.parent]) for turn in trajectory.turns if turn.branch]
@@ -285,9 +286,10 @@ def collate(
 
 def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:
     """How `trajectories` hang together, over `width` turns; None if no turn has a `branch`."""
-    branches = [[turn.branch for turn in trajectory.turns] for trajectory in trajectories]
-    if not any(branch for path in branches for branch in path):
+    if not any(turn.branch for trajectory in trajectories for turn in trajectory.turns):
         return None
+    # where one turn has a branch, all have
+    branches = [[cast(Branch, turn.branch) for turn in trajectory.turns] for trajectory in trajectories]
     distinct = list({branch.node: branch for path in branches for branch in path}.values())
     numbers = {branch.node: index for index, branch in enumerate(distinct)}
     nodes = torch.tensor([[numbers[b.node] for b in path] + [0] * (width - len(path)) for path in branches])

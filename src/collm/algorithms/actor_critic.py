@@ -67,7 +67,7 @@ class ActorCritic(MultiAgentModule):
 
     def setup(self, stage: str) -> None:
         for critic in self.critics.values():
-            critic.check(self.trainer.datamodule.environment)
+            critic.check(self.trainer.datamodule.environment)  # type: ignore[attr-defined]
 
     def critic_names(self) -> list[str]:
         return list(self.critics)

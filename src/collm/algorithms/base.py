@@ -140,7 +140,7 @@ class MultiAgentModule(RolloutHooks):
         advantages = advantages.to(device)
         own_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
         num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), device).clamp(min=1)
-        shape = tuple(advantages.shape[-2:])
+        shape = (advantages.shape[-2], advantages.shape[-1])
         sums = torch.zeros(3, device=device)  # of entropy, KL and drift
         for chunk in self.micro_batches(sequences, rows, policy):
             mask = chunk.action_mask
@@ -205,7 +205,8 @@ class MultiAgentModule(RolloutHooks):
             total = sum_over_ranks(total, self.device)
             sum_gradients(self.learners[name])
             weights = [weight for weight in self.learners[name] if weight.grad is not None]
-            norm = full_tensor(nn.utils.get_total_norm([weight.grad for weight in weights]))
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            norm = full_tensor(nn.utils.get_total_norm(gradients))
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 self.stop(f"{metric} is {total.item()} with gradient norm {norm.item()}", self._rollout)
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:

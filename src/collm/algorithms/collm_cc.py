@@ -39,7 +39,7 @@ class CoLLMCC(ActorCritic):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        sampler = self.trainer.datamodule.sampler
+        sampler = self.trainer.datamodule.sampler  # type: ignore[attr-defined]
         if self.center_groups and not sampler.independent:
             raise ConfigurationError(
                 f"model.center_groups is true, but episodes of {type(sampler).__name__} share actions, so that none is "

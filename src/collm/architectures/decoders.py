@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -101,16 +102,18 @@ def linear_layers(layer: Layer) -> list[nn.Module]:
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight [out, in] and bias [out] of a linear layer, without its adapters."""
-    base = module.base_layer if isinstance(module, LoraLayer) else module
+    base: Any = module.base_layer if isinstance(module, LoraLayer) else module
     return (base.weight.T if isinstance(base, Conv1D) else base.weight), base.bias
 
 
 def lora_matrices(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor]:
     """The matrices [in, rank] and [rank, out] that `adapter` adds to a linear layer; of rank 0 without an adapter."""
-    if not isinstance(module, LoraLayer) or adapter not in module.lora_A:
+    if not isinstance(module, LoraLayer) or adapter is None or adapter not in module.lora_A:
         weight, _ = weight_and_bias(module)
         return weight.new_zeros(weight.shape[1], 0), weight.new_zeros(0, weight.shape[0])
-    return module.lora_A[adapter].weight.T, module.lora_B[adapter].weight.T * module.scaling[adapter]
+    down: Any = module.lora_A[adapter]
+    up: Any = module.lora_B[adapter]
+    return down.weight.T, up.weight.T * module.scaling[adapter]
 
 
 def _is_plain_llama(lm: PreTrainedModel) -> bool:
@@ -158,6 +161,7 @@ def _llama(lm: PreTrainedModel) -> Decoder:
 
 
 def _gpt2(lm: PreTrainedModel) -> Decoder:
+    base: Any = lm.transformer
     layers = [
         Layer(
             module=layer,
@@ -171,7 +175,7 @@ def _gpt2(lm: PreTrainedModel) -> Decoder:
             feed_forward_in=[layer.mlp.c_fc],
             feed_forward_out=layer.mlp.c_proj,
         )
-        for index, layer in enumerate(lm.transformer.h)
+        for index, layer in enumerate(base.h)
     ]
-    size = lm.transformer.h[0].attn.head_dim
-    return Decoder(lm.transformer.wte, lm.transformer.wpe, None, layers, lm.transformer.ln_f, lm.lm_head, size)
+    size = base.h[0].attn.head_dim
+    return Decoder(base.wte, base.wpe, None, layers, base.ln_f, lm.lm_head, size)

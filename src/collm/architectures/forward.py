@@ -15,21 +15,22 @@ from transformers.cache_utils import DynamicLayer
 
 
 @lru_cache(maxsize=256)
-def takes(kind: type, argument: str) -> bool:
+def takes(kind: type[nn.Module], argument: str) -> bool:
     """Whether `forward` of a class of models takes an argument of this name."""
     parameters = signature(kind.forward).parameters
     return argument in parameters or any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values())
 
 
 @lru_cache(maxsize=256)
-def cache_argument(kind: type) -> str:
+def cache_argument(kind: type[nn.Module]) -> str:
     """Name of the key/value cache argument: `cache` since transformers 5.24, `past_key_values` before."""
     return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
 
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
     """The argument that switches the key/value cache off, empty where `module` does not take it."""
-    return {"use_cache": False} if takes(type(module), "use_cache") else {}
+    kind: Any = type(module)  # a class is hashable, which mypy does not see
+    return {"use_cache": False} if takes(kind, "use_cache") else {}
 
 
 def keeps_all_positions(config: PretrainedConfig) -> bool:

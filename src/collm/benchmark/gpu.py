@@ -187,8 +187,8 @@ class Bench:
             prompts = torch.randint(2, config.vocab_size, (rows, known.prompt_tokens), generator=cpu_generator).tolist()
             first, full = actors(1), actors(known.new_tokens)
             respond(actors(4), prompts)
-            prefill = self.seconds(lambda first=first, prompts=prompts: respond(first, prompts))
-            total = self.seconds(lambda full=full, prompts=prompts: respond(full, prompts))
+            prefill = self.seconds(partial(respond, first, prompts))
+            total = self.seconds(partial(respond, full, prompts))
             step = (total - prefill) / (known.new_tokens - 1)
             read = weights + rows * (known.prompt_tokens + known.new_tokens / 2) * per_token
             self.table.add(

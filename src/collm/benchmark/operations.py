@@ -23,9 +23,7 @@ class Iterations(L.Callback):
         self.lora = lora
         self.measured: list[dict[str, float]] = []
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any) -> None:
         resources = next(callback for callback in trainer.callbacks if isinstance(callback, LogResources))
         seconds = resources.reading.seconds
         names = ("generate", "values", "update/policy", "update/critic")

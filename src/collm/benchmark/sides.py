@@ -51,7 +51,7 @@ class Side:
             TrainingError: The process ended.
         """
         self._send("go")
-        for line in self.process.stdout:
+        for line in self.output:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
         self.log.seek(0)
@@ -59,8 +59,8 @@ class Side:
 
     def close(self) -> None:
         """End the process, which exits when its standard input is closed."""
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.input.close()
+        self.output.close()
         try:
             self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:  # a SIGTERM would start the orderly stop of a run with several processes
@@ -70,8 +70,8 @@ class Side:
 
     def _send(self, line: str) -> None:
         try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
+            self.input.write(line + "\n")
+            self.input.flush()
         except BrokenPipeError:  # `round` reports why the process ended
             pass
 

@@ -239,7 +239,7 @@ class Suite:
 
     def memory(self, cell: Cell) -> dict[str, Any]:
         """Peak memory of one process divided by that of another; it hardly varies, so one round is enough."""
-        runs = [self.run(work, floor=False) for work in (cell.work, cell.other)]
+        runs = [self.run(work, floor=False) for work in (cell.work, cell.other) if work is not None]
         peak, other = (run["memory"]["peak_rss_gb"] for run in runs)
         return {"ratio": peak / other, "range": [peak / other, peak / other], "num_rounds": 1, "runs": runs}
 

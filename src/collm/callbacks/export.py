@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -22,7 +23,7 @@ class ExportAgents(L.Callback):
     """
 
     # `on_train_end` is not called when a run resumes from the checkpoint of its last update
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # a broadcast, so all ranks have to take part
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
         with replacing(folder) if trainer.is_global_zero else nullcontext() as unfinished:

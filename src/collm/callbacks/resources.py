@@ -37,7 +37,7 @@ class LogResources(L.Callback):
         self._update_began = 0.0
         self._interrupted = Reading({}, {}, {})
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for agent_id, how in trainer.datamodule.actors.slower().items():
             rank_zero_info(f"{agent_id}: {how}, which is slower: its model is not one of the fastest kinds.")
         meter.synchronize = self.synchronize

@@ -77,7 +77,7 @@ class FeatureNetworkCritic(StateCritic):
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """What the network says of inputs [..., D], in units of returns as kept, [...]."""
-        first = self.network[0].weight
+        first = next(self.network.parameters())
         return self.network(((inputs - self.mean[:-1]) / self.scale[:-1]).to(first)).squeeze(-1)
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
@@ -104,7 +104,7 @@ class FeatureNetworkCritic(StateCritic):
 
     def losses(self, inputs: Tensor, returns: Tensor, weights: Tensor) -> Iterator[Tensor]:
         """The mean squared error over the turns of all ranks, in standardized units."""
-        device = self.network[0].weight.device
+        device = next(self.network.parameters()).device
         count = sum_over_ranks(weights.sum().float(), device).clamp(min=1e-9)
         outputs = self.outputs(inputs)
         targets = ((returns - self.mean[-1]) / self.scale[-1]).to(outputs)

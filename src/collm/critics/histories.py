@@ -56,7 +56,7 @@ class HistoryEncoder:
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
         """Rows that score the history before every turn; one row per trajectory where `max_tokens` allows it."""
-        sequences = []
+        sequences: list[TokenSequence] = []
         for row, trajectory in enumerate(trajectories):
             turns = range(len(trajectory.turns))
             before = [self.tokens(self.before_actions(trajectory, turn)) for turn in turns]

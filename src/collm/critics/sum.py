@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -27,7 +27,8 @@ class SumCritic(Critic):
 
     def __init__(self, features: FeaturesCritic | None = None, rest: LanguageModelCritic | None = None):
         super().__init__()
-        self.parts = nn.ModuleDict({"features": features or FeaturesCritic(), "rest": rest or LanguageModelCritic()})
+        parts = {"features": features or FeaturesCritic(), "rest": rest or LanguageModelCritic()}
+        self.parts = cast("Mapping[str, Critic]", nn.ModuleDict(parts))
         self.learning_rate = self.parts["rest"].learning_rate
 
     def attach(

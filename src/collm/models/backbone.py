@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
@@ -120,7 +120,8 @@ class Backbone(Resident):
 
         peft is called directly: `add_adapter` of transformers does the same and demands certain versions of peft.
         """
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+        scale: Any = alpha  # peft takes any number, but says int
+        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules="all-linear")
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # of the adapters before
@@ -172,7 +173,7 @@ class Backbone(Resident):
             weights: State dict of the language model, where its own parameters are sharded.
         """
         if adapter is None:
-            self.lm.save_pretrained(folder, state_dict=weights)
+            self.lm.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
         elif not self.random_weights:
             self.save_adapter(folder, adapter)
         else:
@@ -193,7 +194,9 @@ class Backbone(Resident):
 
     def merged_state(self, adapter: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state dict of the language model without adapters, `adapter` added to its weights, in float32."""
-        layers = {path: layer for path, layer in self.lm.named_modules() if isinstance(layer, LoraLayer)}
+        layers: dict[str, Any] = {
+            path: layer for path, layer in self.lm.named_modules() if isinstance(layer, LoraLayer)
+        }
         of_adapters = tuple(f"{path}.{kind}." for path, layer in layers.items() for kind in layer.adapter_layer_names)
         merged = {}
         for name, value in weights.items():

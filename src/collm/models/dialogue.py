@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -111,7 +111,7 @@ class Dialogue:
             return ids
         # the agent's end token is the one with which the template ends its message, with or without spaces around it
         end = ids.index(action.token_ids[-1])
-        return ids if self.tokenizer.decode(ids[:end]).strip() else ids[end + 1 :]
+        return ids if cast(str, self.tokenizer.decode(ids[:end])).strip() else ids[end + 1 :]
 
     def check_fits(self, agent_id: str, task_id: str, observation: str) -> None:
         """Refuse a first observation that leaves no room for a response."""
@@ -132,9 +132,10 @@ class Dialogue:
         return system_prompt.strip() in text
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.template_arguments
         )
+        return cast(str, text)
 
     def _marked(self, observation: str) -> tuple[str, dict[str, str]]:
         """`observation` with a placeholder for each control token in it, and the texts of the placeholders."""

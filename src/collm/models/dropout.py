@@ -26,9 +26,9 @@ def train_without_dropout(lm: PreTrainedModel) -> None:
             module.lora_dropout.train()
         elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True
-            recompute = module._gradient_checkpointing_func
+            recompute: Any = module._gradient_checkpointing_func
             if getattr(recompute, "func", None) is not _checkpoint:
-                module._gradient_checkpointing_func = partial(_checkpoint, module, recompute)
+                module._gradient_checkpointing_func = partial(_checkpoint, module, recompute)  # type: ignore[assignment]
 
 
 def _checkpoint(

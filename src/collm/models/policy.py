@@ -67,7 +67,7 @@ class Policy:
             responses: Sampled tokens of each response and their log-probabilities.
             version: Number of updates behind the weights that generated them.
         """
-        texts = self.tokenizer.batch_decode([ids for ids, _ in responses], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([list(ids) for ids, _ in responses], skip_special_tokens=True)
         return [
             Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids, policy_version=version)
             for text, prompt, (ids, log_probs) in zip(texts, prompts, responses, strict=True)

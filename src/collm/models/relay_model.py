@@ -9,6 +9,7 @@ equally likely at first.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
@@ -59,7 +60,7 @@ def build_relay(folder: str | Path) -> None:
 
 def initialize(model: PreTrainedModel) -> PreTrainedModel:
     """Random weights with which activations keep their scale through the layers; the head is 0."""
-    embeddings = model.transformer
+    embeddings: Any = model.transformer
     nn.init.normal_(embeddings.wte.weight, std=0.5)
     nn.init.normal_(embeddings.wpe.weight, std=0.1)
     for name, module in model.named_modules():

@@ -140,7 +140,12 @@ class _Trial:
         shape = (len(self.rows[0]), head.weight.shape[0])
         marks = (_MARK_SCALE * torch.randn(shape, generator=self.generator)).to(self.lm.device, self.lm.dtype)
         inputs: list[Tensor] = []
-        hook = head.register_forward_hook(lambda module, args, out: inputs.append(args[0]) or marks.view_as(out))
+
+        def replace(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            inputs.append(args[0])
+            return marks.view_as(out)
+
+        hook = head.register_forward_hook(replace)
         try:
             yield marks, inputs
         finally:

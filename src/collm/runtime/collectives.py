@@ -54,7 +54,8 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    replicated = [parameter.grad for parameter in parameters if not isinstance(parameter, DTensor)]
+    gradients = [weight.grad for weight in parameters if not isinstance(weight, DTensor)]
+    replicated = [gradient for gradient in gradients if gradient is not None]
     for bucket in buckets(replicated):  # a LoRA adapter has many small matrices; one all-reduce each would be slow
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)

@@ -130,7 +130,7 @@ class Meter:
             torch.cuda.synchronize()
         now = self.clock()
         previous, self._phase = self._phase, name
-        self._seconds[previous] += now - self._since
+        self._seconds[previous] += now - self._since  # type: ignore[assignment]  # a Counter of floats adds as well
         self._since = now
         return previous
 

@@ -25,8 +25,8 @@ def find_named(name: str, trainer: L.Trainer) -> Path:
     Raises:
         ConfigurationError: There is no such checkpoint.
     """
-    if name == "hpc" and (path := trainer._checkpoint_connector._hpc_resume_path):
-        return Path(path)
+    if name == "hpc" and (saved := trainer._checkpoint_connector._hpc_resume_path):
+        return Path(saved)
     if name != "last":
         raise ConfigurationError(f"there is no checkpoint {name!r} here; give --ckpt_path the path of a .ckpt file.")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]

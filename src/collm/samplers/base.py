@@ -174,8 +174,13 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
                     except EpisodeFailure as failure:
                         outcomes[index] = failure
             if ready:
-                again = ([values[index] for index in ready] for values in (tasks, [e.state for e in episodes], texts))
-                for index, outcome in zip(ready, stepped(environment, *again), strict=True):
+                again = stepped(
+                    environment,
+                    [tasks[index] for index in ready],
+                    [episodes[index].state for index in ready],
+                    [texts[index] for index in ready],
+                )
+                for index, outcome in zip(ready, again, strict=True):
                     outcomes[index] = outcome
     for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
         episode.receive(joint_action, outcome)

@@ -68,7 +68,7 @@ def _run(request: Mapping[str, Any], limit: int) -> None:
     test, repeated = asserts.instrument(request["test"])
     recorder = asserts.Recorder(report, describe, repeated)
     namespace: dict[str, Any] = {"__name__": "test", **recorder.names}
-    outcome = {"done": True, "error": ""}
+    outcome: dict[str, Any] = {"done": True, "error": ""}
     try:
         exec(compile(request["prelude"], "<prelude>", "exec"), namespace)
         namespace.update({"candidate": candidate, request["entry_point"]: candidate})

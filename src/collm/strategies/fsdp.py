@@ -177,7 +177,7 @@ class FullySharded(ModelParallelStrategy):
         if self.is_global_zero:
             clean(path.parent, path.name)
         with replacing(path) if self.is_global_zero else reported(path) as unfinished:
-            super().save_checkpoint(checkpoint, unfinished, storage_options)  # to the path of the first process
+            super().save_checkpoint(checkpoint, unfinished or path, storage_options)  # to the path of the first process
             self.barrier()  # all shards are written
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

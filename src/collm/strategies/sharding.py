@@ -41,14 +41,14 @@ def shard(
     for backbone in backbones:
         lm: Any = backbone.lm
         adapters = {weight for name in backbone.adapters for weight in backbone.adapter_parameters(name)}
-        options = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
+        options: dict[str, Any] = {"mesh": mesh, "offload_policy": offload, "ignored_params": adapters}
         layers = set(lm._no_split_modules or ())
         for layer in [child for child in lm.modules() if type(child).__name__ in layers]:
             fully_shard(layer, mp_policy=mixed_precision, reshard_after_forward=True, **options)
         fully_shard(lm, mp_policy=mixed_precision, reshard_after_forward=True, **options)
         lm.with_weights = lambda work: work()
         register_fsdp_forward_method(lm, "with_weights")
-        backbone.with_weights = lm.with_weights
+        backbone.with_weights = lm.with_weights  # type: ignore[method-assign]
         backbone.fast_updates = False
     for critic in [child for child in module.modules() if isinstance(child, ValueNetwork) and child.adapter is None]:
         fully_shard(critic, mesh=mesh, offload_policy=offload, reshard_after_forward=True)

@@ -68,7 +68,7 @@ class MeasureCeiling(L.Callback):
         self.batch_size = batch_size
         self._rollouts = 0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.world_size > 1:
             raise ConfigurationError("the ceiling is measured by one process; set trainer.devices to 1.")
         if getattr(pl_module, "critics_share_weights", False):
@@ -80,7 +80,7 @@ class MeasureCeiling(L.Callback):
             take_policies(pl_module, self.policies)
         pl_module.frozen |= set(pl_module.team)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self._rollouts += 1
         if self._rollouts < self.fit_rollouts:
             return

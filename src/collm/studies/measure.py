@@ -58,7 +58,7 @@ class MeasureEpisodes(L.Callback):
 
     def time_episodes(self, trainer: L.Trainer, pl_module: Any) -> list[float]:
         """Response times of episodes that are played one at a time."""
-        data = trainer.datamodule
+        data = trainer.datamodule  # type: ignore[attr-defined]
         seconds = []
         for index in range(-1, self.timed_episodes):  # the first episode is a warm-up
             number = max(0, index)

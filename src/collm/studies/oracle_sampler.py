@@ -54,8 +54,8 @@ class Oracle(Parallel):
             for (row, turn), probability in of_agent.items():
                 probabilities[row][turn][agent_id] = probability
         for trajectory, values in zip(trajectories, environment.values(trajectories, probabilities), strict=True):
-            for turn, turn_values in zip(trajectory.turns, values, strict=True):
-                turn.values = {name: float(value) for name, value in turn_values.items()}
+            for played, turn_values in zip(trajectory.turns, values, strict=True):
+                played.values = {name: float(value) for name, value in turn_values.items()}
         return trajectories
 
     @torch.no_grad()
@@ -68,7 +68,8 @@ class Oracle(Parallel):
         device: torch.device | str,
     ) -> dict[tuple[int, int], float]:
         """Probability of one agent's correct answer in each trajectory and turn, given its own history."""
-        keys, sequences = [], []
+        keys: list[tuple[int, int]] = []
+        sequences = []
         for row, trajectory in enumerate(trajectories):
             for turn, played in enumerate(trajectory.turns):
                 prompt = list(played.actions[agent_id].prompt_ids)

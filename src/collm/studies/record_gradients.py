@@ -101,7 +101,7 @@ class MeasureGradients(L.Callback):
         if self._rollouts == self.fit_rollouts + self.measured_rollouts:
             trainer.should_stop = True
 
-    def gradient(self, pl_module: L.LightningModule, rows: set[int]) -> Tensor:
+    def gradient(self, pl_module: Any, rows: set[int]) -> Tensor:
         """Negative gradient of the mean loss over `rows`, with the weights of all agents in one vector, [P]."""
         pieces = []
         for name, members in pl_module.team.items():
@@ -135,7 +135,7 @@ class MeasureGradients(L.Callback):
             torch.save(record, unfinished)
 
 
-def take_policies(pl_module: L.LightningModule, path: str) -> None:
+def take_policies(pl_module: Any, path: str) -> None:
     """Load only the agents' weights of a checkpoint."""
     if not Path(path).is_file():
         raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
