@@ -300,7 +300,7 @@ def constructors() -> Iterator[tuple[type, str, bool]]:
 
 BASES = ("Environment", "Sampler", "MultiAgentModule", "Callback", "Critic")
 ARGUMENTS = sorted({(cls.__name__, name): (cls, name, whole) for cls, name, whole in constructors()}.items())
-NEEDED = {"MeasureEpisodes": {"path": "x.json"}, "MeasureGradients": {"path": "x.json"}}
+NEEDED = {"MeasureCeiling": {"out": "x"}, "MeasureEpisodes": {"path": "x.json"}, "MeasureGradients": {"path": "x.json"}}
 
 
 def make(cls: type, **arguments: Any) -> Any:

@@ -266,7 +266,7 @@ MISFITS = {
     "no_version": (without("pytorch-lightning_version"), "there is no 'pytorch-lightning_version' in it"),
     "weights_of_no_kind": (setting([1], "state_dict"), "there is no 'state_dict' in it"),
     "algorithm": (setting("MAGRPO", "collm", "algorithm"), "has algorithm MAGRPO, this run has CoLLMCC"),
-    "a_weight_less": (without("state_dict", WEIGHT), f"it lacks 1 weights that train here, '{WEIGHT}' among them"),
+    "a_weight_less": (without("state_dict", WEIGHT), f"it lacks 1 weights that this run needs, '{WEIGHT}' among them"),
     "shape": (setting(torch.ones(3), "state_dict", WEIGHT), f"'{WEIGHT}' is of shape [3] there and [32] here"),
     "kind": (setting("x", "state_dict", WEIGHT), f"'{WEIGHT}' is a str there, a tensor here"),
     "type": (setting(torch.ones(32).int(), "state_dict", WEIGHT), "is of type torch.int32 there and torch.float32"),

@@ -272,6 +272,12 @@ def _readable(message: str, parser: LightningArgumentParser) -> str:
     return re.sub(r"^([\w.]+): ([\w.]+): ", r"\1.\2: ", text)
 
 
+def _arguments(cls: type) -> set[str]:
+    """Names of the constructor arguments of `cls`, those it passes on to its base classes included."""
+    own = [base for base in cls.__mro__ if base.__module__.startswith("collm.") and "__init__" in vars(base)]
+    return {name for base in own for name in inspect.signature(base).parameters} - {"kwargs"}
+
+
 def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
     """`cause` in plain words, with the closest valid name for an unknown one."""
     if cause.startswith("unknown setting"):  # already explained by the parser of a component
@@ -284,8 +290,8 @@ def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
         name = match[1] or match[2]
         subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
         known = {action.dest for one in (parser, *subcommands) for action in one._actions} - {"help"}
-        shared = {*inspect.signature(MultiAgentModule).parameters}
-        if {dest.partition(".")[0] for dest in known} - {"print_shtab"} == shared:
+        settings = {dest.partition(".")[0] for dest in known} - {"print_shtab"}
+        if settings == _arguments(MultiAgentModule):
             return (
                 f"unknown setting {name!r}; no algorithm is chosen yet, or one without this setting: put --model=... "
                 "before its settings"

@@ -84,28 +84,6 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
     return sum(values.mean().item() for values in runs) / len(runs), low, high
 
 
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of `k` samples is correct.
-
-    1 - C(n - c, k) / C(n, k) for n samples of which c are correct, computed as a product of factors between 0 and 1
-    to avoid large binomial coefficients.
-
-    Args:
-        num_samples: Number of samples, n.
-        num_correct: Number of correct samples, c.
-        k: Number of attempts, at most n.
-    """
-    if not 0 <= num_correct <= num_samples:
-        raise ValueError(f"num_correct={num_correct} must be between 0 and num_samples={num_samples}.")
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k={k} must be between 1 and num_samples={num_samples}; draw more samples or lower k.")
-    all_wrong = 1.0
-    # C(n-c, k) / C(n, k) = prod_{i < c} (n - k - i) / (n - i), which has a factor of 0 if n - c < k
-    for i in range(num_correct):
-        all_wrong *= max(0, num_samples - k - i) / (num_samples - i)
-    return 1.0 - all_wrong
-
-
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
     """Numbers to log about a batch: a list of values for each name, to be reduced by `summarized`.
 

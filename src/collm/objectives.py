@@ -5,7 +5,7 @@ micro-batches add up to the loss of the batch; the caller divides by the number 
 subset of the played turns, for example those in one micro-batch. Entries where the mask is False are ignored (they may
 be NaN) and get no gradient.
 
-Shapes: B trajectories, T turns, R rows, L tokens, V vocabulary. Equation numbers refer to arXiv 2601.21972.
+Shapes: B trajectories, T turns, R rows, L tokens. Equation numbers refer to arXiv 2601.21972.
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this magnitude to keep `exp` finite; a clamped ratio has no gradient."""
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is True, [...] -> []; 0 if it is True nowhere."""
-    return _masked_sum(values, mask) / mask.sum().clamp(min=1)
 
 
 def policy_gradient_loss(
@@ -105,16 +100,6 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> 
     """
     difference = _log_ratio(reference_log_probs.detach(), log_probs, mask)
     return _masked_sum(difference.exp() - difference - 1, mask)
-
-
-def entropy_of_logits(logits: Tensor) -> Tensor:
-    """Entropy in nats of the categorical distributions with `logits`, [..., V] -> [...].
-
-    Computed at least in float32. A token with a logit of minus infinity contributes 0.
-    """
-    log_probs = logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    # 0 log 0 = 0, in the value and in the gradient
-    return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=-1)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def test_agents_of_low_precision_move(tiny_folder: str, dtype: str) -> None:
     torch.manual_seed(0)
     env = Toy(1, horizon=1)
     spec = PolicySpec(tiny_folder, dtype=dtype, learning_rate=RATE, max_new_tokens=3)
-    module = without_trainer(MultiAgentModule(env.agent_ids, spec))
+    module = without_trainer(MultiAgentModule(agent_ids=env.agent_ids, policy=spec))
     weights = module.learners["a1"]
     (optimizer,) = module.optimizers()
     copies = optimizer.param_groups[0]["params"]
@@ -145,7 +145,7 @@ def test_agents_of_low_precision_move(tiny_folder: str, dtype: str) -> None:
 
 def test_the_copies_can_be_left_out(tiny_folder: str) -> None:
     spec = PolicySpec(tiny_folder, dtype="bfloat16")
-    module = without_trainer(MultiAgentModule(["a1"], spec, float32_weights=False))
+    module = without_trainer(MultiAgentModule(agent_ids=["a1"], policy=spec, float32_weights=False))
     (optimizer,) = module.optimizers()
     assert optimizer.param_groups[0]["params"] == module.learners["a1"]
 

@@ -27,7 +27,7 @@ def test_the_reference_is_the_initial_policy(tiny_folder: str, start: dict, mode
     torch.manual_seed(0)
     spec = PolicySpec(**{"path": tiny_folder, "learning_rate": 1e-2, "max_new_tokens": 3, **start})
     env = Toy(2, horizon=1)
-    module = without_trainer(MultiAgentModule(env.agent_ids, spec, parameters=mode, kl_weight=0.1))
+    module = without_trainer(MultiAgentModule(agent_ids=env.agent_ids, policy=spec, parameters=mode, kl_weight=0.1))
     for agent_id, policy in module.policies.items():
         own, frozen = policy.backbone.lm.state_dict(), module.references[agent_id].backbone.lm.state_dict()
         assert all(own[name].equal(frozen[name]) for name in own)

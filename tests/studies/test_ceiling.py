@@ -159,7 +159,7 @@ def test_the_command(tmp_path: Path, tiny_folder: str, fit, capsys: pytest.Captu
 
 @pytest.mark.parametrize("setting", ["tasks", "episodes", "continuations"])
 def test_one_of_anything_is_too_few(setting: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{setting} is 1; an analysis of variance needs at least 2"):
+    with pytest.raises(ConfigurationError, match=f"{setting} is 1; it must be a whole number of at least 2"):
         MeasureCeiling("out", **{setting: 1})
 
 

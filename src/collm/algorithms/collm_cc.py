@@ -13,6 +13,7 @@ from __future__ import annotations
 from collm.algorithms.actor_critic import ActorCritic
 from collm.errors import ConfigurationError
 from collm.returns import generalized_advantages, leave_one_out_baseline
+from collm.runtime.checks import COUNT, check_numbers
 from collm.trajectory import RolloutBatch
 
 
@@ -31,6 +32,8 @@ class CoLLMCC(ActorCritic):
         super().__init__(**kwargs)
         self.add_critic("critic", self.agent_ids)
         self.center_groups = center_groups
+        self.num_generations = num_generations
+        check_numbers("model", self, num_generations=COUNT)
         if center_groups and num_generations < 2:
             raise ConfigurationError(
                 f"model.center_groups is true, but data.num_generations is {num_generations}; set it to 2 or more, so "

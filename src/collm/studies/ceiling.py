@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import torch
 from collm import cli
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, check_numbers
 from collm.samplers.base import Actors, Episode, Sampler, act_all
 from collm.studies.record_gradients import take_policies
 from collm.trajectory import Task, Trajectory, collate
 
 NUM_RESAMPLES = 2000
+TWO = replace(COUNT, least=2)
 _SEED = 2**42  # far from training and evaluation
 
 
@@ -54,11 +57,6 @@ class MeasureCeiling(L.Callback):
         fit_rollouts: int = 8,
         batch_size: int = 256,
     ):
-        for name, value in (("tasks", tasks), ("episodes", episodes), ("continuations", continuations)):
-            if value < 2:
-                raise ConfigurationError(f"{name} is {value}; an analysis of variance needs at least 2.")
-        if fit_rollouts < 1 or batch_size < 1:
-            raise ConfigurationError(f"fit_rollouts is {fit_rollouts} and batch_size {batch_size}; give 1 or more.")
         self.out = Path(out)
         self.policies = policies
         self.tasks = tasks
@@ -66,6 +64,9 @@ class MeasureCeiling(L.Callback):
         self.continuations = continuations
         self.fit_rollouts = fit_rollouts
         self.batch_size = batch_size
+        # an analysis of variance needs at least 2
+        check_numbers("MeasureCeiling", self, tasks=TWO, episodes=TWO, continuations=TWO)
+        check_numbers("MeasureCeiling", self, fit_rollouts=COUNT, batch_size=COUNT)
         self._rollouts = 0
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
