@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "collm"
-MAX_LINES = 375
+MAX_LINES = 350
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,20 @@ command on the spiders, the team loses health.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from collm.environments.base import check_tasks
 from collm.environments.building.arguments import check_count, check_flag, check_numbers
 from collm.environments.building.blocks import AIR, Cell, Reading, Rules, World, iou, read_commands
-from collm.environments.building.blueprints import Blueprint, as_data, read_blueprints
+from collm.environments.building.blueprints import Blueprint, read_blueprints
 from collm.environments.building.game import BuildingGame, BuildState, Score
 from collm.environments.building.house_rules import (
     DEMONSTRATION_COVERAGE,
     cell_text,
+    check_houses,
     compare,
     cuboid_text,
     haphazard,
@@ -33,13 +34,11 @@ from collm.environments.building.house_rules import (
     to_do,
 )
 from collm.environments.building.picture import draw
-from collm.environments.building.random_houses import LEVELS, random_houses
+from collm.environments.building.random_houses import house_data
 from collm.errors import ConfigurationError
 from collm.trajectory import Task, Trajectory
 
-MATERIALS = ("white_concrete", "obsidian", "stone_stairs", "stone_bricks", "oak_planks")
 DEFAULT_BLOCKS: dict[str, list[str]] = {"builder_1": [], "builder_2": []}
-LEAST_SIDE = 3
 
 
 class HouseBuild(BuildingGame):
@@ -134,8 +133,11 @@ class HouseBuild(BuildingGame):
         if self.spider_damage[0] > self.spider_damage[1]:
             raise ConfigurationError(f"spider_damage is {list(spider_damage)}; put the smaller number first.")
         self.player_health = check_count("player_health", player_health, 1)
-        drawn = (num_houses, num_eval, size, level, seed)
-        houses = self._draw_houses(*drawn) if path is None else read_blueprints(path)
+        if path is None:
+            listed = [kind for palette in self.blocks.values() for kind in palette]
+            houses = house_data(num_houses, num_eval, size, level, listed, seed)
+        else:
+            houses = read_blueprints(path)
         if len(houses) <= num_eval:
             raise ConfigurationError(
                 f"path: {path!r} holds {len(houses)} houses, of which num_eval = {num_eval} are held out, so none "
@@ -145,7 +147,8 @@ class HouseBuild(BuildingGame):
         self._tasks = {"train": tuple(tasks[:-num_eval]), "eval": tuple(tasks[-num_eval:])}
         check_tasks("HouseBuild", self._tasks["train"], self._tasks["eval"])
         blueprints = {task.task_id: Blueprint.of(task.data) for task in tasks}
-        self._check_houses(blueprints)
+        palettes = {task_id: self._palettes(house) for task_id, house in blueprints.items()}
+        check_houses(blueprints, palettes, [task.task_id for task in self._tasks["eval"]])
         named = [kind for palette in self.blocks.values() for kind in palette]
         self.kinds = tuple(dict.fromkeys([*named, *(kind for house in blueprints.values() for kind in house.kinds)]))
         threatened = num_spiders > 0 and spider_damage[1] > 0
@@ -154,37 +157,6 @@ class HouseBuild(BuildingGame):
             self.set_reward_bounds(-1.5 * largest - (0.2 if threatened else 0.0), 2.0)
         else:
             self.set_reward_bounds(-0.1 if threatened and len(self.agent_ids) > 1 else 0.0, 1.0)
-
-    def _draw_houses(self, num_houses: int, num_eval: int, size: Any, level: int, seed: int) -> dict[str, Any]:
-        check_count("num_houses", num_houses, 1)
-        width, height, depth = check_numbers("size", size, 3, LEAST_SIDE)
-        sides = (width, height, depth)
-        check_count("level", level, LEVELS[0], LEVELS[-1])
-        check_count("seed", seed, 0)
-        listed = [kind for palette in self.blocks.values() for kind in palette]
-        # An agent with all kinds can build whatever the others hold too.
-        materials = tuple(dict.fromkeys(listed)) if listed else MATERIALS
-        worlds = random_houses(num_houses + num_eval, sides, level, materials, random.Random(seed))
-        return {f"house_{index}": as_data(world, sides) for index, world in enumerate(worlds)}
-
-    def _check_houses(self, houses: Mapping[str, Blueprint]) -> None:
-        """Refuse houses that the team has no blocks for, and held-out houses that are trained on."""
-        for task_id, house in houses.items():
-            held = {kind for palette in self._palettes(house).values() for kind in palette}
-            lacking = sorted(set(house.world.values()) - held)
-            if lacking:
-                raise ConfigurationError(
-                    f"blocks: house {task_id!r} needs {lacking}, which no agent has; give them to an agent, or give an "
-                    "agent an empty list for all kinds."
-                )
-        trained = {frozenset(houses[task.task_id].world.items()): task.task_id for task in self._tasks["train"]}
-        for task in self._tasks["eval"]:
-            twin = trained.get(frozenset(houses[task.task_id].world.items()))
-            if twin is not None:
-                raise ConfigurationError(
-                    f"path: the held-out house {task.task_id!r} is the same as {twin!r}, which is trained on; change "
-                    "num_eval or remove one of them."
-                )
 
     def _palettes(self, house: Blueprint) -> dict[str, tuple[str, ...]]:
         return {agent_id: palette or house.kinds for agent_id, palette in self.blocks.items()}

@@ -8,15 +8,47 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
+from collm.environments.building.arguments import check_count, check_numbers
 from collm.environments.building.blocks import World
+from collm.environments.building.blueprints import as_data
 from collm.errors import ConfigurationError
 
 Size = tuple[int, int, int]
 
 LEVELS = (1, 2, 3)
+MATERIALS = ("white_concrete", "obsidian", "stone_stairs", "stone_bricks", "oak_planks")
+LEAST_SIDE = 3
 # Draws per house wanted before the set of possible houses counts as exhausted.
 _PATIENCE = 200
+
+
+def house_data(
+    num_houses: int, num_eval: int, size: Sequence[int], level: int, listed: Sequence[str], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Blueprints of `num_houses + num_eval` random houses by task id, in the form that `read_blueprints` gives.
+
+    Args:
+        num_houses: Houses to train on.
+        num_eval: Houses held out.
+        size: Sides x, y (height) and z.
+        level: How rich the houses are, 1 to 3.
+        listed: Kinds of block of all agents, repetitions allowed; none for `MATERIALS`.
+        seed: Seed of the houses.
+
+    Raises:
+        ConfigurationError: A number is out of its range, or there are not as many different houses.
+    """
+    check_count("num_houses", num_houses, 1)
+    width, height, depth = check_numbers("size", size, 3, LEAST_SIDE)
+    sides = (width, height, depth)
+    check_count("level", level, LEVELS[0], LEVELS[-1])
+    check_count("seed", seed, 0)
+    # an agent with all kinds can build whatever the others hold too
+    materials = tuple(dict.fromkeys(listed)) or MATERIALS
+    worlds = random_houses(num_houses + num_eval, sides, level, materials, random.Random(seed))
+    return {f"house_{index}": as_data(world, sides) for index, world in enumerate(worlds)}
 
 
 def random_houses(count: int, size: Size, level: int, materials: Sequence[str], rng: random.Random) -> list[World]:
