@@ -335,9 +335,9 @@ def test_bad_features_are_named(features: dict[str, float], message: str) -> Non
 
 
 def test_what_cannot_be_read_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ConfigurationError, match="SimpleNamespace does not describe its states in numbers"):
+    with pytest.raises(ConfigurationError, match="SimpleNamespace has no state features"):
         make(game=SimpleNamespace(feature_names=(), horizon=3))
-    with pytest.raises(ConfigurationError, match="has a critic of its own for each of them; use CoLLMCC"):
+    with pytest.raises(ConfigurationError, match="has one critic per agent; use CoLLMCC"):
         FeaturesCritic().attach("critic/a1", ["a1"], learner())
     FeaturesCritic().attach("critic/a1", ["a1"], learner(["a1"]))  # a team of one is centralized
 

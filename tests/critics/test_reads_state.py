@@ -79,7 +79,7 @@ def attach(critic: LanguageModelCritic, *agent_ids: str) -> None:
 @pytest.mark.parametrize("reads", ["state", "both"])
 def test_what_cannot_be_read_is_refused(no_weights: None, reads: str) -> None:
     critic = LanguageModelCritic(reads=reads)
-    with pytest.raises(ConfigurationError, match="has a critic of its own for each of them"):
+    with pytest.raises(ConfigurationError, match="has one critic per agent"):
         attach(critic, "a1")
     attach(critic, *AGENTS)
     silent = SimpleNamespace(feature_names=(), horizon=2, has_state_text=False)
