@@ -156,13 +156,13 @@ def csv_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
     try:
         if field not in (csv_reader.fieldnames or ()):
             raise ConfigurationError(
-                f"{path} line 1: the header has no column {field!r} (it has {csv_reader.fieldnames}); rename the column "
-                "that holds the text."
+                f"{path} line 1: the header has no column {field!r} (it has {csv_reader.fieldnames}); rename the "
+                "column that holds the text."
             )
         for row in csv_reader:
             yield f"line {csv_reader.line_num}", row
     except csv.Error as error:
-        # line_num counts finished lines
+        # line_num counts the lines before this one
         raise ConfigurationError(f"{path} line {csv_reader.line_num + 1}: {error}; correct the row.") from error
 
 

@@ -116,23 +116,25 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
 def check_problem(location: str, row: Any) -> Task:
     """The problem of a row; raises `ConfigurationError` with its location if it is invalid."""
     if not isinstance(row, Mapping):
-        raise ConfigurationError(f"{place}: expected an object with {', '.join(FIELDS)}, got {type(row).__name__}.")
+        raise ConfigurationError(f"{location}: expected an object with {', '.join(FIELDS)}, got {type(row).__name__}.")
     for name in FIELDS:
         value = row.get(name)
         if not isinstance(value, (str, int)) or not str(value).strip():
-            raise ConfigurationError(f"{place}: the field {name!r} must be text that is not blank, got {value!r:.60}.")
-        check_utf8(f"{place}, field {name!r}", str(value))
+            raise ConfigurationError(
+                f"{location}: the field {name!r} must be text that is not blank, got {value!r:.60}."
+            )
+        check_utf8(f"{location}, field {name!r}", str(value))
     prompt, test, entry_point = str(row["prompt"]), str(row["test"]), str(row["entry_point"])
     try:
         names = [each.node.name for each in read_prompt(prompt) if isinstance(each.node, ast.FunctionDef)]
     except (SyntaxError, ValueError) as error:
-        raise ConfigurationError(f"{place}: the prompt is not Python that ends in a function ({error}).") from error
+        raise ConfigurationError(f"{location}: the prompt is not Python that ends in a function ({error}).") from error
     if entry_point not in names:
-        raise ConfigurationError(f"{place}: the prompt defines {names}, but the entry_point is {entry_point!r}.")
+        raise ConfigurationError(f"{location}: the prompt defines {names}, but the entry_point is {entry_point!r}.")
     try:
         units = units_of(test)
     except (SyntaxError, ValueError) as error:
-        raise ConfigurationError(f"{place}: the test is not Python ({error}).") from error
+        raise ConfigurationError(f"{location}: the test is not Python ({error}).") from error
     if not units:
-        raise ConfigurationError(f"{place}: the test has no assert about the candidate; write at least one.")
+        raise ConfigurationError(f"{location}: the test has no assert about the candidate; write at least one.")
     return Task(str(row["task_id"]), {"prompt": prompt, "test": test, "entry_point": entry_point})

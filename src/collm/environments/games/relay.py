@@ -54,8 +54,8 @@ class State:
 class Relay(Environment):
     """Every agent answers its private word at every turn; a turn succeeds if all of them are correct.
 
-    An observation is `x3`, or `ok x3` with feedback on the last turn, and an answer `a5`. The first word `a0`, `a1`, ...
-    of a response is its answer; a response without one is incorrect.
+    An observation is `x3`, or `ok x3` with feedback on the last turn, and an answer `a5`. The first word `a0`, `a1`,
+    ... of a response is its answer; a response without one is incorrect.
 
     Args:
         num_agents: Number of agents, named relay_1, relay_2, ...
