@@ -70,8 +70,8 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(fit: Fit, tmp_path: Path
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((f"--model.critic={RIDGE}",), "Toy does not describe its states in numbers"),
-        (("--model.critic.reads=state",), "critic.reads is 'state', but Toy does not describe its states in words"),
+        ((f"--model.critic={RIDGE}",), "Toy has no state features"),
+        (("--model.critic.reads=state",), "critic.reads is 'state', but Toy does not describe its states as text"),
         ((GAME, f"--model.critic={RIDGE}", "--model=CoLLMDC"), "which is the same for all agents, but CoLLMDC"),
         (("--data.replace_equal_groups=1",), "Parallel with data.num_generations 1 does not play groups"),
         (

@@ -1,7 +1,7 @@
-"""On-policy data: every training batch is a rollout of the policies as the last update left them.
+"""On-policy data: every training batch is a rollout of the current policies.
 
-The dataset has a length and no workers. Without a length Lightning prefetches one batch, which would be drawn with
-the weights from before the update (a test holds this).
+The dataset has a length and the loader no workers. Lightning prefetches a batch of datasets without a length, which
+would be sampled with the weights before the update (a test checks this).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, collate, without_failed
 
-_EVALUATION_SEED = 2**40  # far from every training rollout
+_EVALUATION_SEED = 2**40  # above the seeds of all training rollouts
 _REPLACEMENT_SEED = 2**41
 _MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
@@ -36,29 +36,29 @@ _MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of 
 class RolloutDataModule(L.LightningDataModule):
     """Plays episodes of an environment with the current policies.
 
-    One batch is one rollout: `num_generations` episodes of each of `tasks_per_rollout` tasks, shared out among the
-    processes of the run. An epoch is `rollouts_per_epoch` of them; set the length of a run with `--trainer.max_epochs`.
+    One batch is one rollout: `num_generations` episodes of each of `tasks_per_rollout` tasks, divided among the
+    processes of the run. An epoch has `rollouts_per_epoch` rollouts; `--trainer.max_epochs` sets the length of a run.
 
     Args:
-        environment: The game.
-        sampler: How joint actions are formed in training; by default all agents act at once.
-        eval_sampler: How they are formed in evaluations and predictions; by default all agents act at once.
-        tasks_per_rollout: Tasks of one rollout, over all processes.
-        num_generations: Episodes of each task in a rollout, or joint actions at each node of a rollout tree: the
-            group size K of group baselines.
-        replace_equal_groups: How often, at most, groups whose returns do not differ are replaced by other tasks before
-            an update; 0 for never. Such groups teach nothing to methods that compare the episodes of a group. What is
-            replaced counts as joint samples, and what is still equal in the end is kept.
-        rollouts_per_epoch: Rollouts, and so updates, of one epoch.
-        eval_episodes_per_task: Episodes of each held-out task in an evaluation.
-        eval_greedy: Evaluate the most likely responses instead of sampled ones.
-        eval_batch_size: Episodes played side by side in an evaluation.
+        environment: The environment.
+        sampler: How agents form joint actions in training; by default all agents act at the same time.
+        eval_sampler: How agents form joint actions in evaluation and prediction; by default all act at the same time.
+        tasks_per_rollout: Number of tasks per rollout, summed over all processes.
+        num_generations: Number of episodes per task in a rollout, or of joint actions at each node of a rollout tree:
+            the group size K of group baselines.
+        replace_equal_groups: Before an update, replace groups whose episodes all have the same return by groups of
+            other tasks, at most this many times; 0 turns it off. Such groups have zero advantages in algorithms with a
+            group baseline. Replaced episodes count as joint samples; groups that are still equal at the end are kept.
+        rollouts_per_epoch: Number of rollouts in an epoch; there is one update per rollout.
+        eval_episodes_per_task: Number of episodes per held-out task in an evaluation.
+        eval_greedy: Evaluate with greedy decoding instead of sampling.
+        eval_batch_size: Number of episodes that an evaluation plays in parallel.
         predict_split: Tasks that `predict` plays: `eval` or `train`.
-        episode_retries: How often a turn in which the environment failed (a sandbox broke, say) is tried again, with
-            the same actions in a fresh episode.
-        failed_episodes: What becomes of an episode that fails all the same. `drop`: nothing is learned from it, and
-            groups are those left. `zero`: it counts with the reward of the turns it has, and 0 after them.
-        seed: Seed of task order, environments and sampling.
+        episode_retries: How often a turn is repeated after a failure of the environment, such as a broken sandbox; the
+            same actions are applied in a new episode.
+        failed_episodes: What to do with an episode that still fails. `drop`: leave it out of the update and of its
+            group. `zero`: keep it with the rewards before the failure and 0 after it.
+        seed: Seed of the order of tasks, of environments and of sampling.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.episode_retries = episode_retries
         self.failed_episodes = failed_episodes
         self.seed = seed
-        self.on_turn: Callable[[int, int], None] | None = None  # set by who shows progress
+        self.on_turn: Callable[[int, int], None] | None = None  # set by callbacks that show progress
         self._actors: Actors | None = None
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
         check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
@@ -104,7 +104,7 @@ class RolloutDataModule(L.LightningDataModule):
             raise ConfigurationError(
                 f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} with "
                 f"data.num_generations {num_generations} does not play groups of independent episodes; set it to 0, or "
-                "take Parallel and groups of 2 or more."
+                "use Parallel and groups of 2 or more."
             )
         if predict_split not in ("train", "eval"):
             raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
@@ -126,7 +126,7 @@ class RolloutDataModule(L.LightningDataModule):
     trainer: Any  # Lightning sets it, and its `lightning_module` is an algorithm
 
     def setup(self, stage: str) -> None:
-        """Check the engines, and that every first prompt fits its agent's context; only tokenizers are read for it."""
+        """Check the engines, and that every first prompt fits the context of its agent; loads tokenizers only."""
         check_engines(self.trainer.lightning_module.specs)
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
@@ -134,8 +134,8 @@ class RolloutDataModule(L.LightningDataModule):
                 _, observations = begun(self.environment, task, random.Random(self.seed))
             except EpisodeFailure as failure:
                 raise ConfigurationError(
-                    f"{type(self.environment).__name__} could not begin task {task.task_id!r}: {failure}. Mend what it "
-                    "needs, or leave the task out."
+                    f"{type(self.environment).__name__} could not begin task {task.task_id!r}: {failure}. Fix the "
+                    "cause, or leave the task out."
                 ) from failure
             for agent_id, observation in observations.items():
                 dialogues[agent_id].check_fits(agent_id, task.task_id, observation)
@@ -156,7 +156,7 @@ class RolloutDataModule(L.LightningDataModule):
         return DataLoader(dataset, batch_size=None, num_workers=0)
 
     def tasks_of(self, rollout: int) -> list[Task]:
-        """The tasks of one rollout, of all ranks: passes over the training tasks, each in its own random order."""
+        """The tasks of one rollout, over all ranks: passes over the training tasks, each in a new random order."""
         first = rollout * self.tasks_per_rollout
         chosen = []
         for position in range(first, first + self.tasks_per_rollout):
@@ -177,7 +177,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @contextmanager
     def acting(self, sampler: Sampler) -> Iterator[Actors]:
-        """The agents with the policies as they are now, for rollouts of `sampler`."""
+        """The agents with their current policies, ready for rollouts of `sampler`."""
         module = self.trainer.lightning_module
         keep_cache = self.environment.horizon > 1 or not sampler.asks_once
         with module.acting(), self.actors.serving(module.num_rollouts, keep_cache) as actors:
@@ -186,7 +186,7 @@ class RolloutDataModule(L.LightningDataModule):
     def play(
         self, sampler: Sampler, tasks: Sequence[Task], seed: int, num_generations: int, greedy: bool = False
     ) -> RolloutBatch:
-        """Play episodes with the policies as they are now."""
+        """Play `num_generations` episodes of each task with the current policies."""
         began = time.perf_counter()
         with self.acting(sampler) as actors:
             trajectories = sampler.rollout(
@@ -209,11 +209,11 @@ class RolloutDataModule(L.LightningDataModule):
         return collate(trajectories, time.perf_counter() - began, left_out)
 
     def play_until_different(self, tasks: Sequence[Task], others: Sequence[Task], seed: int) -> RolloutBatch:
-        """A training rollout whose groups differ in their returns, as far as `replace_equal_groups` goes.
+        """A training rollout, in which groups of equal returns are replaced up to `replace_equal_groups` times.
 
         Args:
             tasks: The tasks of this rank.
-            others: Those that may take the place of one.
+            others: Tasks that can replace them.
             seed: Seed of the rollout.
         """
         batch = self.play(self.sampler, tasks, seed, self.num_generations)
@@ -222,29 +222,29 @@ class RolloutDataModule(L.LightningDataModule):
             groups = batch.groups[equal].unique().tolist()
             if not sum_over_ranks(len(groups), self.trainer.lightning_module.device):
                 break
-            chance = random.Random(f"replace {seed} {attempt}")
+            generator = random.Random(f"replace {seed} {attempt}")
             enough = len(groups) <= len(others)
-            chosen = chance.sample(others, len(groups)) if enough else chance.choices(others, k=len(groups))
+            chosen = generator.sample(others, len(groups)) if enough else generator.choices(others, k=len(groups))
             fresh = self.play(self.sampler, chosen, seed + attempt * _REPLACEMENT_SEED, self.num_generations)
             for trajectory in [*fresh.trajectories, *fresh.left_out]:
                 trajectory.group = groups[trajectory.group]
-            kept = [path for path, gone in zip(batch.trajectories, equal.tolist(), strict=True) if not gone]
+            kept = [path for path, drop in zip(batch.trajectories, equal.tolist(), strict=True) if not drop]
             replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
-            together = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
-            batch = collate(together, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
+            merged = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
+            batch = collate(merged, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
             batch.replaced_joint_samples = replaced
         return batch
 
 
 def check_size(environment: Environment, first: str, num_tasks: int, second: str, num_episodes: int) -> None:
-    """Refuse a rollout that nobody could wait for or hold in memory, before anything of it is made.
+    """Raise `ConfigurationError` for a rollout that is too large for time and memory.
 
     Args:
-        environment: The game.
-        first: Setting behind `num_tasks`.
-        num_tasks: Tasks played side by side.
-        second: Setting behind `num_episodes`.
-        num_episodes: Episodes of each task.
+        environment: The environment.
+        first: Name of the setting of `num_tasks`.
+        num_tasks: Number of tasks played in parallel.
+        second: Name of the setting of `num_episodes`.
+        num_episodes: Number of episodes per task.
     """
     joint_samples = num_tasks * num_episodes * environment.horizon
     responses = joint_samples * len(environment.agent_ids)
@@ -258,7 +258,7 @@ def check_size(environment: Environment, first: str, num_tasks: int, second: str
 
 
 class _TrainRollouts(IterableDataset):
-    """The rollouts of one epoch, each drawn when it is asked for."""
+    """The rollouts of one epoch, each sampled when the loader asks for it."""
 
     def __init__(self, data: RolloutDataModule):
         self.data = data
@@ -273,16 +273,16 @@ class _TrainRollouts(IterableDataset):
         rank, num_ranks = data.trainer.global_rank, data.trainer.world_size
         for rollout in range(first + played, first + data.rollouts_per_epoch):
             seed = (data.seed * 1_000_003 + rollout) * num_ranks + rank
-            # Everything random until the next rollout follows from its number, so that a resumed run repeats it.
+            # One seed per rollout, so that a resumed run repeats it.
             torch.manual_seed(seed)
             tasks = data.tasks_of(rollout)
-            taken = {task.task_id for task in tasks}
-            others = [task for task in data.train_tasks if task.task_id not in taken] or data.train_tasks
+            used = {task.task_id for task in tasks}
+            others = [task for task in data.train_tasks if task.task_id not in used] or data.train_tasks
             yield data.play_until_different(tasks[rank::num_ranks], others, seed)
 
 
 class _EvalRollouts(IterableDataset):
-    """Held-out episodes, the same seeds at every evaluation."""
+    """Held-out episodes, with the same seeds in every evaluation."""
 
     def __init__(self, data: RolloutDataModule, tasks: Sequence[Task]):
         self.data = data

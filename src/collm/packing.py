@@ -1,7 +1,7 @@
-"""Trajectories as rows of tokens: what policies and critics read in updates, padded, in micro-batches.
+"""Trajectories as token sequences: the inputs of policies and critics in updates, padded, in micro-batches.
 
-An action that several trajectories share (paths of a rollout tree, crossed joint actions) is one scored stretch of
-tokens with the advantages of all of them.
+An action that several trajectories share (paths of a rollout tree, crossed joint actions) is scored once, with the
+advantages of all of them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _FREE_PADDING = 64  # tokens
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One row of tokens of one trajectory, as a policy or a critic reads it.
+    """Tokens of one trajectory, as input of a policy or a critic.
 
     Args:
         row: Index of the trajectory in the batch.
         ids: Token ids, length L.
-        turns: Turn that each position is scored for, -1 where it is context only, length L. For a policy the
-            scored positions are the tokens of its actions; for a critic the last token of each history.
-        old_log_probs: Behaviour log-probability at the scored positions of a policy, 0 elsewhere, length L;
-            empty for critics.
+        turns: Turn for which each position is scored, -1 at positions that are context only, length L. For a policy the
+            scored positions are the tokens of its actions; for a critic, the last token of each history.
+        old_log_probs: Behaviour log-probability at the scored positions of a policy, 0 elsewhere, length L; empty for
+            critics.
     """
 
     row: int
@@ -39,13 +39,13 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Right-padded rows of tokens.
+    """Right-padded token sequences of R rows.
 
     Args:
         rows: Trajectory of each row, [R].
         ids: Token ids, [R, L].
         attention_mask: True at tokens, False at padding, [R, L].
-        turns: Turn each position is scored for, -1 where it is not scored, [R, L].
+        turns: Turn for which each position is scored, -1 at positions that are not scored, [R, L].
         old_log_probs: Behaviour log-probabilities of scored tokens, 0 elsewhere, [R, L].
     """
 
@@ -61,7 +61,7 @@ class SequenceBatch:
         return self.turns >= 0
 
     def per_turn(self, values: Tensor) -> Tensor:
-        """Take `values` [B, T] to the token positions scored for each turn; 0 elsewhere, [R, L]."""
+        """Copy `values` [B, T] to the token positions scored for each turn; 0 elsewhere, [R, L]."""
         return torch.where(self.action_mask, values[self.rows[:, None], self.turns.clamp(min=0)], 0.0)
 
     def sum_by_turn(self, token_values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -72,43 +72,42 @@ class SequenceBatch:
 
 
 def pool_shared_actions(advantages: Tensor, batch: RolloutBatch, agent_id: str) -> Tensor:
-    """Advantages where `action_sequences` scores an action, [B, T] -> [B, T].
+    """Advantages at the turns in which `action_sequences` scores an action, [B, T] -> [B, T].
 
     An action that several trajectories share (paths of a rollout tree, crossed joint actions) is scored once, in the
-    first of them. A loss that is linear in the advantages is the same if that place gets their weighted sum, and the
-    others 0. Where nothing is shared, nothing changes. A loss with a ratio clip is linear in positive and in negative
-    advantages only, see `signed_shares`.
+    first of them. There it gets the weighted sum of their advantages, and the other trajectories get 0, which leaves a
+    loss that is linear in the advantages unchanged. Without shared actions, advantages are returned unchanged. A loss
+    with a ratio clip is linear in positive and in negative advantages separately; see `signed_shares`.
     """
     first: dict[str, int] = {}
-    places = list(range(advantages.numel()))
+    targets = list(range(advantages.numel()))  # flat index to which each advantage is added
     for row, trajectory in enumerate(batch.trajectories):
-        for place, turn in enumerate(trajectory.turns, start=row * advantages.shape[1]):
-            places[place] = first.setdefault(turn.actions[agent_id].uid, place)
+        for source, turn in enumerate(trajectory.turns, start=row * advantages.shape[1]):
+            targets[source] = first.setdefault(turn.actions[agent_id].uid, source)
     weighted = advantages if batch.tree is None else advantages * batch.tree.weights[:, None]
     pooled = torch.zeros_like(advantages).flatten()
-    index = torch.tensor(places, dtype=torch.long, device=pooled.device)  # a rank may have none
+    index = torch.tensor(targets, dtype=torch.long, device=pooled.device)  # may be empty on a rank
     return pooled.index_add(0, index, weighted.flatten()).view(advantages.shape)
 
 
 def signed_shares(advantages: Tensor, batch: RolloutBatch, agent_id: str) -> Tensor:
-    """`pool_shared_actions` of the positive and of the negative advantages on their own, [B, T] -> [2, B, T].
+    """`pool_shared_actions` of positive and of negative advantages separately, [B, T] -> [2, B, T].
 
     PPO's surrogate, min(rho A, clip(rho) A), is min(rho, clip(rho)) A for A >= 0 and max(rho, clip(rho)) A for A <= 0.
-    So its sum over the trajectories that share an action is that of the two pooled advantages, and without a clip it is
-    that of their sum.
+    So its sum over the trajectories that share an action equals the sum of the surrogates of the two pooled advantages.
     """
     signs = (advantages.clamp(min=0), advantages.clamp(max=0))
     return torch.stack([pool_shared_actions(part, batch, agent_id) for part in signs])
 
 
 def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[TokenSequence]:
-    """What one agent read and wrote, as few rows as possible.
+    """Prompts and actions of one agent, in as few token sequences as possible.
 
-    A dialogue whose history is kept whole is a prefix chain: every prompt begins with the previous prompt and the
-    action that followed it. Such a chain becomes ONE row that scores all its turns in one forward pass. Where a
-    history was cut to fit the context, a new row begins. What an agent wrote to others before it acted is part of its
-    action, as the others' actions depend on it. An action that several trajectories share is scored in the first of
-    them alone; see `pool_shared_actions`.
+    In a dialogue with a complete history, every prompt begins with the previous prompt and the action that followed
+    it. Such a dialogue becomes ONE sequence that scores all its turns in one forward pass. A new sequence begins at a
+    prompt whose history was cut to fit the context. Messages that an agent sent before it acted count as part of its
+    action, as the actions of others depend on them. An action that several trajectories share is scored in the first
+    of them only; see `pool_shared_actions`.
     """
     sequences: list[TokenSequence] = []
     scored: set[str] = set()
@@ -116,9 +115,9 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
         current: TokenSequence | None = None
         written: list[tuple[int, Action]] = []
         for turn, played in enumerate(trajectory.turns):
-            place = -1 if played.actions[agent_id].uid in scored else turn
+            scored_turn = -1 if played.actions[agent_id].uid in scored else turn
             scored.add(played.actions[agent_id].uid)
-            written += [(place, message.action) for message in played.written_by(agent_id)]
+            written += [(scored_turn, message.action) for message in played.written_by(agent_id)]
         for turn, action in written:
             prompt = list(action.prompt_ids)
             if current is None or prompt[: len(current.ids)] != current.ids:
@@ -139,7 +138,7 @@ def micro_batches(
 ) -> Iterator[SequenceBatch]:
     """Pad `sequences` into batches of at most `max_tokens` tokens, padding included.
 
-    Rows of similar length travel together. A single row longer than `max_tokens` makes a batch of its own.
+    Sequences of similar length share a batch. A sequence longer than `max_tokens` becomes a batch of one.
     """
     for group in similar_lengths([len(sequence.ids) for sequence in sequences], max_tokens):
         yield pad_sequences([sequences[index] for index in group], pad_id, device)
@@ -164,10 +163,17 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
 
 
 def similar_lengths(lengths: Sequence[int], max_tokens: float = math.inf) -> list[list[int]]:
-    """Indices of rows in groups to be padded to one length each, from the shortest rows to the longest.
+    """Group rows by length, from the shortest to the longest; each group will be padded to its longest row.
 
-    Padding is at most a tenth of the tokens of a group, or so little that another pass would take longer. A group has
-    at most `max_tokens` tokens, padding included, or one row.
+    Padding is at most a tenth of the tokens of a group, or at most `_FREE_PADDING` tokens, which cost less than another
+    forward pass. A group has at most `max_tokens` tokens, padding included, or one row.
+
+    Args:
+        lengths: Number of tokens of each row.
+        max_tokens: Largest number of tokens in a group.
+
+    Returns:
+        Indices of the rows of each group.
     """
     groups: list[list[int]] = []
     useful = 0  # tokens of the last group, without padding

@@ -1,7 +1,7 @@
-"""What happened in an episode, and how it becomes tensors.
+"""Data of episodes: tasks, actions, turns and trajectories, and batches of them as tensors.
 
-A `Trajectory` is text and token ids: it is what environments and samplers make, what transcripts are written
-from, and what a `RolloutBatch` carries to the algorithm. `packing` turns it into rows of tokens for updates.
+A `Trajectory` holds text and token ids. Samplers create it, transcripts are written from it, and a `RolloutBatch`
+carries it to the algorithm. `packing` turns it into token sequences for updates.
 
 Dimension letters, used everywhere in the project:
 
@@ -24,11 +24,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Task:
-    """One problem that agents can be given.
+    """One problem for the agents to solve.
 
     Args:
         task_id: Stable name, unique within the environment.
-        data: What the environment needs to know about it; plain data only.
+        data: Data of the problem for the environment; plain data only.
     """
 
     task_id: str
@@ -37,18 +37,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Action:
-    """A whole response of one agent, the macro-action of the Dec-POMDP.
+    """A complete response of one agent, the macro-action of the Dec-POMDP.
 
     Args:
-        text: The response as the environment reads it.
-        prompt_ids: Tokens the response was sampled after: the agent's own history h_i as its model reads it.
-        token_ids: Sampled tokens, the end-of-sequence token included when it was sampled.
+        text: The response as text, as the environment receives it.
+        prompt_ids: Prompt tokens: the local history h_i of the agent, in tokens of its model.
+        token_ids: Sampled tokens, including the end-of-sequence token if it was sampled.
         log_probs: Log-probability of each sampled token under the behaviour policy.
-        truncated: True when the response was cut at the token limit instead of ended by the agent.
-        seconds: How long it took to write; 0 where it was not timed on its own.
-        policy_version: Number of updates behind the weights that wrote it; None where no policy did (demonstrations).
-        uid: Identity. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
-            uid, also after they were copied or pickled.
+        truncated: True if the token limit cut the response, False if the agent ended it.
+        seconds: Generation time in seconds; 0 if it was not measured for this response.
+        policy_version: Number of updates of the weights that sampled it; None if no policy did (demonstrations).
+        uid: Unique id. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
+            uid, also after copying or pickling.
     """
 
     text: str
@@ -63,13 +63,14 @@ class Action:
 
 @dataclass(frozen=True)
 class Message:
-    """Something one agent was shown and wrote within a turn.
+    """One observation of an agent during a turn, and its response.
 
     Args:
-        agent_id: Who wrote it.
-        observation: What the agent was shown for it.
-        action: What it wrote.
-        round: Messages of one round are written at the same time, those of the next one after them.
+        agent_id: The agent.
+        observation: Text that the agent was shown.
+        action: The response of the agent.
+        round: Round of the message in its turn. Agents write the messages of one round at the same time; those of the
+            next round can depend on them.
     """
 
     agent_id: str
@@ -84,11 +85,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a joint action stands in a rollout tree.
+    """Position of a joint action in a rollout tree.
 
     Args:
-        node: Number of the joint action, unique in its rollout; paths that begin alike share it.
-        parent: Number of the joint action before it, which its siblings share; below 0 at the root of a task.
+        node: Number of the joint action, unique in its rollout; all paths through it hold the same number.
+        parent: Number of the joint action before it, the same for its siblings; negative at the root of a task.
     """
 
     node: int
@@ -99,12 +100,12 @@ class Branch:
 class Turn:
     """One joint action and its reward; `branch` is None outside rollout trees.
 
-    `messages` is empty where every agent answered its observation at once, as `observations` and `actions` say it all.
-    Where agents talk before they act, it holds all that they were shown and wrote, in order; the last message of each
-    agent is its action. `values` is what the history before the turn is worth under the current policies, `team` the
-    joint history and an agent's id its own; empty where nobody knows. `features`, `state_text` and `progress` (the
-    share of the best score that is reached) describe the true state before the turn, for critics alone; they are empty
-    or None where the environment does not.
+    `messages` is empty if every agent responded once, as `observations` and `actions` then hold everything. If agents
+    send messages before they act, it holds all observations and responses in order; the last message of an agent is its
+    action. `values` holds exact values of the history before the turn under the current policies, under `team` of the
+    joint history and under each agent id of the local one; it is empty unless an oracle sampler fills it. `features`,
+    `state_text` and `progress` (the share of the best score reached) describe the state before the turn, for critics
+    only; they are empty or None if the environment does not define them.
     """
 
     observations: dict[str, str]
@@ -120,9 +121,9 @@ class Turn:
     progress: float | None = None
 
     def written_by(self, agent_id: str) -> list[Message]:
-        """What one agent was shown and wrote, in order; the last one is its action."""
-        own = [message for message in self.messages if message.agent_id == agent_id]
-        return own or [Message(agent_id, self.observations[agent_id], self.actions[agent_id])]
+        """Messages of one agent in this turn, in order; the last one is its action."""
+        messages = [message for message in self.messages if message.agent_id == agent_id]
+        return messages or [Message(agent_id, self.observations[agent_id], self.actions[agent_id])]
 
 
 @dataclass
@@ -130,16 +131,15 @@ class Trajectory:
     """The turns of one episode, or one path of a rollout tree from its root to a leaf.
 
     Args:
-        task: What was played.
-        group: Trajectories of one rollout that share a task share this number.
+        task: The task.
+        group: Number of its group: the trajectories of one task in a rollout.
         horizon: Largest number of turns the environment allows.
-        max_reward: Largest reward a turn can bring; the scale of the progress shown to critics.
-        turns: What happened.
-        metrics: Numbers the environment has about the finished episode.
-        failures: Every `EpisodeFailure` that the environment reported, those that a retry made good included, as its
-            cause and its message.
-        error: Why the episode failed for good; such an episode keeps the turns it has.
-        weight: How likely a random descent of its rollout tree takes this path; 1 for an episode of its own.
+        max_reward: Largest reward of one turn; critics are shown it beside the last reward.
+        turns: The turns, in order.
+        metrics: Metrics of the finished episode from the environment.
+        failures: Cause and message of every `EpisodeFailure` of the environment, also of those that a retry resolved.
+        error: Why the episode failed after all retries, else None; a failed episode keeps the turns before the failure.
+        weight: Probability of this path in a uniform random descent of its rollout tree; 1 outside rollout trees.
     """
 
     task: Task
@@ -176,9 +176,9 @@ class Trajectory:
                 }
                 | ({"messages": [message.record() for message in turn.messages]} if turn.messages else {})
                 | {
-                    name: told
+                    name: value
                     for name in ("features", "state_text", "progress")
-                    if (told := getattr(turn, name)) not in ({}, "", None)
+                    if (value := getattr(turn, name)) not in ({}, "", None)
                 }
                 for turn in self.turns
             ],
@@ -187,12 +187,12 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class RolloutTree:
-    """How the trajectories of a batch hang together where they are paths of rollout trees.
+    """Structure of a batch whose trajectories are paths of rollout trees.
 
     Args:
-        nodes: Joint action at each turn of each path, numbered from 0 to M - 1, 0 where no turn was played, [B, T].
-        siblings: Group of each joint action: those drawn after the same history, [M].
-        weights: How much each path counts, with mean 1, [B].
+        nodes: Joint action at each turn of each path, numbered from 0 to M - 1; 0 at turns not played, [B, T].
+        siblings: Group of each joint action: those sampled after the same history, [M].
+        weights: Weight of each path, with mean 1, [B].
     """
 
     nodes: Tensor
@@ -206,17 +206,17 @@ class RolloutTree:
 
 @dataclass
 class RolloutBatch:
-    """Finished, on-policy trajectories and what every algorithm reads of them.
+    """Finished, on-policy trajectories, with their rewards and groups as tensors.
 
     Args:
         trajectories: The episodes, B of them.
-        rewards: Team reward of each turn, 0 where no turn was played, [B, T].
-        turn_mask: True at turns that were played, [B, T].
+        rewards: Team reward of each turn, 0 at turns not played, [B, T].
+        turn_mask: True at played turns, [B, T].
         groups: Group of each trajectory, [B].
-        seconds: What it took to play them.
-        tree: How they hang together, None where every trajectory is an episode of its own.
-        left_out: Episodes that failed and are not among `trajectories`: nothing is learned from them.
-        replaced_joint_samples: Joint actions of groups that were played and replaced by others.
+        seconds: Time of the rollout in seconds.
+        tree: Structure of the rollout trees; None if every trajectory is an independent episode.
+        left_out: Failed episodes, which are not among `trajectories` and not learned from.
+        replaced_joint_samples: Number of joint actions in groups that were played and then replaced.
     """
 
     trajectories: list[Trajectory]
@@ -230,7 +230,7 @@ class RolloutBatch:
 
     @property
     def joint_samples(self) -> int:
-        """Joint actions that were paid for this batch, replaced groups included."""
+        """Number of joint actions that were sampled for this batch, including those of replaced groups."""
         kept = int(self.turn_mask.sum()) if self.tree is None else len(self.tree.siblings)
         return kept + self.replaced_joint_samples
 
@@ -249,10 +249,10 @@ class RolloutBatch:
 
 
 def without_failed(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Split `trajectories` into those that were finished and those that failed.
+    """Split `trajectories` into finished and failed ones.
 
-    Where paths of a rollout tree failed, the weights of the paths left are worked out anew: a random descent chooses
-    evenly among the children that lead on to a path that is left.
+    If paths of a rollout tree failed, the weights of its finished paths are computed again: the random descent chooses
+    uniformly among the children that have a finished path.
     """
     left = [trajectory for trajectory in trajectories if trajectory.error is None]
     failed = [trajectory for trajectory in trajectories if trajectory.error is not None]
@@ -270,7 +270,7 @@ def without_failed(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory]
 def collate(
     trajectories: Sequence[Trajectory], seconds: float = 0.0, left_out: Sequence[Trajectory] = ()
 ) -> RolloutBatch:
-    """Put the rewards of `trajectories` side by side; T is the longest of them, at least 1."""
+    """Make a batch of `trajectories`; T is the largest number of turns among them, at least 1."""
     width = max((len(trajectory.turns) for trajectory in trajectories), default=0) or 1
     rewards = torch.zeros(len(trajectories), width)
     turn_mask = torch.zeros(len(trajectories), width, dtype=torch.bool)
@@ -285,7 +285,7 @@ def collate(
 
 
 def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:
-    """How `trajectories` hang together, over `width` turns; None if no turn has a `branch`."""
+    """The structure of the rollout trees of `trajectories` with T = `width`; None if no turn has a `branch`."""
     if not any(turn.branch for trajectory in trajectories for turn in trajectory.turns):
         return None
     # where one turn has a branch, all have
@@ -298,7 +298,7 @@ def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree 
 
 
 def distinct_actions(trajectories: Iterable[Trajectory]) -> list[Action]:
-    """All that agents wrote, messages to each other included; what trajectories share counts once."""
+    """All actions and messages of agents; those that several trajectories share are listed once."""
     written = (
         message.action
         for trajectory in trajectories

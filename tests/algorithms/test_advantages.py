@@ -1,4 +1,4 @@
-"""The advantages of every algorithm on fixed batches; the arithmetic stands next to the numbers."""
+"""The advantages of every algorithm on fixed batches; comments show the arithmetic."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_monte_carlo_by_hand(make, cls: type[MonteCarlo]) -> None:
 
 
 def test_the_relatives_stay_distinct(make) -> None:
-    found = [make(cls).advantages(RETURNS, GROUPS, PLAYED) for cls in MONTE_CARLO]
-    for index, one in enumerate(found):
-        for other in found[:index]:
+    result = [make(cls).advantages(RETURNS, GROUPS, PLAYED) for cls in MONTE_CARLO]
+    for index, one in enumerate(result):
+        for other in result[:index]:
             assert (one - other).abs().max() > 0.1
 
 
@@ -114,12 +114,12 @@ OWN_VALUES = {"first": torch.tensor([[0.0, 2.0], [1.0, 0.0]]), "second": torch.t
 
 
 def with_values(algorithm: ActorCritic, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let the critics be `values`, by name; returns where their targets will be found."""
+    """Let the critics be `values`, by name; returns the dict that will hold their targets."""
     targets: dict[str, Tensor] = {}
     assert algorithm.critics.keys() == values.keys()
     for name, critic in algorithm.critics.items():
         critic.values = lambda batch, name=name: values[name]
-        critic.update = lambda batch, old_values, found, name=name: targets.update({name: found})
+        critic.update = lambda batch, old_values, result, name=name: targets.update({name: result})
     algorithm.log_critic = lambda *args: None
     algorithm.num_rollouts = 1
     return targets

@@ -106,7 +106,7 @@ def test_policy_gradient_is_that_of_the_formula(make: Make, num_agents: int) -> 
 def test_importance_ratio_weighs_the_gradient(make: Make) -> None:
     module = make(1)
     batch = play(module)
-    # as if the behaviour policy had found the actions of the first episode e^0.5 times as likely
+    # as if the actions of the first episode were e^0.5 times as likely under the behaviour policy
     for turn in batch.trajectories[0].turns:
         action = turn.actions["a1"]
         turn.actions["a1"] = replace(action, log_probs=[action.log_probs[0] + 0.5, *action.log_probs[1:]])
@@ -179,19 +179,19 @@ def test_critic_gradient_is_that_of_finite_differences(make: Make) -> None:
     for weight, old in zip(weights, before, strict=True):
         weight.data.copy_(old)
 
-    found, expected = {}, {}
+    computed, expected = {}, {}
     for index in range(0, len(weights), 4):  # of every fourth matrix the entry that matters most
-        place = gradient[index].abs().argmax().item()
+        position = gradient[index].abs().argmax().item()
         entry = weights[index].data.view(-1)
-        value = entry[place].item()
+        value = entry[position].item()
         losses = []
         for shift in (2e-3, -2e-3):
-            entry[place] = value + shift
+            entry[position] = value + shift
             losses.append(loss())
-        entry[place] = value
+        entry[position] = value
         expected[index] = (losses[0] - losses[1]) / 4e-3
-        found[index] = gradient[index].flatten()[place].item()
-    assert found == pytest.approx(expected, rel=0.02)
+        computed[index] = gradient[index].flatten()[position].item()
+    assert computed == pytest.approx(expected, rel=0.02)
     assert len(expected) >= 5
     assert min(map(abs, expected.values())) > 0.01  # far above the rounding of the differences
 
@@ -218,8 +218,8 @@ def test_advantages_are_normalized_then_clipped(make: Make) -> None:
     module = make(1, normalize_advantage=True, advantage_clip=1.2)
     mask = torch.tensor([[True, True], [True, False]])
     # mean 2, deviation sqrt(2 / 3)
-    shaped = module.shape_advantages(torch.tensor([[1.0, 2.0], [3.0, 99.0]]), mask)
-    assert_close(shaped, torch.tensor([[-1.2, 0.0], [1.2, 0.0]]))
+    normalized = module.shape_advantages(torch.tensor([[1.0, 2.0], [3.0, 99.0]]), mask)
+    assert_close(normalized, torch.tensor([[-1.2, 0.0], [1.2, 0.0]]))
 
 
 # What an update touches

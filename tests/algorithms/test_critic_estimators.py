@@ -20,7 +20,7 @@ SCALE = torch.tensor([1.0, *[2.0] * 4])[:, None]  # 1 / gamma^t by history, for 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("critic", ["centralized", "own"])
 def test_actor_critics_with_exact_values_are_unbiased(game: TwoTurns, gae_lambda: float, critic: str) -> None:
-    """Equations 2 and 4. As everywhere in practice the weight gamma^t of later turns is left out."""
+    """Equations 2 and 4. As is common in practice, the weight gamma^t of turn t is left out."""
     world = Enumerated(game)
     for agent_id in AGENTS:
         for discount, scale in ((1.0, 1.0), (0.5, SCALE)):

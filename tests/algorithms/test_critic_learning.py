@@ -22,7 +22,7 @@ from collm.trajectory import RolloutBatch
 SPEC = {"agent_ids": ["a", "b"], "policy": PolicySpec("tiny"), "critic": LanguageModelCritic(ModelSpec("tiny"))}
 
 
-def test_targets_have_a_lambda_of_their_own() -> None:
+def test_critic_lambda_sets_the_targets_only() -> None:
     """Rewards 1, 2 and values 5, 3: TD targets 1 + 3 and 2, Monte-Carlo ones 3 and 2."""
     batch = RolloutBatch([], torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([0]))
     values = torch.tensor([[5.0, 3.0]])

@@ -87,7 +87,7 @@ def test_copies_are_part_of_the_state(start: Tensor, saved_after: int) -> None:
     assert resumed.state[two]["exp_avg"].dtype == torch.float32
 
 
-def test_a_weight_that_was_replaced_goes_on_from_there(start: Tensor) -> None:
+def test_steps_continue_from_a_replaced_weight(start: Tensor) -> None:
     """As after a checkpoint without copies; what was not replaced keeps what was rounded away."""
     weight = nn.Parameter(start.clone())
     optimizer = adamw([weight], weight_decay=0.0)

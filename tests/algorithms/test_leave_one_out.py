@@ -71,9 +71,9 @@ def test_a_wrong_baseline_is_unbiased_too_if_it_is_the_own_one() -> None:
 @pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
 def test_the_luck_of_the_other_is_taken_away(agent_id: str, gae_lambda: float) -> None:
     world = Enumerated(NOISY)
-    found = targets(world, 1.0, gae_lambda)
-    team = variance(world, agent_id, found - world.values(1.0, list(AGENTS)))
-    assert variance(world, agent_id, found - world.values_without(1.0, agent_id)) < team
+    targeted = targets(world, 1.0, gae_lambda)
+    team = variance(world, agent_id, targeted - world.values(1.0, list(AGENTS)))
+    assert variance(world, agent_id, targeted - world.values_without(1.0, agent_id)) < team
 
 
 # The algorithm, with a critic that knows by heart
@@ -89,12 +89,12 @@ def test_advantages_by_hand(tiny_folder: str) -> None:
     mask = torch.tensor([[True, True], [True, False]])
     batch = RolloutBatch([], torch.tensor([[1.0, 8.0], [2.0, 0.0]]), mask, torch.tensor([0, 0]))
     # V, without the first, without the second; then the second turn
-    found = torch.tensor([[3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [1.5, 1.0, 2.5, 0.0, 0.0, 0.0]]).view(2, 2, 3)
+    targeted = torch.tensor([[3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [1.5, 1.0, 2.5, 0.0, 0.0, 0.0]]).view(2, 2, 3)
     regressed, advantages = [], {}
     critic = algorithm.critic
-    critic.values = lambda batch: found
+    critic.values = lambda batch: targeted
     critic.update = lambda batch, values, targets: regressed.append(targets)
-    algorithm.update_policies = lambda batch, found: advantages.update(found)
+    algorithm.update_policies = lambda batch, targeted: advantages.update(targeted)
     algorithm.log_critic = lambda *args: None
 
     algorithm.num_rollouts = 1
@@ -142,7 +142,7 @@ def make_critic(tiny_folder: str):
 def episode(*joint_actions: tuple[str, ...]) -> Trajectory:
     turns = []
     for index, texts in enumerate(joint_actions):
-        actions = {f"a{place + 1}": Action(text) for place, text in enumerate(texts)}
+        actions = {f"a{index + 1}": Action(text) for index, text in enumerate(texts)}
         turns.append(Turn({name: f"look {index}" for name in actions}, actions, index / 2))
     return Trajectory(Task("task", {}), 0, 4, 1.0, turns)
 
@@ -158,10 +158,10 @@ def read(critic: LanguageModelCritic, *trajectories: Trajectory) -> Tensor:
     return values.view(len(trajectories), longest, width)
 
 
-def prefix(critic: LanguageModelCritic, trajectory: Trajectory, place: int) -> str:
+def prefix(critic: LanguageModelCritic, trajectory: Trajectory, turn_index: int) -> str:
     """The text that the value at `place` is read from."""
-    (row,) = [row for row in critic.encode([trajectory]) if place in row.turns]
-    return critic.network.tokenizer.decode(row.ids[: row.turns.index(place) + 1])
+    (row,) = [row for row in critic.encode([trajectory]) if turn_index in row.turns]
+    return critic.network.tokenizer.decode(row.ids[: row.turns.index(turn_index) + 1])
 
 
 def test_each_value_is_scored_once_in_a_row_per_agent(make_critic) -> None:

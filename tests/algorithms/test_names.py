@@ -129,7 +129,7 @@ def test_an_exported_adapter_speaks_as_its_agent(team: MultiAgentModule, tmp_pat
 
 
 @pytest.mark.parametrize("cls", [CoLLMCC, CoLLMDC])
-def test_models_of_their_own_with_critics_and_references(cls: type[MultiAgentModule], smallest_folder: str) -> None:
+def test_separate_models_with_critics_and_references(cls: type[MultiAgentModule], smallest_folder: str) -> None:
     """Names at which learners, critics, references and submodules could meet."""
     ids = ["critic", "team", "x", "reference_x", "critic/x", "policy/critic", "keys", "train", "0", "a.b", "a_b", "a/b"]
     module = without_trainer(build(cls, ids, smallest_folder, 0, kl_weight=0.1))
@@ -164,7 +164,7 @@ def test_models_of_their_own_with_critics_and_references(cls: type[MultiAgentMod
         (("a", "\ud800"), "no valid Unicode text"),
     ],
 )
-def test_agent_ids_that_cannot_be_told_apart(agent_ids: Any, named: str, smallest_folder: str) -> None:
+def test_agent_ids_with_equal_module_names(agent_ids: Any, named: str, smallest_folder: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         build(CoLLMCC, agent_ids, smallest_folder, 0)
 

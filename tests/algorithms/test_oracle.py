@@ -1,4 +1,4 @@
-"""The model that learns from scratch plays the relay, with critics that are told what they would have to learn."""
+"""A model with random initial weights plays the relay, with oracle critics."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_trained_log_probabilities_are_those_of_the_restricted_policy() -> None:
     assert_close(log_probs[:, -1], torch.tensor([action.log_probs[0] for action in drawn]), rtol=1e-5, atol=1e-5)
     allowed = policy.tokenizer.convert_tokens_to_ids(ACTIONS)
     for prompt, entropy in zip(prompts, entropies[:, -1], strict=True):
-        chances = policy.backbone.lm(torch.tensor([prompt])).logits[0, -1][allowed].softmax(-1)
-        assert_close(entropy, -(chances * chances.log()).sum(), rtol=1e-5, atol=1e-5)
+        probabilities = policy.backbone.lm(torch.tensor([prompt])).logits[0, -1][allowed].softmax(-1)
+        assert_close(entropy, -(probabilities * probabilities.log()).sum(), rtol=1e-5, atol=1e-5)
     (entropy.sum() + log_probs.sum()).backward()
     assert policy.backbone.lm.lm_head.weight.grad.isfinite().all()
 
@@ -77,26 +77,28 @@ def test_any_language_model_can_play(tiny_folder: str) -> None:
         assert 0 <= game.metrics(trajectory)["success"] <= 1
 
 
-def test_histories_carry_the_chances_the_policies_give_the_right_answers() -> None:
+def test_histories_hold_the_probabilities_of_the_right_answers() -> None:
     policies = make_policies(0.3)
     game = Relay(horizon=3, reward="dense")
     trajectories = Oracle().rollout(game, game.tasks("train")[:4], actors_of(policies), seed=1, device="cpu")
-    chances = {}
+    probabilities = {}
     for agent_id, policy in policies.items():
         for row, trajectory in enumerate(trajectories):
             for index, turn in enumerate(trajectory.turns):
                 prompt = torch.tensor([list(turn.actions[agent_id].prompt_ids)])
                 logits = policy.backbone.lm(prompt).logits[0, -1]
                 allowed = policy.tokenizer.convert_tokens_to_ids(ACTIONS)
-                chance = logits[allowed].softmax(-1)[ACTIONS.index(turn.info["right"][agent_id])]
-                chances[row, index, agent_id] = float(chance.detach())
+                probability = logits[allowed].softmax(-1)[ACTIONS.index(turn.info["right"][agent_id])]
+                probabilities[row, index, agent_id] = float(probability.detach())
                 assert turn.actions[agent_id].text in ACTIONS
     first, second = game.agent_ids
-    mean = [[sum(chances[row, index, name] for row in range(4)) / 4 for name in game.agent_ids] for index in range(3)]
+    mean = [
+        [sum(probabilities[row, index, name] for row in range(4)) / 4 for name in game.agent_ids] for index in range(3)
+    ]
     ahead = [mean[1][0] * mean[1][1] + mean[2][0] * mean[2][1], mean[2][0] * mean[2][1], 0.0]
     for row, trajectory in enumerate(trajectories):
         for index, turn in enumerate(trajectory.turns):
-            now = chances[row, index, first], chances[row, index, second]
+            now = probabilities[row, index, first], probabilities[row, index, second]
             assert turn.values["team"] == pytest.approx(now[0] * now[1] + ahead[index], rel=1e-4)
             assert turn.values[first] == pytest.approx(now[0] * mean[index][1] + ahead[index], rel=1e-4)
             assert turn.values[second] == pytest.approx(mean[index][0] * now[1] + ahead[index], rel=1e-4)

@@ -55,16 +55,16 @@ def test_an_adapter_on_random_weights_leaves_with_them(
     prefix = "backbones.<base%200>.lm."
     base = {name.removeprefix(prefix): weight for name, weight in state.items()}
     for agent_id in ("a1", "a2"):
-        found = AutoModelForCausalLM.from_pretrained(run_folder / "agents" / agent_id).state_dict()
-        assert found["model.norm.weight"].dtype == torch.float32
+        exported = AutoModelForCausalLM.from_pretrained(run_folder / "agents" / agent_id).state_dict()
+        assert exported["model.norm.weight"].dtype == torch.float32
         layer = "model.layers.0.mlp.up_proj"
         down, up = (base[f"{layer}.{part}.<{agent_id}>.weight"].float() for part in ("lora_A", "lora_B"))
         assert up.any()
         expected = base[f"{layer}.base_layer.weight"].float() + up @ down * 32 / 2
-        assert_close(found[f"{layer}.weight"], expected)
-        assert found["model.embed_tokens.weight"].equal(base["model.embed_tokens.weight"].float())
+        assert_close(exported[f"{layer}.weight"], expected)
+        assert exported["model.embed_tokens.weight"].equal(base["model.embed_tokens.weight"].float())
     pretrained = AutoModelForCausalLM.from_pretrained(tiny_folder).state_dict()
-    assert not torch.allclose(found["model.embed_tokens.weight"], pretrained["model.embed_tokens.weight"])
+    assert not torch.allclose(exported["model.embed_tokens.weight"], pretrained["model.embed_tokens.weight"])
 
     # a run that goes on from another seed has the base of the checkpoint
     assert fit(*args, "--seed_everything=5", "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}") == 0

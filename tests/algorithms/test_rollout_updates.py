@@ -50,7 +50,7 @@ def test_policies_act_as_they_are_evaluated_and_train_again_afterwards(tiny_fold
 
 
 @pytest.mark.parametrize(("critic_lambda", "expected"), [(None, [3.0, 8.0]), (1.0, [5.0, 8.0]), (0.5, [4.0, 8.0])])
-def test_targets_have_a_trace_decay_of_their_own(
+def test_critic_lambda_differs_from_gae_lambda(
     tiny_folder: str, critic_lambda: float | None, expected: list[float]
 ) -> None:
     module = CoLLMCC(

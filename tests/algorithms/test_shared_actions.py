@@ -144,18 +144,18 @@ def test_a_batch_that_was_pickled_teaches_the_same_in_another_process(
     module = build(tiny_folder, **kwargs)
     paths = crossed(module)
     expected, logged = updated(module, paths)
-    target = (module, pickled_one_by_one(paths), tmp_path / "found")
+    target = (module, pickled_one_by_one(paths), tmp_path / "loaded")
     process = multiprocessing.get_context("fork").Process(target=learn_elsewhere, args=target)
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    found, found_logged = torch.load(tmp_path / "found", weights_only=False)
-    assert found_logged == logged
-    assert all(found[name].equal(value) for name, value in expected.items())
+    loaded, loaded_logged = torch.load(tmp_path / "loaded", weights_only=False)
+    assert loaded_logged == logged
+    assert all(loaded[name].equal(value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("cls", [MAGRPO, CoLLMDCShared])
-def test_a_clipped_update_of_a_tree_is_that_of_its_paths_on_their_own(
+def test_a_clipped_update_of_a_tree_equals_that_of_separate_paths(
     tiny_folder: str, cls: type[MultiAgentModule]
 ) -> None:
     """The same rows with uids of their own share nothing, so that every path is scored with its own advantage."""

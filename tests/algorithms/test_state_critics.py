@@ -39,15 +39,15 @@ class Described(Enumerated):
                 turn.features = {"own": own, "other": other, "both": own * other}
 
     def episodes(self, rows: list[int], groups: list[int]) -> RolloutBatch:
-        found = []
+        results = []
         for row, group in zip(rows, groups, strict=True):
             original = self.batch.trajectories[row]
             (episode,) = copies(original, 1)
             episode.group = group
-            for turn, told in zip(episode.turns, original.turns, strict=True):
-                turn.features = told.features
-            found.append(episode)
-        return collate(found)
+            for turn, original_turn in zip(episode.turns, original.turns, strict=True):
+                turn.features = original_turn.features
+            results.append(episode)
+        return collate(results)
 
     def critic(self, discount: float = 1.0, critic: StateCritic | None = None) -> StateCritic:
         """One that has seen one rollout of a few episodes."""
@@ -62,13 +62,13 @@ class Described(Enumerated):
         """Mean advantages of the first episode of a pair over all second ones, [B, T]."""
         mean = torch.zeros_like(self.batch.rewards)
         for row in range(len(mean)):
-            for other, chance in enumerate(self.probabilities.tolist()):
+            for other, probability in enumerate(self.probabilities.tolist()):
                 batch = self.episodes([row, other], groups)
                 values = critic.values(batch)
                 advantages = generalized_advantages(batch.rewards, values, batch.turn_mask, discount, gae_lambda)
                 if centered:
                     advantages = advantages - leave_one_out_baseline(advantages, batch.groups, batch.turn_mask)
-                mean[row, : advantages.shape[1]] += chance * advantages[0]
+                mean[row, : advantages.shape[1]] += probability * advantages[0]
         return mean
 
 
@@ -82,8 +82,8 @@ def test_at_lambda_one_the_gradient_is_the_true_one(game: TwoTurns, centered: bo
     for discount, scale in ((1.0, 1.0), (0.5, SCALE)):
         advantages = world.expected(world.critic(discount), discount, 1.0, [0, 0] if centered else [0, 1], centered)
         for agent_id in AGENTS:
-            found, true = world.estimate(agent_id, advantages), world.true_gradient(agent_id, discount) * scale
-            assert_close(found, true, rtol=1e-4, atol=1e-5)
+            results, true = world.estimate(agent_id, advantages), world.true_gradient(agent_id, discount) * scale
+            assert_close(results, true, rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_rollout_is_unbiased_too() -> None:
@@ -114,14 +114,14 @@ def test_a_fit_that_has_seen_the_own_return_is_biased() -> None:
 
 def test_below_lambda_one_there_is_a_bias_and_it_is_small_where_values_are_good() -> None:
     world = Described(FULL)
-    found = {}
+    results = {}
     for gae_lambda in (0.95, 0.5, 0.0):
         advantages = world.expected(world.critic(), 1.0, gae_lambda, [0, 1], False)
         true = torch.cat([world.true_gradient(name, 1.0) for name in AGENTS])
         estimate = torch.cat([world.estimate(name, advantages) for name in AGENTS])
-        found[gae_lambda] = float((estimate - true).norm() / true.norm())
-    assert 0 < found[0.95] < found[0.5] < found[0.0]
-    assert found[0.95] < 0.05
+        results[gae_lambda] = float((estimate - true).norm() / true.norm())
+    assert 0 < results[0.95] < results[0.5] < results[0.0]
+    assert results[0.95] < 0.05
 
 
 # Sums, networks and the algorithm
@@ -144,10 +144,10 @@ def test_the_language_model_learns_what_the_features_leave_over(tiny_folder: str
     world = Described(FULL)
     alone, total = world.critic(), SumCritic(rest=Recorded())
     specs = dict.fromkeys(AGENTS, PolicySpec(tiny_folder))
-    told = SimpleNamespace(
+    original_turn = SimpleNamespace(
         specs=specs, discount=1.0, device="cpu", parameters_mode="separate", critics_share_weights=False
     )
-    total.attach("critic", AGENTS, told)
+    total.attach("critic", AGENTS, original_turn)
     total.check(SimpleNamespace(feature_names=("own", "other", "both"), horizon=2, has_state_text=False))
     total.load()
     total.parts["features"].restore(alone.checkpoint())

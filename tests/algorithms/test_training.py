@@ -75,9 +75,9 @@ def test_exactly_what_should_learn_moves(play: Callable[..., int], run_folder: P
     assert play(algorithm, *NO_DECAY) == 0
     assert set(Capture.learner.values()) == LEARNERS[algorithm]
     assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm])
-    found = scalars(run_folder)
-    assert METRICS.get(algorithm, set()) <= set(found)
-    assert found["rollout/joint_samples"] == [64, 128]
+    logged = scalars(run_folder)
+    assert METRICS.get(algorithm, set()) <= set(logged)
+    assert logged["rollout/joint_samples"] == [64, 128]
 
 
 @pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_cc_loo", "collm_dc", "magrpo"])
@@ -111,7 +111,7 @@ def test_the_shared_head_warms_up_without_the_policy_loss(play: Callable[..., in
     assert Capture.moved() == Capture.owned_by(*ACTORS)
 
 
-def test_the_shared_head_has_no_epochs_of_its_own(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_value_heads_refuse_epochs_and_replay(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert play("collm_dc_shared", "--model.init_args.critic.init_args.epochs=2") == 2
     assert "use model.num_epochs" in capsys.readouterr().err
 

@@ -31,7 +31,7 @@ class Crumbling(Toy):
         self, states: Sequence[Any], joint_actions: Sequence[Mapping[str, str]]
     ) -> list[Step | EpisodeFailure]:
         steps = super().step_batch(states, joint_actions)
-        return [EpisodeFailure("broke") if place % 2 else step for place, step in enumerate(steps)]
+        return [EpisodeFailure("broke") if number % 2 else step for number, step in enumerate(steps)]
 
 
 class ToThePoint(Crumbling):
@@ -99,26 +99,24 @@ def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_a_critic_reads_what_any_tokenizer_wrote(tiny_folder: str, byte_folder: str) -> None:
+def test_a_critic_encodes_responses_of_any_tokenizer(tiny_folder: str, byte_folder: str) -> None:
     """It reads text in tokens of its own: no text of one model is unknown to the other."""
     written = {"a1": "/setblock 1 2 0 stone", "a2": "\u0e17\u0e14 \U0001f9f1 \ufffd \x00 </s><|end|>"}
     turn = Turn({"a1": "look", "a2": "\u05d0\u05d1"}, {name: Action(text) for name, text in written.items()}, 1.0)
     trajectory = Trajectory(Task("task", {}), 0, 2, 1.0, [turn, turn])
-    told = []
+    decoded = []
     for folder in (tiny_folder, byte_folder):
         critic = lone_critic(folder, ("a1", "a2"))
         (row,) = critic.encode([trajectory])
         assert max(row.ids) < critic.network.backbone.lm.config.vocab_size
-        assert [place for place in row.turns if place >= 0] == [0, 1]
-        told.append(critic.network.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False))
-    assert told[0] == told[1]
-    assert all(text in told[0] for text in [*written.values(), *turn.observations.values()])
+        assert [turn for turn in row.turns if turn >= 0] == [0, 1]
+        decoded.append(critic.network.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False))
+    assert decoded[0] == decoded[1]
+    assert all(text in decoded[0] for text in [*written.values(), *turn.observations.values()])
 
 
 @pytest.mark.parametrize("algorithm", ["CoLLMCC", "CoLLMDC", "CoLLMDCShared", "MAGRPO"])
-def test_agents_with_tokenizers_of_their_own_train(
-    fit: Fit, run_folder: Path, byte_folder: str, algorithm: str
-) -> None:
+def test_agents_with_different_tokenizers_train(fit: Fit, run_folder: Path, byte_folder: str, algorithm: str) -> None:
     """a1 and a critic of all agents have the tiny vocabulary, a2 writes bytes, and all of them read each other."""
     args = [
         f"--model={algorithm}",

@@ -1,4 +1,4 @@
-"""The value loss in the units that normalized values are measured in; the arithmetic stands next to the numbers."""
+"""The value loss in units of normalized values; comments show the arithmetic."""
 
 from __future__ import annotations
 

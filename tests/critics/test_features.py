@@ -45,12 +45,12 @@ def episode(group: int, rewards: Sequence[float], features: Sequence[dict[str, f
 def rollout(
     seed: int, lengths: Sequence[int] = (3, 2, 3, 1, 3, 3), groups: Sequence[int] | None = None
 ) -> RolloutBatch:
-    """Episodes whose return follows from their features, and chance."""
-    chance = np.random.default_rng(seed)
+    """Episodes whose return depends on their features and noise."""
+    generator = np.random.default_rng(seed)
     episodes = []
     for number, length in enumerate(lengths):
-        numbers = [{"x": chance.normal(), "y": 5 + 2 * chance.normal()} for _ in range(length)]
-        rewards = [0.3 * told["x"] - told["y"] + 0.2 * chance.normal() for told in numbers]
+        numbers = [{"x": generator.normal(), "y": 5 + 2 * generator.normal()} for _ in range(length)]
+        rewards = [0.3 * told["x"] - told["y"] + 0.2 * generator.normal() for told in numbers]
         episodes.append(episode(number if groups is None else groups[number], rewards, numbers))
     return collate(episodes)
 
@@ -62,7 +62,7 @@ def plain_rows(batch: RolloutBatch) -> list[tuple[int, int, int, np.ndarray, flo
         for index, turn in enumerate(trajectory.turns):
             left = HORIZON - index
             told = np.array([turn.features["x"], turn.features["y"]])
-            togo = sum(later.reward for later in trajectory.turns[index:])
+            togo = sum(following.reward for following in trajectory.turns[index:])
             rows.append((row, trajectory.group, index, np.array([left, *told, *(told * left)]), togo))
     return rows
 
@@ -89,9 +89,9 @@ def test_ridge_by_hand() -> None:
 
 
 def test_ridge_is_that_of_numpy() -> None:
-    chance = np.random.default_rng(0)
-    inputs, weights = chance.normal(3, 2, (20, 4)) * [1, 10, 0.1, 1], chance.uniform(0.1, 2, 20)
-    targets = inputs @ [1, -0.1, 5, 0] + chance.normal(size=20)
+    generator = np.random.default_rng(0)
+    inputs, weights = generator.normal(3, 2, (20, 4)) * [1, 10, 0.1, 1], generator.uniform(0.1, 2, 20)
+    targets = inputs @ [1, -0.1, 5, 0] + generator.normal(size=20)
     rows = torch.tensor(np.column_stack([np.ones(20), inputs, targets]))
     products = (rows * torch.tensor(weights)[:, None]).T @ rows
     assert_close(
@@ -152,10 +152,10 @@ def test_values_are_those_of_refits_without_the_own_group(groups: list[int] | No
         fitted = [(0.25, one) for one in plain_rows(earlier[0])] + [(0.5, one) for one in plain_rows(earlier[1])]
         fitted += [(1.0, one) for one in plain_rows(newest) if one[1] != group]
         weights = np.array([weight * by_turn[one[2]] for weight, one in fitted])
-        found = plain_ridge(
+        result = plain_ridge(
             np.array([one[3] for _, one in fitted]), np.array([one[4] for _, one in fitted]), weights, 2.0
         )
-        expected[row, turn] = float(found[0] + found[1:] @ inputs)
+        expected[row, turn] = float(result[0] + result[1:] @ inputs)
     assert_close(critic.values(newest), expected, rtol=1e-6, atol=1e-6)
     assert (critic.values(newest)[~newest.turn_mask] == 0).all()
 
@@ -205,15 +205,15 @@ def test_values_change_nothing_and_the_discount_counts() -> None:
     assert_close(critic.returns(batch)[0, 0], (first[0] + first[1] / 2 + first[2] / 4).double())
 
 
-def test_what_can_be_known_is_known() -> None:
+def test_predictable_returns_are_predicted() -> None:
     """Returns linear in features x turns left: nearly all of the variance, from the second rollout on."""
-    critic, chance = make(penalty=0.1), np.random.default_rng(0)
+    critic, generator = make(penalty=0.1), np.random.default_rng(0)
 
     def exact(seed: int) -> RolloutBatch:
         episodes = []
         for group in range(16):
-            slope = chance.normal()
-            told = [{"x": slope, "y": chance.normal()} for _ in range(HORIZON)]
+            slope = generator.normal()
+            told = [{"x": slope, "y": generator.normal()} for _ in range(HORIZON)]
             episodes.append(episode(group, [slope] * HORIZON, told))  # the return to go is x times the turns left
         return collate(episodes)
 
@@ -228,7 +228,7 @@ def test_what_can_be_known_is_known() -> None:
 
 
 def on_two_ranks(critics: Sequence[StateCritic], work: Callable[[StateCritic, int], Any]) -> list[Any]:
-    """Two threads in the place of two processes, which add up what they have."""
+    """Two threads act as two processes, which sum their tensors."""
     slots: list[Tensor] = [torch.zeros(0)] * 2
     barrier, results = threading.Barrier(2, timeout=20), [None, None]
 
@@ -266,11 +266,11 @@ def test_two_ranks_have_the_values_of_one() -> None:
         one.update(batch, batch.rewards, batch.rewards)
 
     def work(critic: StateCritic, number: int) -> list[Tensor]:
-        found = []
+        result = []
         for part in parts:
-            found.append(critic.values(part[number]))
+            result.append(critic.values(part[number]))
             critic.update(part[number], part[number].rewards, part[number].rewards)
-        return found
+        return result
 
     first, second = on_two_ranks([make(), make()], work)
     for whole, upper, lower in zip(expected, first, second, strict=True):
@@ -334,10 +334,10 @@ def test_bad_features_are_named(features: dict[str, float], message: str) -> Non
         make().inputs(collate([episode(0, [0], [good]), episode(1, [0, 0], [good, features])]))
 
 
-def test_what_cannot_be_read_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ConfigurationError, match="SimpleNamespace does not describe its states in numbers"):
+def test_missing_features_are_refused_before_weights_load() -> None:
+    with pytest.raises(ConfigurationError, match="SimpleNamespace has no state features"):
         make(game=SimpleNamespace(feature_names=(), horizon=3))
-    with pytest.raises(ConfigurationError, match="has a critic of its own for each of them; use CoLLMCC"):
+    with pytest.raises(ConfigurationError, match="has one critic per agent; use CoLLMCC"):
         FeaturesCritic().attach("critic/a1", ["a1"], learner())
     FeaturesCritic().attach("critic/a1", ["a1"], learner(["a1"]))  # a team of one is centralized
 

@@ -99,7 +99,7 @@ def test_values_are_read_from_the_last_hidden_state(tiny_folder: str) -> None:
     assert_close(values_of(critic, [played(1)], 1)[0, 0], critic.network.head(hidden)[0].detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_the_joint_history_in_words(tiny_folder: str) -> None:
+def test_text_of_the_joint_history(tiny_folder: str) -> None:
     critic = make(tiny_folder)
     assert text_of(critic, played(2)) == (
         "[turn 1 of 4]\n[a1] seen by a1 at 0\n[a2] seen by a2 at 0\n[value]"
@@ -140,13 +140,13 @@ def test_every_turn_is_scored_once_however_short_the_context(tiny_folder: str, l
     assert (len(rows) == 3) == (limit == 400)
     end = critic.network.tokenizer("[value]").input_ids
     for row in rows:  # each is read where nobody has acted yet
-        places = [index for index, turn in enumerate(row.turns) if turn >= 0]
-        assert all(row.ids[index + 1 - len(end) : index + 1] == end for index in places)
+        positions = [index for index, turn in enumerate(row.turns) if turn >= 0]
+        assert all(row.ids[index + 1 - len(end) : index + 1] == end for index in positions)
     batch = pad_sequences(rows, 0, "cpu")
     assert critic.network(batch)[batch.action_mask].isfinite().all()
 
 
-def test_where_a_history_is_cut_the_newest_turns_are_kept(tiny_folder: str) -> None:
+def test_a_cut_history_keeps_its_last_turns(tiny_folder: str) -> None:
     critic = make(tiny_folder)
     whole = len(critic.encode([played(3)])[0].ids)
     short = make(tiny_folder, context_length=whole - 1)
@@ -185,7 +185,7 @@ def test_what_trains(tiny_folder: str) -> None:
     assert len(critic.trainable_parameters()) == 2 + 2 * 2 * 7
 
 
-def test_the_token_that_ended_a_response_is_not_part_of_what_is_read(tiny_folder: str) -> None:
+def test_the_end_of_sequence_token_is_not_encoded(tiny_folder: str) -> None:
     encoder = HistoryEncoder(tiny_folder, ("a",), ("a",), 1000, progress=False)
     before, end = encoder.tokens("x"), load_tokenizer(tiny_folder).eos_token_id
     ended, cut = (Action("?", [1], [5, 6, last], truncated=last != end) for last in (end, 7))

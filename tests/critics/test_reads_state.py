@@ -1,4 +1,4 @@
-"""A language-model critic that reads the state, or is told the progress, in words."""
+"""A language-model critic on the text of the state, or with the progress of the team in its history."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def played(progress: float | None = None) -> Trajectory:
     for index in range(2):
         observations = {agent_id: f"seen by {agent_id} at {index}" for agent_id in AGENTS}
         actions = {agent_id: Action(f"said by {agent_id} at {index}") for agent_id in AGENTS}
-        told = None if progress is None else progress * index
-        trajectory.turns.append(Turn(observations, actions, 0.25, state_text=f"state {index}", progress=told))
+        share = None if progress is None else progress * index
+        trajectory.turns.append(Turn(observations, actions, 0.25, state_text=f"state {index}", progress=share))
     return trajectory
 
 
@@ -49,8 +49,8 @@ def test_history_and_state_are_one_row_with_the_state_last(tiny_folder: str) -> 
     ]
 
 
-def test_a_history_is_told_the_progress_where_it_is_known(tiny_folder: str) -> None:
-    """Also where the last reward is 0 until the end, in the place of which it stands, right before the value."""
+def test_a_history_holds_the_progress_if_it_is_known(tiny_folder: str) -> None:
+    """The progress replaces the last reward, which can be 0 until the end; it is right before the value."""
     assert texts(tiny_folder, played(0.5)) == [
         "[turn 1 of 4]\n[a1] seen by a1 at 0\n[a2] seen by a2 at 0\n[progress 0.00 of 1.00]\n[value]"
         "\n[a1] said by a1 at 0\n[a2] said by a2 at 0\n"
@@ -77,9 +77,9 @@ def attach(critic: LanguageModelCritic, *agent_ids: str) -> None:
 
 
 @pytest.mark.parametrize("reads", ["state", "both"])
-def test_what_cannot_be_read_is_refused(no_weights: None, reads: str) -> None:
+def test_missing_state_text_is_refused(no_weights: None, reads: str) -> None:
     critic = LanguageModelCritic(reads=reads)
-    with pytest.raises(ConfigurationError, match="has a critic of its own for each of them"):
+    with pytest.raises(ConfigurationError, match="has one critic per agent"):
         attach(critic, "a1")
     attach(critic, *AGENTS)
     silent = SimpleNamespace(feature_names=(), horizon=2, has_state_text=False)

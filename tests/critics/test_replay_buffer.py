@@ -50,26 +50,26 @@ def test_a_restored_replay_draws_the_same() -> None:
     torch.manual_seed(3)
     expected = replay.draw(2)
     torch.manual_seed(3)
-    found = other.draw(2)
-    assert found.histories == expected.histories
-    assert_close(found.targets, expected.targets)
+    result = other.draw(2)
+    assert result.histories == expected.histories
+    assert_close(result.targets, expected.targets)
 
 
 def read_by(replays: list[ReplayBuffer], num_ranks: int) -> list[list[list[int]]]:
     """The numbers of the rows of each record that each of `num_ranks` processes goes on with."""
-    found = []
+    result = []
     for rank in range(num_ranks):
-        own = ReplayBuffer(2)
-        own.load_state_dicts([replay.state_dict() for replay in replays], rank, num_ranks)
-        for one in own.records:  # rows of tokens still belong to their targets
+        buffer = ReplayBuffer(2)
+        buffer.load_state_dicts([replay.state_dict() for replay in replays], rank, num_ranks)
+        for one in buffer.records:  # rows of tokens still belong to their targets
             assert [one.targets[sequence.row, 0] for sequence in one.histories] == [
                 100.0 * sequence.ids[0] for sequence in one.histories
             ]
-        found.append([[sequence.ids[0] for sequence in one.histories] for one in own.records])
-    return found
+        result.append([[sequence.ids[0] for sequence in one.histories] for one in buffer.records])
+    return result
 
 
-def test_other_processes_share_out_what_was_kept() -> None:
+def test_another_number_of_processes_redistributes_the_records() -> None:
     first, second = ReplayBuffer(2), ReplayBuffer(2)
     for one, starts in ((first, ((1, 2), (3, 2))), (second, ((11, 3), (14, 1)))):
         for start, num_rows in starts:

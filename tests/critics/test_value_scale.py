@@ -26,8 +26,8 @@ def critic(request: pytest.FixtureRequest, tiny_folder: str) -> ValueNetwork:
 
 def feed(critic: ValueNetwork, *targets: list[float]) -> None:
     for rollout in targets:
-        found = torch.tensor(rollout)
-        critic.rescale(found.mean(), found.square().mean())
+        tensor = torch.tensor(rollout)
+        critic.rescale(tensor.mean(), tensor.square().mean())
 
 
 @torch.no_grad()
@@ -43,14 +43,14 @@ def test_rescaling_changes_no_value(critic: ValueNetwork) -> None:
     assert not values(critic)[~BATCH.action_mask].any()
 
 
-def test_the_first_rollouts_count_alike(critic: ValueNetwork) -> None:
+def test_the_first_rollouts_have_equal_weights(critic: ValueNetwork) -> None:
     feed(critic, [0.0, 2.0], [6.0, 8.0])
     # of 0, 2, 6, 8: mean 4, variance (16 + 4 + 4 + 16) / 4
     assert_close(critic.shift, torch.tensor(4.0))
     assert_close(critic.scale, torch.tensor(10.0**0.5))
 
 
-def test_later_rollouts_displace_older_ones(critic: ValueNetwork) -> None:
+def test_the_weight_of_old_rollouts_decays(critic: ValueNetwork) -> None:
     feed(critic, *[[0.0, 2.0]] * 20, *[[9.0, 11.0]] * 200)
     assert_close(critic.shift, torch.tensor(10.0), rtol=1e-2, atol=0.0)
     assert_close(critic.scale, torch.tensor(1.0), rtol=5e-2, atol=0.0)

@@ -18,6 +18,6 @@ EARNED = (0.5, 0.0, 1.5)  # worth 0.5, 0.5 and 2.0 after each turn
         ("threshold", 2.1, [0.0, 0.0, 0.0]),
     ],
 )
-def test_the_pay_of_an_episode(density: str, least: float, expected: list[float]) -> None:
+def test_rewards_of_an_episode(density: str, least: float, expected: list[float]) -> None:
     worth = [sum(EARNED[: turn + 1]) for turn in range(3)]
     assert [paid(density, EARNED[t], worth[t], t == 2, least=least, most=3.0) for t in range(3)] == expected

@@ -126,7 +126,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(ConfigurationError, match=r"has no \.jsonl, .* \(found: no files\)"):
         load(tmp_path)
     write(tmp_path / "data.arrow", "x")
-    with pytest.raises(ConfigurationError, match=r"\(found: data\.arrow\); convert what is there"):
+    with pytest.raises(ConfigurationError, match=r"\(found: data\.arrow\); convert the files"):
         load(tmp_path)
     write(tmp_path / "a.txt", " \n")
     with pytest.raises(ConfigurationError, match=r"a\.txt: the field 'prompt' must be text"):

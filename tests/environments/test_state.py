@@ -42,9 +42,9 @@ def test_str_build_by_hand(persistent: bool, density: str) -> None:
     game = StrBuild(words=["L"], eval_words=["I"], persistent=persistent, reward_density=density, horizon=6)
     first = "/setblock 0 0 0 oak_planks\n/setblock 1 0 0 oak_planks\n/setblock 1 1 0 oak_planks"
     state = after(game, {"builder_1": first, "builder_2": "/setblock 2 0 0 obsidian"})
-    told = game.state_features(state)
+    features = game.state_features(state)
     score = 2 * 3 / 9 - 1.5 / 9 - 2 / 3
-    assert told == {
+    assert features == {
         "target_cells": 9,
         "background_cells": 16,
         "covered": 3,
@@ -62,7 +62,7 @@ def test_str_build_by_hand(persistent: bool, density: str) -> None:
         "#....\n#....\n#....\n#x...\n+++##\ncovered 3 of 9, extra 1, alike 2 of 3\nscore -0.17 of 2.00"
     )
     start = after(game)
-    assert game.feature_names == tuple(game.state_features(start)) == tuple(told)
+    assert game.feature_names == tuple(game.state_features(start)) == tuple(features)
     assert (game.state_features(start)["score"], game.progress(start)) == (0.0, 0.0)
 
 
@@ -72,17 +72,17 @@ def test_house_build_by_hand() -> None:
     )
     house = game.tasks("train")[0]
     start = after(game, task=house)
-    told = game.state_features(start)
-    assert list(told) == [
+    features = game.state_features(start)
+    assert list(features) == [
         *("solid_cells", "covered_share", "missing", "extra", "extra_share", "exact_share", "damage", "spiders_killed"),
         *("used/a/stone_bricks", "used/a/oak_planks", "used/b/stone_bricks", "used/b/oak_planks"),
         *("due/stone_bricks", "due/oak_planks", "blueprint/stone_bricks", "blueprint/oak_planks", "score"),
     ]
-    assert len(told) == 17  # critics know the turn
-    solid = told["solid_cells"]
-    assert told["due/stone_bricks"] + told["due/oak_planks"] == told["missing"] == solid
-    assert told["damage"] == sum(start.attacks)
-    assert told["score"] == pytest.approx(-0.2 * min(1, sum(start.attacks) / 5))
+    assert len(features) == 17  # critics know the turn
+    solid = features["solid_cells"]
+    assert features["due/stone_bricks"] + features["due/oak_planks"] == features["missing"] == solid
+    assert features["damage"] == sum(start.attacks)
+    assert features["score"] == pytest.approx(-0.2 * min(1, sum(start.attacks) / 5))
 
     plan = start.task.data
     layer, legend = plan["layers"][0], plan["legend"]
@@ -94,12 +94,12 @@ def test_house_build_by_hand() -> None:
     state = after(
         game, {own: f"/fill {cell} {kind}\n/kill", wrong: ""}, {own: "", wrong: f"/fill {cell} {other}"}, task=house
     )
-    told = game.state_features(state)
-    assert told[f"used/{own}/{kind}"] == told[f"used/{wrong}/{other}"] == 1
-    assert told["covered_share"] == pytest.approx(1 / solid)
-    assert (told["exact_share"], told["spiders_killed"]) == (0, 1)
-    assert told["due/stone_bricks"] + told["due/oak_planks"] == solid  # covered, but by the wrong kind
-    assert told["score"] == pytest.approx(2 / solid)
+    features = game.state_features(state)
+    assert features[f"used/{own}/{kind}"] == features[f"used/{wrong}/{other}"] == 1
+    assert features["covered_share"] == pytest.approx(1 / solid)
+    assert (features["exact_share"], features["spiders_killed"]) == (0, 1)
+    assert features["due/stone_bricks"] + features["due/oak_planks"] == solid  # covered, but by the wrong kind
+    assert features["score"] == pytest.approx(2 / solid)
     text = game.state_text(state)
     assert text.startswith("y 0\n0 !")
     assert f"covered 1 of {solid}, exact 0, extra 0\nspiders dead\na has stone_bricks" in text
@@ -122,8 +122,8 @@ def test_coding_by_hand() -> None:
     assert (nothing["prompt_characters"], nothing["test_asserts"], sum(nothing.values())) == (9, 2, 11)
     assert game.state_text(CodingState(task)) == "no program yet"
     last = CodingScore({"main": 0.6, "tests": 0.75}, 3, 4, False, HelperUse(True, False, True), True, True, True, "", 1)
-    told = game.state_features(CodingState(task, 1, last))
-    assert told == {
+    features = game.state_features(CodingState(task, 1, last))
+    assert features == {
         "prompt_characters": 9,
         "test_asserts": 2,
         "passed": 3,
@@ -138,7 +138,7 @@ def test_coding_by_hand() -> None:
         "timeouts": 1,
         "score": pytest.approx(1.35),
     }
-    assert tuple(told) == tuple(nothing) == game.feature_names
+    assert tuple(features) == tuple(nothing) == game.feature_names
     assert game.progress(CodingState(task, 1, last)) == pytest.approx(1.35 / 4)
     text = game.state_text(CodingState(task, 1, last))
     assert text == "helper, main, parses, calls helper; 3 of 4 tests pass; score 1.35 of 4.00"
@@ -151,7 +151,7 @@ def test_the_program_of_the_last_turn_is_what_coding_tells() -> None:
     assert game.state_text(state).startswith("nothing; 0 of ")
 
 
-def test_who_describes_nothing_says_so() -> None:
+def test_an_environment_without_state_features_has_none() -> None:
     game = MatrixGame()
     assert (game.feature_names, game.has_state_text, game.progress(None)) == ((), False, None)
     assert StrBuild().has_state_text
@@ -161,7 +161,7 @@ def test_who_describes_nothing_says_so() -> None:
 
 
 class Described(TwoTurns):
-    """The game with its state told to critics; steps change the state in place."""
+    """The game with state features, text and progress for critics; steps change the state in place."""
 
     def state_features(self, state: Any) -> dict[str, float]:
         return {"turn": state.turn, "previous": state.previous}
@@ -189,10 +189,10 @@ def test_states_are_noted_before_each_turn_and_no_agent_sees_them(sampler: Paral
     )
     assert len(plain) == len(described) > 4
     for one, other in zip(plain, described, strict=True):
-        told = {"features", "state_text", "progress"}
+        described = {"features", "state_text", "progress"}
         for turn, without in zip(other.record()["turns"], one.record()["turns"], strict=True):
-            assert told <= set(turn)
-            assert {name: value for name, value in turn.items() if name not in told} == without
+            assert described <= set(turn)
+            assert {name: value for name, value in turn.items() if name not in described} == without
         for turn, without in zip(other.turns, one.turns, strict=True):
             assert turn.observations == without.observations
             for agent_id in AGENTS:
@@ -214,7 +214,7 @@ def test_a_described_game_shows_agents_what_it_showed_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "message"),
+    ("name", "returned", "message"),
     [
         ("state_features", {"turn": float("nan")}, r"Described \(task 'train 0'\): state_features has 'turn': nan"),
         ("state_features", {"turn": "one"}, "state_features has 'turn': 'one'"),
@@ -223,8 +223,8 @@ def test_a_described_game_shows_agents_what_it_showed_before() -> None:
         ("progress", float("inf"), "has 'progress': inf"),
     ],
 )
-def test_bad_descriptions_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, told: Any, message: str) -> None:
+def test_bad_descriptions_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, returned: Any, message: str) -> None:
     game = Described(*REWARDS)
-    monkeypatch.setattr(Described, name, lambda self, state: told)
+    monkeypatch.setattr(Described, name, lambda self, state: returned)
     with pytest.raises(ConfigurationError, match=message):
         Episode(game, game.tasks("train")[0], 0, 0)

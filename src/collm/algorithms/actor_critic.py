@@ -1,4 +1,4 @@
-"""What actor-critic methods share: critics, value targets and what is logged about both."""
+"""The base class of actor-critic methods: it holds critics, computes value targets and logs both."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ class ActorCritic(MultiAgentModule):
     """Agents that learn from the temporal-difference errors of one or more critics.
 
     Args:
-        critic: What estimates values, by `class_path`; methods with several critics copy it for each of them.
-        gae_lambda: Trace decay of advantages and value targets: 0 is the paper's one-step TD error, 1 the
-            Monte-Carlo return (less the value, for the advantage).
-        critic_lambda: Trace decay of value targets where it is another than that of advantages: 1 for critics that
-            regress on Monte-Carlo returns.
-        critic_warmup: Rollouts at the beginning in which only critics learn.
-        kwargs: Everything that algorithms share.
+        critic: The critic, by `class_path`; a language-model critic by default. Algorithms with one critic per agent
+            make a copy of it for each agent.
+        gae_lambda: Lambda of generalized advantage estimation, from 0 to 1: 0 gives the paper's one-step TD error, 1
+            the Monte-Carlo return minus the value. Value targets use it too unless `critic_lambda` is set.
+        critic_lambda: Lambda of the value targets, from 0 to 1; 1 regresses critics on Monte-Carlo returns. By default
+            `gae_lambda`.
+        critic_warmup: Number of rollouts at the start of training in which critics are updated and policies are not.
+        kwargs: Arguments of every algorithm; see `MultiAgentModule` and `Agents`.
     """
 
-    critics_share_weights = False  # True where critics stand on the weights of policies
+    critics_share_weights = False  # True where critics are value heads on the policies' networks
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class ActorCritic(MultiAgentModule):
     def add_critic(
         self, name: str, agent_ids: Sequence[str], encoder_class: type[HistoryEncoder] = HistoryEncoder
     ) -> Critic:
-        """A critic of its own for `agent_ids`; see `Critic.attach`. Its weights are loaded by `configure_model`."""
+        """Add a critic for `agent_ids`; see `Critic.attach`. `configure_model` loads its weights."""
         critic = copy.deepcopy(self.critic_template[0])
         critic.attach(name, agent_ids, cast(Learner, self), encoder_class)
         self.critics[name] = critic
@@ -62,7 +63,7 @@ class ActorCritic(MultiAgentModule):
 
     @property
     def critic(self) -> Critic:
-        """The centralized critic of methods that have one."""
+        """The centralized critic, in algorithms that have one."""
         return self.critics["critic"]
 
     def setup(self, stage: str) -> None:
@@ -85,7 +86,7 @@ class ActorCritic(MultiAgentModule):
             self.load_critic(critic)
 
     def load_critic(self, critic: Critic) -> None:
-        """Load the weights of a critic and register what its optimizer steps."""
+        """Load the weights of a critic and register the parameters that its optimizer updates."""
         critic.load()
         if weights := critic.trainable_parameters():
             self.learners[critic.name] = weights
@@ -98,7 +99,7 @@ class ActorCritic(MultiAgentModule):
         return rates
 
     def value_targets(self, batch: RolloutBatch, values: Tensor, next_values: Tensor, advantages: Tensor) -> Tensor:
-        """What `values` are regressed on, [B, T]: the lambda-returns at `critic_lambda`, held fixed."""
+        """Regression targets of `values`, [B, T]: lambda-returns at `critic_lambda`, detached from the graph."""
         if self.critic_lambda != self.gae_lambda:
             advantages = generalized_advantages(
                 batch.rewards, values, batch.turn_mask, self.discount, self.critic_lambda, next_values
@@ -106,7 +107,7 @@ class ActorCritic(MultiAgentModule):
         return advantages + values
 
     def log_critic(self, name: str, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
-        """How good the values were that this update's advantages come from."""
+        """Log mean value, mean target and explained variance of the values behind this update's advantages."""
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
         explained, *by_turn = on_all_rows(explained_variance, values, returns, batch.turn_mask)
         self.log(f"{name}/explained_variance", explained)
@@ -124,7 +125,7 @@ class ActorCritic(MultiAgentModule):
         return self.num_rollouts > self.critic_warmup
 
     def initialize_critics(self, batch: RolloutBatch) -> None:
-        """Start the values of critics at the mean return of the first rollout in which a turn was played."""
+        """Initialize the value bias of critics to the mean return of the first rollout with a played turn."""
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
         total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
         if count:

@@ -1,4 +1,4 @@
-"""The agents of an algorithm: their language models, their optimizers and the mode in which they act."""
+"""The agents of an algorithm: their language models, their optimizers and the context in which they sample."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from collm.runtime.naming import NamedModules, module_name
 
 
 class Agents(Checkpointed):
-    """Policies over language models that they own or share, and one optimizer for each learner.
+    """One policy per agent, over language models that agents own or share, and one optimizer per learner.
 
     Args:
-        agent_ids: Names of the agents; they come from the environment.
-        policy: The model every agent starts from and how it writes.
-        policies: Agents that differ from `policy`, by name; each entry is a complete policy.
+        agent_ids: Names of the agents; the command line takes them from the environment.
+        policy: Language model of every agent, and how it generates responses.
+        policies: Policies of single agents, by agent name, in place of `policy`; what an entry leaves out takes the
+            default of that setting, not the value in `policy`.
         parameters: `separate`: each agent has its own model. `lora`: agents (and critics) that start from the same
-            weights share one frozen model and train an adapter each. `shared`: one set of parameters plays all agents.
-        optimizer: Optimizer class; the learning rates are those of the policies and critics.
-        lr_schedule: Learning-rate schedule of every optimizer, advanced once per rollout.
-        float32_weights: Step float32 copies of weights of lower precision, whose small steps would be lost to rounding;
-            a bfloat16 weight that trains takes 16 bytes instead of 8 (AdamW).
-        kl_weight: Weight of the mean token KL divergence from the initial policy, subtracted from the objective.
+            weights share one frozen model and train an adapter each. `shared`: all agents use the same parameters.
+        optimizer: Optimizer class and its arguments; learning rates are set in the policies and critics.
+        lr_schedule: Learning-rate schedule of every optimizer, advanced once per rollout; constant by default.
+        float32_weights: Apply optimizer steps to float32 copies of bfloat16 and float16 weights, which would lose
+            small steps to rounding. A trained bfloat16 weight then takes 16 bytes instead of 8 with AdamW.
+        kl_weight: Weight of the KL divergence from the initial policy, averaged over tokens and subtracted from the
+            objective; 0 turns it off.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Agents(Checkpointed):
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.strict_loading = False  # checkpoints hold what trains; frozen weights come from where they were
+        self.strict_loading = False  # checkpoints hold trained weights only; frozen ones load from their source
         self.agent_ids = tuple(agent_ids)
         self.specs = specs_of(self.agent_ids, policy, policies or {})
         self.parameters_mode = parameters
@@ -67,32 +69,35 @@ class Agents(Checkpointed):
         check_parameters(parameters, self.specs)
 
         self.backbones: NamedModules[Backbone] = NamedModules()
-        self.reference_backbones: NamedModules[Backbone] = NamedModules()  # frozen copies, by the name of the learner
-        self._shared_backbones: dict[tuple[Any, ...], str] = {}  # their names, by what they start from
+        self.reference_backbones: NamedModules[Backbone] = NamedModules()  # initial policies, by learner name
+        self._shared_backbones: dict[tuple[Any, ...], str] = {}  # names by path, dtype, random_weights and dropout
         self.policies: dict[str, Policy] = {}
         self.references: dict[str, Policy] = {}
-        self.learners: dict[str, list[nn.Parameter]] = {}  # what trains, by the name of its optimizer
-        self.team: dict[str, list[str]] = {}  # the agents behind each policy optimizer
-        self.network_devices: Mapping[str, torch.device] = {}  # set by a strategy that puts networks on several devices
-        # set by a strategy that shards weights: has policies ready to be sampled from
+        self.learners: dict[str, list[nn.Parameter]] = {}  # trained parameters, by the name of their optimizer
+        self.team: dict[str, list[str]] = {}  # agents that each policy optimizer trains
+        self.network_devices: Mapping[str, torch.device] = {}  # set by the strategy that gives networks a device each
+        # set by a strategy that shards weights: a context in which policies can sample
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
-        self.num_rollouts = 0  # that were learned from, the one under way included
+        self.num_rollouts = 0  # learned from, including the current one
 
     def dialogues(self) -> dict[str, Dialogue]:
-        """How each agent's history becomes tokens; needs tokenizers only."""
+        """The dialogue formatter of each agent, which turns its history into tokens; loads tokenizers, not weights."""
         return {agent_id: make_dialogue(spec) for agent_id, spec in self.specs.items()}
 
     def networks(self) -> list[str]:
-        """Names of all that has weights of its own; the frozen copy of an agent, if it has one, goes with it."""
+        """Names of the networks with weights of their own, which a strategy may place on devices.
+
+        The initial policy that `kl_weight` needs is placed with the agent it belongs to.
+        """
         return list(dict.fromkeys(map(self.learner_name, self.agent_ids)))
 
     def critic_names(self) -> list[str]:
-        """Names of the critics; none here."""
+        """Names of the critics; empty in algorithms without critics."""
         return []
 
     def learner_name(self, agent_id: str) -> str:
-        """Name of the optimizer that trains an agent: its id, unless a critic is called so too."""
+        """Name of the optimizer that trains an agent: its id, unless a critic has the same name."""
         if self.parameters_mode == "shared":
             return "team"
         name, critics = agent_id, self.critic_names()
@@ -101,7 +106,7 @@ class Agents(Checkpointed):
         return name
 
     def configure_model(self) -> None:
-        """Load the weights: the first moment at which anything large is read."""
+        """Load all weights; Lightning calls this after the settings were checked."""
         if self.policies:
             return
         for agent_id, spec in self.specs.items():
@@ -117,15 +122,15 @@ class Agents(Checkpointed):
                 self.references[agent_id] = Policy(agent_id, spec, self.reference_backbones[name], None)
 
     def backbone(self, name: str, spec: ModelSpec, adapter: str | None) -> Backbone:
-        """The language model for `name`, shared where `parameters` says so, with `adapter` on it."""
+        """The language model of learner `name`, with `adapter` added; with `parameters: lora` learners share it."""
         if self.parameters_mode == "lora" and adapter is not None:
-            start = (spec.path, spec.dtype, spec.random_weights, spec.dropout)
-            name = self._shared_backbones.setdefault(start, f"base {len(self._shared_backbones)}")
+            source = (spec.path, spec.dtype, spec.random_weights, spec.dropout)
+            name = self._shared_backbones.setdefault(source, f"base {len(self._shared_backbones)}")
         if name not in self.backbones:
-            given = (spec.path, spec.dtype, spec.random_weights)
-            # shared ones have no place of their own
+            weights = (spec.path, spec.dtype, spec.random_weights)
+            # backbones shared by several learners are on no device of their own
             self.backbones[name] = Backbone(
-                *given, dropout=spec.dropout, home=self.network_devices.get(name), fast_updates=spec.fast_updates
+                *weights, dropout=spec.dropout, home=self.network_devices.get(name), fast_updates=spec.fast_updates
             )
         backbone = self.backbones[name]
         backbone.fast_updates = backbone.fast_updates and spec.fast_updates
@@ -136,7 +141,7 @@ class Agents(Checkpointed):
         return backbone
 
     def learning_rates(self) -> dict[str, float]:
-        """Step size of each optimizer."""
+        """Learning rate of each optimizer, by name."""
         return {name: self.specs[members[0]].learning_rate for name, members in self.team.items()}
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
@@ -150,7 +155,7 @@ class Agents(Checkpointed):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Put all networks into evaluation mode, with the policies' weights gathered where they are sharded."""
+        """Context for sampling: all networks in evaluation mode, and sharded weights of policies gathered."""
         training = self.training
         try:
             self.eval()

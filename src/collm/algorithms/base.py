@@ -1,7 +1,7 @@
-"""What every algorithm shares in its updates: micro-batches, advantages, the policy loss and the one `optimize`.
+"""The base class of all algorithms: micro-batches, advantages, the policy loss and the optimizer step.
 
-An algorithm is a subclass with a `training_step` that reads like its equations. Manual optimization runs over one
-optimizer per agent (one for all of them where parameters are shared) and the optimizers that the subclass adds.
+An algorithm is a subclass whose `training_step` follows its equations line by line. Optimization is manual, with one
+optimizer per agent (one for all agents if they share parameters) and those of the critics that a subclass adds.
 """
 
 from __future__ import annotations
@@ -31,21 +31,25 @@ class MultiAgentModule(RolloutHooks):
     """Agents that learn from a shared team reward.
 
     Args:
-        discount: Discount from one turn to the next; 1 counts every turn alike.
-        num_epochs: Passes of the agents over each rollout.
-        num_minibatches: Optimizer steps of one pass.
-        ratio_clip: Clip of the importance ratio (PPO); by default the ratio is not clipped, as in the paper.
-        normalize_advantage: Divide advantages by their standard deviation over the rollout, after centering.
-        advantage_clip: Largest absolute advantage.
-        entropy_weight: Weight of the mean token entropy, added to the objective.
-        gradient_clip_norm: Largest gradient norm of each network; 0 turns clipping off.
-        tokens_per_micro_batch: Largest number of tokens in one forward and backward pass; gradients accumulate.
-        kwargs: The agents and their optimizers.
+        discount: Discount factor per turn (gamma), from 0 to 1; 1 does not discount.
+        num_epochs: Number of passes of the policy updates over each rollout.
+        num_minibatches: Number of optimizer steps in each pass; each step uses a random part of the episodes.
+        ratio_clip: Clip the importance ratio to 1 - ratio_clip ... 1 + ratio_clip, as PPO does. By default the ratio is
+            not clipped, as in the paper.
+        normalize_advantage: Standardize advantages over the rollout to mean 0 and standard deviation 1.
+        advantage_clip: Clip advantages to -advantage_clip ... advantage_clip, after `normalize_advantage`. By default
+            they are not clipped.
+        entropy_weight: Weight of the entropy bonus, averaged over tokens and added to the objective; 0 turns it off.
+        gradient_clip_norm: Largest gradient norm of each network, as in torch's `clip_grad_norm_`; 0 turns clipping
+            off.
+        tokens_per_micro_batch: Largest number of tokens, padding included, in one forward and backward pass. Gradients
+            accumulate over micro-batches, so this changes memory and speed, not the update.
+        kwargs: Arguments of `Agents`: the policies and their optimizers.
 
     Attributes:
-        frozen: Learners whose optimizers take no step.
-        policy_update_hook: Called in place of the policy updates, with the sequences and the advantages [2, B, T] of
-            every agent; for measurements at a fixed policy.
+        frozen: Names of the learners whose weights are not updated.
+        policy_update_hook: If set, `update_policies` calls it with every agent's sequences and advantages [2, B, T]
+            and takes no optimizer step; for measurements at a fixed policy.
     """
 
     def __init__(
@@ -78,33 +82,33 @@ class MultiAgentModule(RolloutHooks):
         check_numbers("model", self, entropy_weight=NOT_NEGATIVE, gradient_clip_norm=NOT_NEGATIVE)
 
     def minibatches(self, num_rows: int, num_epochs: int) -> Iterator[set[int]]:
-        """Rows of a batch for each optimizer step: `num_epochs` passes in `num_minibatches` random parts."""
+        """The rows (trajectories) of each optimizer step: `num_epochs` passes over `num_minibatches` random parts."""
         for _ in range(num_epochs):
             order = torch.randperm(num_rows).tolist()
             for part in range(self.num_minibatches):
                 yield set(order[part :: self.num_minibatches])
 
     def device_of(self, network: Policy | ValueNetwork) -> torch.device:
-        """Where a network reads what it is given."""
+        """The device on which a network takes its inputs."""
         return network.backbone.home or self.device
 
     def micro_batches(
         self, sequences: Iterable[TokenSequence], rows: set[int], network: Policy | ValueNetwork
     ) -> Iterator[SequenceBatch]:
-        """Micro-batches of the sequences that belong to `rows`, for `network` to read."""
+        """Micro-batches of the sequences that belong to `rows`, padded for `network` and on its device."""
         pad_id, device = network.tokenizer.pad_token_id, self.device_of(network)
         chosen = [sequence for sequence in sequences if sequence.row in rows]
         meter.count(sum(len(sequence.ids) for sequence in chosen), 0)
         batches = micro_batches(chosen, self.tokens_per_micro_batch, pad_id, device)
-        if self.gathering:  # every pass gathers weights from all ranks, so all have to make as many
-            nothing = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, device)
-            batches = iter(padded_to_longest(batches, nothing, device))
+        if self.gathering:  # every forward pass gathers weights from all ranks, so all ranks run equally many
+            empty = pad_sequences([TokenSequence(0, [pad_id], [-1])], pad_id, device)
+            batches = iter(padded_to_longest(batches, empty, device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
             yield chunk
 
     def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:
-        """Advantages as the policy loss uses them: normalized and clipped where asked for, [B, T]."""
+        """Advantages for the policy loss, [B, T]: `advantages` after `normalize_advantage` and `advantage_clip`."""
         if self.normalize_advantage:
             advantages = on_all_rows(normalize_advantages, advantages, turn_mask)
         if self.advantage_clip is not None:
@@ -112,7 +116,7 @@ class MultiAgentModule(RolloutHooks):
         return advantages
 
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
-        """Policy-gradient steps of every agent on `advantages` [B, T], by agent id."""
+        """Take the policy-gradient steps of every agent; `advantages` holds [B, T] by agent id."""
         advantages = {name: signed_shares(values, batch, name) for name, values in advantages.items()}
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
         if self.policy_update_hook is not None:
@@ -130,18 +134,18 @@ class MultiAgentModule(RolloutHooks):
 
         Args:
             agent_id: The agent.
-            sequences: What it read and wrote.
-            rows: The trajectories that count.
-            advantages: [B, T], or those of `signed_shares`, [2, B, T].
-            log: Log entropy, KL divergence and drift after the last micro-batch.
+            sequences: The agent's token sequences, from `packing.action_sequences`.
+            rows: Indices of the trajectories in this minibatch.
+            advantages: Advantages, [B, T], or [2, B, T] as `packing.signed_shares` returns them.
+            log: Log entropy, KL divergence and log-probability drift after the last micro-batch.
         """
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
         device = self.device_of(policy)
         advantages = advantages.to(device)
-        own_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
-        num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), own_tokens]), device).clamp(min=1)
+        action_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
+        num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), action_tokens]), device).clamp(min=1)
         shape = (advantages.shape[-2], advantages.shape[-1])
-        sums = torch.zeros(3, device=device)  # of entropy, KL and drift
+        sums = torch.zeros(3, device=device)  # of entropy, KL divergence and drift
         for chunk in self.micro_batches(sequences, rows, policy):
             mask = chunk.action_mask
             if self.kl_weight:
@@ -162,7 +166,7 @@ class MultiAgentModule(RolloutHooks):
                 / num_rows
             )
             token_entropy = entropies[mask].sum() / num_tokens
-            if self.entropy_weight:  # a product with 0 would be backpropagated too
+            if self.entropy_weight:  # autograd would compute the gradient of a product with 0 too
                 loss = loss - self.entropy_weight * token_entropy
             sums[0] += token_entropy.detach()
             if self.kl_weight:
@@ -180,19 +184,19 @@ class MultiAgentModule(RolloutHooks):
             self.log(f"policy/kl/{agent_id}", kl)
 
     def optimize(self, name: str, losses: Iterable[Tensor], metric: str) -> None:
-        """One optimizer step of `name`: the only place that zeroes, backpropagates, clips and steps.
+        """Take one optimizer step of `name`: zero, backpropagate, sum over ranks, clip and step.
 
-        Losses are parts of a mean over all ranks, so gradients are summed over ranks, here and nowhere else.
+        Each loss is a part of a mean over all ranks, so gradients are summed over ranks. No other code does this.
 
         Args:
-            name: Which optimizer.
+            name: Name of the optimizer, a key of `learners`.
             losses: Losses of the micro-batches; each is backpropagated before the next is computed.
-            metric: Name under which their sum is logged.
+            metric: Metric name of the sum of the losses.
 
         Raises:
-            TrainingError: The loss or its gradient is not finite; the rollout is saved beside the logs.
+            TrainingError: The loss or its gradient is not finite; the rollout is saved in the log folder.
         """
-        if self._empty_rollouts or name in self.frozen:  # on all ranks
+        if self._empty_rollouts or name in self.frozen:  # the same on all ranks
             return
         optimizers = self.optimizers()
         optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[list(self.learners).index(name)]
@@ -212,6 +216,6 @@ class MultiAgentModule(RolloutHooks):
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:
                 nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
             optimizer.step()
-            drop_gradients(self.learners[name])  # their memory is for the next network
+            drop_gradients(self.learners[name])  # free their memory for the next network
         self.log(metric, total)
         self.log(f"optim/grad_norm/{name}", norm)

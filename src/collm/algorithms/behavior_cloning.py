@@ -1,7 +1,6 @@
-"""Behaviour cloning: agents imitate demonstrations, token by token; the warm start of small models.
+"""Behaviour cloning: agents imitate demonstrations, token by token; used to warm-start small models.
 
-Paired with the sampler `Demonstrations`, whose batches hold the demonstrators' joint actions where other samplers put
-the agents' own.
+It needs the sampler `Demonstrations`, whose batches hold joint actions of scripted demonstrators, not of the agents.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ class BehaviorCloning(MultiAgentModule):
     """Agents that imitate scripted demonstrations.
 
     Args:
-        kwargs: Everything that algorithms share; the options of policy gradients are not used.
+        kwargs: Arguments of every algorithm; those of the policy gradient (ratio clip, advantages, entropy, KL) have no
+            effect.
     """
 
     def __init__(self, **kwargs):
@@ -35,10 +35,10 @@ class BehaviorCloning(MultiAgentModule):
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
 
     def cloning_losses(self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int]) -> Iterator[Tensor]:
-        """Negative log-likelihood of the demonstrated tokens, a mean over them, one loss per micro-batch."""
+        """Losses of one agent, one per micro-batch; their sum is the mean negative log-likelihood of action tokens."""
         policy = self.policies[agent_id]
-        own_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
-        num_tokens = sum_over_ranks(own_tokens, self.device_of(policy)).clamp(min=1)
+        action_tokens = sum(turn >= 0 for sequence in sequences if sequence.row in rows for turn in sequence.turns)
+        num_tokens = sum_over_ranks(action_tokens, self.device_of(policy)).clamp(min=1)
         for chunk in self.micro_batches(sequences, rows, policy):
             log_probs, _ = policy.log_probs(chunk)
             yield -log_probs.sum() / num_tokens

@@ -1,6 +1,7 @@
-"""What an algorithm writes into checkpoints and expects of them: what trains, and what could not be had again.
+"""Checkpoints of an algorithm: which weights they hold, and the checks of a checkpoint that is loaded.
 
-Frozen weights that come from a folder or the hub are not written; those that were drawn at random are.
+A checkpoint holds trained weights and frozen weights that were initialized at random. Frozen weights that come from a
+folder or the hub are not stored.
 """
 
 from __future__ import annotations
@@ -16,32 +17,32 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.schedules import follow_learning_rates
 
-# What the optimizers of torch.optim keep of a weight is a tensor of its shape, except
+# The optimizers of torch.optim keep tensors of the shape of the weight, except under these keys.
 _SCALARS = ("step", "eta", "mu", "mu_product")
 _FACTORS = ("row_var", "col_var")
 
 
 class Checkpointed(L.LightningModule):
-    """A module with several `learners` whose checkpoints hold their weights."""
+    """A Lightning module whose checkpoints hold the weights of its `learners`."""
 
     agent_ids: tuple[str, ...]
     parameters_mode: str
-    learners: dict[str, list[nn.Parameter]]  # what trains, by the name of its optimizer
+    learners: dict[str, list[nn.Parameter]]  # trained parameters, by the name of their optimizer
     optimizer: Callable[..., torch.optim.Optimizer]
     joint_samples: int
     num_rollouts: int
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Step size of each optimizer."""
-        raise TypeError(f"{type(self).__name__} must say its learning rates")
+        """Learning rate of each optimizer, by name."""
+        raise TypeError(f"{type(self).__name__} must implement learning_rates")
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on before it can be continued."""
+        """Settings that a checkpoint must share with the run that continues it."""
         return {"algorithm": type(self).__name__, "agent_ids": list(self.agent_ids), "parameters": self.parameters_mode}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = self.stored_names()
-        frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - kept
+        stored = self.stored_names()
+        frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - stored
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         rates = self.learning_rates()
         checkpoint["collm"] = {
@@ -72,10 +73,10 @@ class Checkpointed(L.LightningModule):
         follow_learning_rates(checkpoint, rates, self.learning_rates())
 
     def misfit(self, cause: str) -> ConfigurationError:
-        """The error for a checkpoint whose contents are not those of this run."""
+        """The error for a checkpoint that does not fit this run."""
         return ConfigurationError(
             f"checkpoint {str(self.trainer.ckpt_path)!r} does not fit this run: {cause}; use the configuration it was "
-            "made with, which lies beside it in config.yaml, or another checkpoint."
+            "made with, which is in config.yaml beside it, or another checkpoint."
         )
 
     def _check_weights(self, state: dict[str, Any]) -> None:
@@ -87,10 +88,10 @@ class Checkpointed(L.LightningModule):
                 raise self.misfit(f"{name!r} is {wrong}")
 
     def _check_optimizers(self, states: Any) -> None:
-        """That there is a state for each optimizer, with moments in the shapes of the weights they belong to."""
+        """Check that each optimizer has a state, whose tensors have the shapes of the weights they belong to."""
         if not isinstance(states, list) or len(states) != len(self.learners):
-            found = len(states) if isinstance(states, list) else "no"
-            raise self.misfit(f"it has {found} optimizers, this run has {len(self.learners)}")
+            stored = len(states) if isinstance(states, list) else "no"
+            raise self.misfit(f"it has {stored} optimizers, this run has {len(self.learners)}")
         for (name, weights), state in zip(self.learners.items(), states, strict=True):
             try:
                 numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -105,12 +106,12 @@ class Checkpointed(L.LightningModule):
                     raise self.misfit(f"{key!r} of weight {number} of {name!r} is {wrong}")
 
     def _has_known_states(self) -> bool:
-        """Whether the optimizer is one of torch's; what others keep may have any shape."""
+        """Whether the optimizer is from torch.optim; the states of others may have any shape."""
         optimizer = self.optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))], "lr": 1.0}])
         return type(optimizer).__module__.startswith("torch.optim")
 
     def stored_names(self) -> set[str]:
-        """Names of the weights in checkpoints: all that train, and frozen ones that were drawn at random."""
+        """Names of the weights that checkpoints hold: all trained ones, and frozen ones initialized at random."""
         needed = [weight for weights in self.learners.values() for weight in weights]
         needed += [
             w for one in self.modules() if isinstance(one, Backbone) and one.random_weights for w in one.parameters()
@@ -120,17 +121,17 @@ class Checkpointed(L.LightningModule):
 
 
 def is_count(value: Any) -> bool:
-    """Whether `value` is a number of things."""
+    """Whether `value` is a non-negative int."""
     return type(value) is int and value >= 0
 
 
 def is_rate(value: Any) -> bool:
-    """Whether `value` is a learning rate."""
+    """Whether `value` is a positive, finite number."""
     return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def misshapen(value: Any, weight: Tensor) -> str | None:
-    """What is wrong with `value` in place of a tensor like `weight`, if anything is."""
+    """How `value` differs from a tensor with the shape and kind of dtype of `weight`; None if it does not."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__} there, a tensor here"
     if value.shape != weight.shape:
@@ -140,18 +141,18 @@ def misshapen(value: Any, weight: Tensor) -> str | None:
     return None
 
 
-def mismatch(found: Any, expected: Any, where: str) -> str | None:
-    """The first place where nested dictionaries lack something or hold another type than is expected, if there is one.
+def mismatch(value: Any, expected: Any, where: str) -> str | None:
+    """The first missing key or wrong type in nested dictionaries, compared with `expected`; None if there is none.
 
-    Lists, and what is None on either side, may hold anything.
+    Items of lists are not compared, and None on either side matches anything.
     """
-    if found is None or expected is None:
+    if value is None or expected is None:
         return None
-    if type(found) is not type(expected):
-        return f"{where} is a {type(found).__name__}, not a {type(expected).__name__}"
+    if type(value) is not type(expected):
+        return f"{where} is a {type(value).__name__}, not a {type(expected).__name__}"
     if not isinstance(expected, dict):
         return None
-    if missing := expected.keys() - found.keys():
+    if missing := expected.keys() - value.keys():
         return f"{where}.{min(missing)} is missing"
-    wrong = (mismatch(found[key], one, f"{where}.{key}") for key, one in expected.items())
+    wrong = (mismatch(value[key], one, f"{where}.{key}") for key, one in expected.items())
     return next(filter(None, wrong), None)

@@ -1,7 +1,7 @@
 """CoLLM-CC: decentralized agents, one centralized critic (arXiv 2601.21972, section 4, equations 4 and 5).
 
-The critic V(h) reads the joint history of all agents and is used in training only. Every agent follows its own gradient
-with the same advantage:
+The critic V(h) takes the joint history of all agents and is used in training only. Every agent follows its own policy
+gradient, and all agents share one advantage:
 
     grad J(theta_i) = E[ sum_t rho_{i,t} grad log pi_i(a_{i,t} | h_{i,t}) delta_t ]       (4)
     delta_t         = r_t + gamma V(h_{t+1}) - V(h_t)
@@ -21,11 +21,11 @@ class CoLLMCC(ActorCritic):
     """Collaborating agents with one centralized critic on the joint history (CoLLM-CC).
 
     Args:
-        center_groups: Subtract from every advantage the mean of those of the other episodes of its task, at the same
-            turn: a critic and a group baseline together, for tasks that differ in ways the critic cannot read. It
-            raises the variance where the critic reads all that matters.
-        num_generations: Episodes of each task; it comes from `data.num_generations`.
-        kwargs: Everything that actor-critic algorithms share.
+        center_groups: Subtract from each advantage the mean advantage of the other episodes of the same task at the
+            same turn. It removes differences between tasks that the critic does not predict, and adds variance if the
+            critic predicts them. Needs `data.num_generations` of 2 or more.
+        num_generations: Number of episodes per task; the command line takes it from `data.num_generations`.
+        kwargs: Arguments of every actor-critic algorithm; see `ActorCritic`.
     """
 
     def __init__(self, center_groups: bool = False, num_generations: int = 1, **kwargs):
@@ -37,7 +37,7 @@ class CoLLMCC(ActorCritic):
         if center_groups and num_generations < 2:
             raise ConfigurationError(
                 f"model.center_groups is true, but data.num_generations is {num_generations}; set it to 2 or more, so "
-                "that there are others to compare with, or center_groups to false."
+                "that there are other episodes to compare with, or set center_groups to false."
             )
 
     def setup(self, stage: str) -> None:
@@ -46,7 +46,7 @@ class CoLLMCC(ActorCritic):
         if self.center_groups and not sampler.independent:
             raise ConfigurationError(
                 f"model.center_groups is true, but episodes of {type(sampler).__name__} share actions, so that none is "
-                "independent of the others; set it to false, or data.sampler to collm.samplers.parallel.Parallel."
+                "independent of the others; set it to false, or set data.sampler to collm.samplers.parallel.Parallel."
             )
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:

@@ -1,20 +1,21 @@
-"""CoLLM-CC with credit for each agent: a counterfactual baseline that leaves out the agent's own action.
+"""CoLLM-CC with per-agent credit: a counterfactual baseline that leaves out the agent's own action.
 
-CoLLM-CC gives all agents one advantage, so each is also paid for the luck of the others. Here agent i is compared with
-what was to be expected once the others' actions of the turn are known, a_{-i,t}, and its own is not:
+CoLLM-CC gives all agents the same advantage, so the actions of the others add noise to it. Here the baseline of agent i
+is the expected return given the history and the actions of the others in this turn, a_{-i,t}, but not its own:
 
     grad J(theta_i) = E[ sum_t rho_{i,t} grad log pi_i(a_{i,t} | h_{i,t}) ( y_t - B_i(h_t, a_{-i,t}) ) ]
     L               = E[ sum_t ( y_t - V(h_t) )^2 + sum_i ( y_t - B_i(h_t, a_{-i,t}) )^2 ]
-    y_t             = r_t + gamma V(h_{t+1})           (with traces if gae_lambda is above 0)
+    y_t             = r_t + gamma V(h_{t+1})           (a lambda-return if gae_lambda is above 0)
 
-The regression marginalizes the action left out, B_i = E[y_t | h_t, a_{-i,t}]: at exact values the counterfactual
-baseline of COMA (arXiv 1705.08926), sum_a pi_i(a | h_{i,t}) Q(h_t, a, a_{-i,t}), but learned, as the actions of
-language models cannot be enumerated. Given the history, agents act independently, so B_i does not depend on a_{i,t}
-and adds no bias however wrong it is. COMA weighs with Q - B_i; y_t in the place of Q needs no value that sees the
-action, and is biased only as far as V(h_{t+1}) is, with `gae_lambda: 1` not at all. With one agent B is a value of
-the history alone, as in CoLLM-CC.
+The regression averages over the action left out, B_i = E[y_t | h_t, a_{-i,t}]. With exact values this is the
+counterfactual baseline of COMA (arXiv 1705.08926), sum_a pi_i(a | h_{i,t}) Q(h_t, a, a_{-i,t}); it is learned here
+because the actions of language models cannot be enumerated. Given the history, agents act independently, so B_i does
+not depend on a_{i,t} and adds no bias, however inaccurate it is. COMA uses Q - B_i; y_t - B_i needs no action-value
+critic. It is biased only if V(h_{t+1}) is, and with `gae_lambda: 1` it is unbiased. With one agent, B depends on the
+history alone, as in CoLLM-CC.
 
-One critic reads all of it in N rows per trajectory (`CounterfactualEncoder`), so it costs N times that of CoLLM-CC.
+One critic computes V and all B_i in N rows per trajectory (`CounterfactualEncoder`), at N times the cost of the critic
+of CoLLM-CC.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from collm.trajectory import RolloutBatch
 
 
 class CoLLMCCLeaveOneOut(ActorCritic):
-    """Collaborating agents with one centralized critic, and for each agent a baseline that knows the others' actions.
+    """Collaborating agents with one centralized critic, and a per-agent baseline given the others' actions.
 
     Args:
-        kwargs: Everything that actor-critic algorithms share; `gae_lambda` shapes the targets.
+        kwargs: Arguments of every actor-critic algorithm; `gae_lambda` sets the return y_t of advantages and targets.
     """
 
     def __init__(self, **kwargs):

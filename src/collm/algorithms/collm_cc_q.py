@@ -1,17 +1,17 @@
-"""CoLLM-CC with an action-value critic: Q(h, a) in place of the TD error (the paper's Q_psi; not run there).
+"""CoLLM-CC with an action-value critic: Q(h, a) in place of the TD error (the paper defines Q_psi and does not run it).
 
-The critic reads the joint history in time order. One head reads V(h_t) before the joint action of turn t, the other
-Q(h_t, a_t) right after it:
+The critic takes the joint history in time order. One value head gives V(h_t) before the joint action of turn t, the
+other Q(h_t, a_t) right after it:
 
     grad J(theta_i) = E[ sum_t rho_{i,t} grad log pi_i(a_{i,t} | h_{i,t}) ( Q(h_t, a_t) - V(h_t) ) ]
     L               = E[ sum_t ( y_t - Q(h_t, a_t) )^2 + ( y_t - V(h_t) )^2 ]
     y_t             = r_t + gamma Q(h_{t+1}, a_{t+1})
 
-y_t is the target of SARSA, with traces if gae_lambda is above 0. V is the mean of Q over the policies' own actions,
-E[y_t | h_t], which is why both heads share the target; as a baseline it leaves the gradient unbiased. Against the TD
-error of CoLLM-CC the advantage is free of the chance in rewards and transitions, but the agents learn nothing that
-the critic does not know: where Q does not tell actions apart, advantages are 0, and they are biased as long as Q is.
-(The `q` mode of the authors' released code takes the TD residual of Q instead, which has no baseline.)
+y_t is the target of SARSA, or SARSA(lambda) if gae_lambda is above 0. V is the mean of Q over the policies' actions,
+E[y_t | h_t], so both heads share the target; as a baseline V leaves the gradient unbiased. Unlike the TD error of
+CoLLM-CC, this advantage has no noise from rewards and transitions, but agents learn only what the critic has learned:
+where Q is the same for all actions, advantages are 0, and they are biased while Q is.
+(The `q` mode of the authors' released code uses the TD residual of Q, which has no baseline.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CoLLMCCQ(ActorCritic):
     """Collaborating agents with one centralized critic of joint actions, Q(h, a) against V(h).
 
     Args:
-        kwargs: Everything that actor-critic algorithms share; `gae_lambda` shapes the targets alone.
+        kwargs: Arguments of every actor-critic algorithm; `gae_lambda` changes value targets only.
     """
 
     def __init__(self, **kwargs):
@@ -37,7 +37,7 @@ class CoLLMCCQ(ActorCritic):
         pairs = self.critic.values(batch)  # [B, T, 2]
         values, action_values = pairs.unbind(-1)  # V(h_t) and Q(h_t, a_t), [B, T]
         next_values = self.critic.next_values(batch, action_values)  # Q(h_{t+1}, a_{t+1})
-        errors = generalized_advantages(  # of y_t at gae_lambda 0: the TD error of Q
+        errors = generalized_advantages(  # the TD error of Q at gae_lambda 0
             batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda, next_values
         )
         targets = self.value_targets(batch, action_values, next_values, errors)

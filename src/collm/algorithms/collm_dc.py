@@ -1,13 +1,13 @@
-"""CoLLM-DC: decentralized agents, each with a critic of its own (arXiv 2601.21972, section 4, equations 2 and 3).
+"""CoLLM-DC: decentralized agents, each with its own critic (arXiv 2601.21972, section 4, equations 2 and 3).
 
-The critic V_i(h_i) of agent i reads that agent's own history, so nothing is shared even in training:
+The critic V_i(h_i) of agent i takes the local history of that agent, so agents share nothing even in training:
 
     grad J(theta_i) = E[ sum_t rho_{i,t} grad log pi_i(a_{i,t} | h_{i,t}) delta_{i,t} ]          (2)
     delta_{i,t}     = r_t + gamma V_i(h_{i,t+1}) - V_i(h_{i,t})
     L(phi_i)        = E[ sum_t ( r_t + gamma V_i(h_{i,t+1}) - V_i(h_{i,t}) )^2 ]                 (3)
 
-`gae_lambda: 1` makes both the target and the advantage Monte-Carlo ones. The authors' released code (1.3.2) mixed the
-two: its critics regressed on Monte-Carlo returns while its advantages were the TD errors of (2).
+With `gae_lambda: 1` targets are Monte-Carlo returns and advantages are those returns minus the value. The authors'
+released code (1.3.2) combines Monte-Carlo targets with the TD errors of (2): `gae_lambda: 0` and `critic_lambda: 1`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collm.trajectory import RolloutBatch
 
 
 class CoLLMDC(ActorCritic):
-    """Collaborating agents, each with a critic on its own history (CoLLM-DC).
+    """Collaborating agents, each with a critic on its local history (CoLLM-DC).
 
     Args:
-        kwargs: Everything that actor-critic algorithms share.
+        kwargs: Arguments of every actor-critic algorithm; see `ActorCritic`.
     """
 
     def __init__(self, **kwargs):

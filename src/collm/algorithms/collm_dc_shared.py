@@ -1,11 +1,11 @@
-"""CoLLM-DC whose critics are value heads on their actors' backbones (arXiv 2601.21972, appendix B).
+"""CoLLM-DC whose critics are value heads on the backbones of the actors (arXiv 2601.21972, appendix B).
 
-Equations 2 and 3 as in `collm_dc`, with one optimizer per agent over the backbone, the policy and the value head:
+Equations 2 and 3 are those of `collm_dc`; one optimizer per agent trains the backbone and the value head:
 
     loss_i = policy loss of (2) + critic.loss_weight * value loss of (3)
 
-It takes the memory of the actors alone, and the paper warns that the two losses may interfere. The authors' released
-code offers it with a `loss_weight` of 0.6 and a `value_clip` of 0.2.
+Critics need no memory beyond their heads; the paper warns that the two losses may interfere. The authors' released
+code uses a `loss_weight` of 0.6 and a `value_clip` of 0.2.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from collm.trajectory import RolloutBatch
 class CoLLMDCShared(ActorCritic):
     """CoLLM-DC with value heads on the actors' own weights: one optimizer for actor and head.
 
-    The head reads the history as text, as separate critics do, with the weights and the tokenizer of its actor. Of
-    the critic's `model` only `context_length` matters, and of the learning rates those of the policies.
+    Value heads take the history as text, as separate critics do, with the weights and the tokenizer of the actor.
+    The learning rate is that of the policy, and of the settings in `critic.model` only `context_length` has an effect.
 
     Args:
-        critic: A language-model critic; its passes are those of the policies, `num_epochs`.
-        kwargs: Everything that actor-critic algorithms share.
+        critic: A language-model critic. `num_epochs` sets the passes of actor and critic; `critic.epochs` must be 1 and
+            `critic.replay` 0.
+        kwargs: Arguments of every actor-critic algorithm; see `ActorCritic`.
     """
 
     critics_share_weights = True
@@ -42,13 +43,13 @@ class CoLLMDCShared(ActorCritic):
         template = self.critic_template[0]
         if not isinstance(template, LanguageModelCritic):
             raise ConfigurationError(
-                f"model.critic is a {type(template).__name__}, but value heads stand on their actors' language models "
-                "here; use LanguageModelCritic."
+                f"model.critic is a {type(template).__name__}, but the critics here are value heads on the language "
+                "models of the actors; use LanguageModelCritic."
             )
         if template.epochs != 1 or template.replay:
             raise ConfigurationError(
                 f"critic.epochs is {template.epochs} and critic.replay is {template.replay}, but value heads learn "
-                "together with their actors here; use model.num_epochs and leave replay 0."
+                "together with their actors; set critic.epochs to 1, critic.replay to 0 and use model.num_epochs."
             )
         self.own_critics: dict[str, Any] = {
             agent_id: self.add_critic(f"critic/{agent_id}", [agent_id]) for agent_id in self.agent_ids

@@ -1,10 +1,10 @@
-"""MAGRPO: the mean of the group as baseline (arXiv 2508.04652; equation 1 of arXiv 2601.21972).
+"""MAGRPO: the mean return of the group as baseline (arXiv 2508.04652; equation 1 of arXiv 2601.21972).
 
     A_k = G_k - (1 / K) sum_j G_j
 
-The own return is part of the baseline, which shrinks the expected gradient to (K - 1) / K of the true one and leaves
-its direction alone: (K - 1) / K times the advantage of MARLOO. With one agent it is GRPO without the division by the
-standard deviation, and with `group_standardize` GRPO.
+The baseline contains G_k itself, which scales the expected gradient by (K - 1) / K and leaves its direction unchanged:
+the advantage is (K - 1) / K times that of MARLOO. With one agent and `group_standardize` this is GRPO; without
+`group_standardize`, GRPO without the division by the standard deviation.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collm.returns import group_mean_baseline
 
 
 class MAGRPO(MonteCarlo):
-    """Group-relative Monte-Carlo policy gradient: the return less the group's mean (MAGRPO; GRPO with one agent).
+    """Group-relative Monte-Carlo policy gradient: the return minus the group's mean (MAGRPO; GRPO with one agent).
 
     Args:
-        kwargs: Everything that Monte-Carlo algorithms share.
+        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
     """
 
     def __init__(self, **kwargs):

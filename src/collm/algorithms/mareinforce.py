@@ -1,9 +1,9 @@
-"""MAREINFORCE: returns as they are (equation 1 of arXiv 2601.21972 with b = 0).
+"""MAREINFORCE: returns without a baseline (equation 1 of arXiv 2601.21972 with b = 0).
 
     A_k = G_k
 
-Unbiased for any K, one included, and of large variance: a constant added to every reward changes each gradient though
-not its mean.
+The gradient is unbiased for every K, also K = 1, and has a high variance: adding a constant to all rewards changes the
+gradient of each sample but not its expectation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class MAREINFORCE(MonteCarlo):
     """Monte-Carlo policy gradient without baseline (MAREINFORCE).
 
     Args:
-        kwargs: Everything that Monte-Carlo algorithms share.
+        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
     """
 
     min_generations = 1

@@ -2,13 +2,14 @@
 
     A_k = G_k - max_j G_j
 
-No advantage is positive: the best joint action of a group is left alone and the others are pushed away. The maximum
-depends on the own joint action, so the gradient is biased, and not only in its length as that of MAGRPO:
+No advantage is positive: the best joint action of a group has advantage 0, and the others become less likely. The
+maximum depends on joint action k itself, so the gradient is biased, and in direction too, unlike that of MAGRPO:
 
     E[ grad log pi(a_k) A_k ] = grad J - E[ grad log pi(a_k) max_j G_j ] = grad ( J - E[ max_j G_j ] / K ) ,
 
-the last step because the K draws are alike, so that each has a K-th part of the gradient of the expected maximum:
-agents ascend their mean return less a K-th part of their best of K, and so give up variety for safety.
+where the last step holds because the K samples are identically distributed, so that each contributes 1 / K of the
+gradient of the expected maximum. Agents maximize their mean return minus 1 / K of their expected best of K, which
+favours policies of low variance.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class MAReMax(MonteCarlo):
     """Monte-Carlo policy gradient with the group's largest return as baseline (MAReMax); biased.
 
     Args:
-        kwargs: Everything that Monte-Carlo algorithms share.
+        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
     """
 
     def __init__(self, **kwargs):

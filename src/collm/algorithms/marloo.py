@@ -1,10 +1,10 @@
-"""MARLOO: the mean of the others in the group as baseline (RLOO, arXiv 2402.14740, for several agents).
+"""MARLOO: the mean return of the other samples in the group as baseline (RLOO, arXiv 2402.14740, for several agents).
 
     A_k = G_k - (1 / (K - 1)) sum_{j != k} G_j
 
-The baseline does not depend on the own joint action, so the gradient is unbiased: K / (K - 1) times that of MAGRPO.
-Not so with crossed joint actions (the sampler `Tree`), where others share the own response: with n agents the length
-is M / (M - 1) (K - 1) / K of the true one, M = K^n, and the direction the same.
+The baseline does not depend on joint action k, so the gradient is unbiased: K / (K - 1) times that of MAGRPO. With
+crossed joint actions (the sampler `Tree`), other samples contain the same response of an agent. With n agents the
+expected gradient is then M / (M - 1) (K - 1) / K times the true one, M = K^n, in the same direction.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collm.returns import leave_one_out_baseline
 
 
 class MARLOO(MonteCarlo):
-    """Monte-Carlo policy gradient with a leave-one-out baseline: the return less the mean of the others (MARLOO).
+    """Monte-Carlo policy gradient with a leave-one-out baseline: the return minus the mean of the others (MARLOO).
 
     Args:
-        kwargs: Everything that Monte-Carlo algorithms share.
+        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
     """
 
     def __init__(self, **kwargs):

@@ -1,13 +1,13 @@
-"""What the methods without a critic share: Monte-Carlo returns against a baseline (arXiv 2601.21972, equation 1).
+"""The base class of algorithms without a critic: Monte-Carlo returns minus a baseline (arXiv 2601.21972, equation 1).
 
     grad J(theta_i) = E[ sum_t rho_{i,t} grad log pi_i(a_{i,t} | h_{i,t}) ( G_t - b_t ) ]        (1)
     G_t             = r_t + gamma G_{t+1}
 
-They differ by `baseline` alone, and K is `data.num_generations`. A group is what the baseline compares:
+Subclasses differ in `baseline` only, and K is `data.num_generations`. The baseline compares the samples of a group:
 
-    independent episodes   the K episodes of a task, turn by turn, whatever happened before
-    a rollout tree         the joint actions drawn at one node, after the same history; G of a joint action is the mean
-                           over its continuations, r_t + gamma mean(G of the children)
+    independent episodes   the K episodes of a task at the same turn; their histories may differ
+    a rollout tree         the joint actions sampled at one node, after the same history; the return of a joint action
+                           averages over its continuations, G = r_t + gamma mean(G of the children)
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class MonteCarlo(MultiAgentModule):
     """Agents that learn from the returns of a group of joint samples.
 
     Args:
-        num_generations: Size of a group; it comes from `data.num_generations`.
-        group_standardize: Divide advantages by the standard deviation of their group, as GRPO does. With it the
-            relatives of MAGRPO are nearly the same method.
-        kwargs: Everything that algorithms share.
+        num_generations: Number of episodes in a group; the command line takes it from `data.num_generations`.
+        group_standardize: Divide advantages by the standard deviation of returns in their group, as GRPO does. MAGRPO
+            and MARLOO are then nearly the same algorithm.
+        kwargs: Arguments of every algorithm; see `MultiAgentModule` and `Agents`.
     """
 
-    min_generations = 2  # a group of one is no group
+    min_generations = 2  # a baseline compares samples
 
     def __init__(self, num_generations: int = 2, group_standardize: bool = False, **kwargs):
         super().__init__(**kwargs)
@@ -52,12 +52,12 @@ class MonteCarlo(MultiAgentModule):
             turn_mask: True at played turns, [B, T].
 
         Returns:
-            What is subtracted from `returns`, [B, T].
+            The baseline that is subtracted from `returns`, [B, T].
         """
-        raise TypeError(f"{type(self).__name__} must say what its baseline is")
+        raise TypeError(f"{type(self).__name__} must implement baseline")
 
     def advantages(self, returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
-        """G_t - b_t, in units of the group's standard deviation where asked for, [B, T]."""
+        """G_t - b_t, [B, T]; with `group_standardize`, in units of the group's standard deviation."""
         advantages = returns - self.baseline(returns, groups, turn_mask)
         return group_standardize(advantages, groups, turn_mask) if self.group_standardize else advantages
 
@@ -65,10 +65,10 @@ class MonteCarlo(MultiAgentModule):
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)  # G_t, [B, T]
         if batch.tree is None:
             advantages = self.advantages(returns, batch.groups, batch.turn_mask)
-        else:  # every joint action is a row of its own, [M, 1], and its siblings are its group
+        else:  # M joint actions as rows, [M, 1]; the siblings of a joint action are its group
             tree = batch.tree
             nodes = node_returns(returns, tree.nodes, tree.weights, batch.turn_mask)[:, None]
-            everywhere = torch.ones_like(nodes, dtype=torch.bool)
-            advantages = self.advantages(nodes, tree.siblings, everywhere)[tree.nodes, 0]
+            all_played = torch.ones_like(nodes, dtype=torch.bool)
+            advantages = self.advantages(nodes, tree.siblings, all_played)[tree.nodes, 0]
         shared = self.shape_advantages(advantages, batch.turn_mask)
         self.update_policies(batch, dict.fromkeys(self.agent_ids, shared))  # (1)

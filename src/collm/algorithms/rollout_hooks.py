@@ -1,4 +1,4 @@
-"""What an algorithm does around its updates: checks and logs each rollout, evaluates, stops where it must."""
+"""Lightning hooks around the updates: check and log each rollout, evaluate, and stop a run that cannot go on."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from collm.runtime.files import write_text
 from collm.trajectory import RolloutBatch, Trajectory, distinct_actions, first_non_finite
 
 MAX_EMPTY_ROLLOUTS = 3
-"""Rollouts in a row in which every episode failed, after which a run stops."""
+"""A run stops after this many consecutive rollouts in which every episode failed."""
 
 
 class RolloutHooks(Agents):
     """Agents with Lightning's hooks around rollouts and evaluations.
 
     Args:
-        kwargs: What agents are made of.
+        kwargs: Arguments of `Agents`.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
-        self._empty_rollouts = 0  # in a row, the one under way included
+        self._empty_rollouts = 0  # consecutive, including the current one
 
     def stop(self, reason: str, trajectories: Sequence[Trajectory]) -> None:
-        """End the run on all ranks, keeping the episodes that show why."""
+        """Raise `TrainingError` on all ranks, after writing `trajectories` to offending_episodes.jsonl."""
         trajectories = list(chain.from_iterable(gather_objects(list(trajectories))))
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "offending_episodes.jsonl"
         if self.trainer.is_global_zero:
@@ -48,13 +48,13 @@ class RolloutHooks(Agents):
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
-            # gradients are summed in `optimize`, once per step; Lightning switches this on again after every step
+            # `optimize` sums gradients once per step; Lightning turns this flag on again after every step
             wrapped.require_backward_grad_sync = False
         self._rollout = batch.trajectories
         offending = first_non_finite(batch.trajectories)
-        anywhere = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
-        if anywhere:
-            self.stop(f"a reward of task {anywhere[0]!r} is not finite", [offending] if offending else [])
+        task_ids = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
+        if task_ids:
+            self.stop(f"a reward of task {task_ids[0]!r} is not finite", [offending] if offending else [])
         self.check_policy_versions(batch)
         self.num_rollouts += 1
         played = int(sum_over_ranks(batch.joint_samples, self.device))
@@ -65,9 +65,9 @@ class RolloutHooks(Agents):
             self.skip_update(batch)
 
     def check_policy_versions(self, batch: RolloutBatch) -> None:
-        """Stop where actions were not written by the policies as they are: every update here is on-policy."""
-        own = {action.policy_version for action in distinct_actions(batch.trajectories)} - {None}
-        versions = set(chain.from_iterable(gather_objects(own)))
+        """Stop if actions were sampled by older policies: every update here is on-policy."""
+        local = {action.policy_version for action in distinct_actions(batch.trajectories)} - {None}
+        versions = set(chain.from_iterable(gather_objects(local)))
         if versions - {self.num_rollouts}:
             self.stop(
                 f"actions were written by the policies after {', '.join(map(str, sorted(versions)))} updates, but "
@@ -81,19 +81,19 @@ class RolloutHooks(Agents):
         """Skip the update of a rollout in which no episode was played on any rank; stop after several in a row."""
         episodes = [*batch.trajectories, *batch.left_out]
         causes = Counter(chain.from_iterable(gather_objects([c for one in episodes for c, _ in one.failures])))
-        told = f"every episode failed ({', '.join(f'{cause}: {count}' for cause, count in sorted(causes.items()))})"
+        message = f"every episode failed ({', '.join(f'{cause}: {count}' for cause, count in sorted(causes.items()))})"
         if self._empty_rollouts == MAX_EMPTY_ROLLOUTS:
-            self.stop(f"{told}, as in the {MAX_EMPTY_ROLLOUTS - 1} rollouts before", episodes)
-        rank_zero_warn(f"{told}: nothing is learned from this rollout.")
+            self.stop(f"{message}, as in the {MAX_EMPTY_ROLLOUTS - 1} rollouts before", episodes)
+        rank_zero_warn(f"{message}: nothing is learned from this rollout.")
 
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        schedules: Any = self.lr_schedulers() or []  # those that step on a metric were refused at the start
+        schedules: Any = self.lr_schedulers() or []  # schedules that step on a metric are refused at construction
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             schedule.step()
         self._rollout = ()
 
     def log_rollout(self, batch: RolloutBatch) -> None:
-        """What the agents did, under `rollout/`; the x axis of every curve is the number of joint samples."""
+        """Log what the agents did under `rollout/`, with the number of joint samples as `step`, the x axis."""
         self.log("step", float(self.joint_samples))
         self.log("rollout/joint_samples", float(self.joint_samples))
         for name, value in summarized(merged(gather_objects(episode_numbers(batch)))).items():
@@ -109,7 +109,7 @@ class RolloutHooks(Agents):
         self._evaluation = merged([self._evaluation, episode_numbers(batch)])
 
     def on_validation_epoch_end(self) -> None:
-        """Means over held-out episodes under `eval/`; the return has a 95% bootstrap interval."""
+        """Log means over held-out episodes under `eval/`, and a 95% bootstrap interval of the return."""
         self.log("step", float(self.joint_samples))
         numbers, self._evaluation = merged(gather_objects(self._evaluation)), {}
         for name, value in summarized(numbers).items():

@@ -1,4 +1,4 @@
-"""What is wrong with the settings that all algorithms share, said before any weights load."""
+"""Checks of the settings that all algorithms share; they run before any weights load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def specs_of(agent_ids: Sequence[str], policy: PolicySpec, policies: Mapping[str
 
 
 def check_parameters(parameters: str, specs: Mapping[str, PolicySpec]) -> None:
-    """Refuse ways of holding parameters that do not go with the agents' policies."""
+    """Raise `ConfigurationError` if `parameters` does not fit the policies of the agents."""
     if parameters == "lora" and any(spec.lora_rank == 0 for spec in specs.values()):
         raise ConfigurationError("parameters is 'lora' but policy.lora_rank is 0; set it to the adapter's rank.")
     if parameters == "shared" and len({str(spec) for spec in specs.values()}) > 1:

@@ -1,4 +1,4 @@
-"""Histories read twice in each turn: V(h_t) before its joint action and Q(h_t, a_t) right after it, in one pass."""
+"""Joint histories for a critic that gives V(h_t) before each joint action and Q(h_t, a_t) after it, in one pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collm.trajectory import Trajectory
 
 
 class ActionValueEncoder(HistoryEncoder):
-    """Scores every turn before its joint action (kind 0, V) and after it (kind 1, Q); see `HistoryEncoder`."""
+    """Scores every turn before its joint action (V, index 0) and after it (Q, index 1); see `HistoryEncoder`."""
 
     @property
     def num_kinds(self) -> int:

@@ -1,8 +1,8 @@
-"""What every critic offers to an algorithm: values before an update, and learning from value targets.
+"""The interface of critics: they give values before an update, and learn from value targets.
 
-A critic is used in training only and may read anything that precedes the joint action it judges: the history of one
-agent (CoLLM-DC), the joint history (CoLLM-CC), or the state of the environment. To add one: subclass `Critic` in a new
-file and name the class under `model.critic` in a yaml file.
+A critic is used in training only. It may take anything that precedes the joint action as input: the history of one
+agent (CoLLM-DC), the joint history (CoLLM-CC), or the state of the environment. To add one, subclass `Critic` in a new
+file and set `model.critic` to the class in a yaml file.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from collm.trajectory import RolloutBatch
 
 
 class Learner(Protocol):
-    """What a critic uses of the algorithm it belongs to."""
+    """The attributes and methods that a critic uses of its algorithm."""
 
     device: torch.device
     discount: float
     parameters_mode: str
     critics_share_weights: bool
-    """Whether critics stand on the weights of policies."""
+    """Whether critics are value heads on the networks of the policies."""
     specs: Mapping[str, ModelSpec]
     """The language model of each agent."""
 
     def backbone(self, name: str, spec: ModelSpec, adapter: str | None) -> Backbone:
-        """The language model called `name`; models are shared as `model.parameters` says."""
+        """The language model of learner `name`; learners share models if `model.parameters` is `lora`."""
         ...
 
     def minibatches(self, num_rows: int, num_epochs: int) -> Iterator[set[int]]:
-        """The rows of each optimizer step."""
+        """The rows (trajectories) of each optimizer step."""
         ...
 
     def micro_batches(
@@ -54,32 +54,32 @@ class Learner(Protocol):
 
 
 class StateSource(Protocol):
-    """What a critic asks of the environment before any weights load."""
+    """The attributes of the environment that a critic checks before any weights load."""
 
     horizon: int
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the numbers that describe its states; empty where it describes none."""
+        """Names of the state features; empty if the environment has none."""
         ...
 
     @property
     def has_state_text(self) -> bool:
-        """Whether it describes its states in words."""
+        """Whether the environment describes its states as text."""
         ...
 
 
 class Critic(nn.Module, ABC):
     """Estimates V(h_t), the expected discounted return from turn t on, for one or several agents.
 
-    An instance that is passed to an algorithm is a template: CoLLM-DC copies it for every agent. Weights are loaded by
-    `load`, and `attach` tells a critic whose it is.
+    The instance passed to an algorithm is a template, which CoLLM-DC copies for every agent. `attach` assigns a copy to
+    an algorithm and its agents, and `load` loads the weights.
 
     Attributes:
         name: Name of its optimizer and prefix of its metrics.
-        agent_ids: The agents whose histories it may read.
-        learning_rate: Step size of its optimizer; None for a critic without one.
-        reads_text: Whether it gives a value at any place of a history, as a language model does.
+        agent_ids: The agents whose histories are its input.
+        learning_rate: Learning rate of its optimizer; None for a critic without an optimizer.
+        reads_text: Whether it can give a value at any token position of a history, as a language model can.
     """
 
     name: str
@@ -94,13 +94,14 @@ class Critic(nn.Module, ABC):
         learner: Learner,
         encoder_class: type[HistoryEncoder] = HistoryEncoder,
     ) -> None:
-        """Make it the critic `name` of `learner`; nothing is loaded yet.
+        """Assign this critic to `learner` under `name`, before any weights load.
 
         Args:
             name: Name of its optimizer and prefix of its metrics.
-            agent_ids: The agents whose histories it may read.
+            agent_ids: The agents whose histories are its input.
             learner: The algorithm that it belongs to.
-            encoder_class: Where in a history the algorithm needs values, if not before each joint action alone.
+            encoder_class: Encoder of histories, which sets the token positions at which the algorithm needs values; by
+                default one before each joint action.
 
         Raises:
             ConfigurationError: The critic does not give the values that the algorithm needs.
@@ -120,43 +121,43 @@ class Critic(nn.Module, ABC):
 
     @property
     def centralized(self) -> bool:
-        """Whether it belongs to the whole team."""
+        """Whether this critic serves all agents."""
         return len(self.agent_ids) == len(self.learner.specs)
 
     def refuse_individual(self) -> None:
-        """Refuse to belong to one agent of several, for a critic that reads the state."""
+        """Raise `ConfigurationError` if a critic on the state is assigned to one of several agents."""
         if not self.centralized:
             raise ConfigurationError(
                 f"model.critic is a {type(self).__name__} on the state of the environment, which is the same for all "
-                f"agents, but {type(self.learner).__name__} has a critic of its own for each of them; use CoLLMCC."
+                f"agents, but {type(self.learner).__name__} has one critic per agent; use CoLLMCC."
             )
 
-    def check(self, environment: StateSource) -> None:  # noqa: B027 (most critics read nothing of the environment)
-        """Refuse an environment that does not offer what this critic reads; nothing is loaded yet."""
+    def check(self, environment: StateSource) -> None:  # noqa: B027 (most critics need nothing of the environment)
+        """Raise `ConfigurationError` if `environment` lacks an input of this critic; runs before any weights load."""
 
     def load(self) -> None:  # noqa: B027 (most critics without a language model load nothing)
         """Load the weights."""
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What its optimizer steps; empty for a critic without an optimizer."""
+        """The parameters that its optimizer updates; empty for a critic without an optimizer."""
         return []
 
     def initialize(self, mean_return: Tensor) -> None:  # noqa: B027 (only critics that start as a constant use it)
-        """Begin with all values at the mean discounted return of the first rollout, []."""
+        """Initialize all values to the mean discounted return of the first rollout, []."""
 
     @abstractmethod
     def values(self, batch: RolloutBatch) -> Tensor:
-        """V(h_t) at the turns of `batch`, without gradients; it changes nothing.
+        """V(h_t) at the turns of `batch`, without gradients; it does not change the critic.
 
         Returns:
-            Values, [B, T]; [B, T, K] from a critic of K kinds of values, which says what they are. 0 at masked turns.
+            Values, 0 at masked turns, [B, T]; [B, T, K] if the encoder defines K values per turn (`num_kinds`).
         """
 
     def next_values(self, batch: RolloutBatch, values: Tensor) -> Tensor:
-        """V(h_{t+1}), 0 after the last turn of an episode, as there is no bootstrap beyond the horizon.
+        """V(h_{t+1}); 0 after the last turn of an episode, as values do not bootstrap beyond the horizon.
 
         Args:
-            batch: The trajectories that `values` are of.
+            batch: The trajectories behind `values`.
             values: V(h_t), [B, T].
 
         Returns:
@@ -166,17 +167,17 @@ class Critic(nn.Module, ABC):
 
     @abstractmethod
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
-        """Learn from fixed targets.
+        """Regress on value targets, which have no gradient.
 
         Args:
-            batch: The newest rollout.
-            values: What `values(batch)` returned before the update.
-            targets: Value targets, [B, T]; those at masked turns do not count.
+            batch: The latest rollout.
+            values: The result of `values(batch)` before the update.
+            targets: Value targets, [B, T]; masked turns are ignored.
         """
 
     def checkpoint(self) -> dict[str, Any]:
-        """State besides weights and buffers that an exact resume needs; all ranks call it together."""
+        """State that an exact resume needs besides parameters and buffers; a collective call on all ranks."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (weights and buffers are restored elsewhere)
-        """Take over what `checkpoint` returned when the checkpoint was written."""
+        """Restore the state that `checkpoint` returned."""

@@ -1,4 +1,4 @@
-"""Histories read for V(h_t), and for every agent once all but that agent's action of turn t is known."""
+"""Joint histories for a critic that gives V(h_t) and, for each agent, a value given the actions of the others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collm.trajectory import Trajectory
 
 
 class CounterfactualEncoder(HistoryEncoder):
-    """Writes every trajectory once for each agent: in every turn that agent's words come LAST, its value before them.
+    """Encodes every trajectory once per agent, with that agent's action LAST in every turn and its value before it.
 
-    So N rows score all turns, earlier turns are complete, and a causal critic cannot see what is left out, nor (where
-    agents read each other within a turn) what others wrote after the agent had begun. Kind 0 is V(h_t), kind 1 + i the
-    value without the action of the i-th agent; see `HistoryEncoder`.
+    N rows score all turns, with complete earlier turns. A causal model cannot see the action that is left out, nor (if
+    agents send messages during a turn) what others wrote in reply to it. Of the values of a turn, index 0 is V(h_t)
+    and index 1 + i the value without the action of agent i; see `HistoryEncoder`.
     """
 
     @property
@@ -28,9 +28,9 @@ class CounterfactualEncoder(HistoryEncoder):
             for number, agent_id in enumerate(self.agent_ids):
                 blocks, written = [], []
                 for index in range(len(trajectory.turns)):
-                    others, rest = self.split_actions(trajectory, index, agent_id)
+                    others, left_out = self.split_actions(trajectory, index, agent_id)
                     blocks += [self.tokens(self.before_actions(trajectory, index)), others]
-                    written += [[], rest]
+                    written += [[], left_out]
                 for sequence in rows_of_blocks(row, blocks, written, self.max_tokens):
                     turns = [self.column(block, number) for block in sequence.turns]
                     if max(turns) >= 0:
@@ -38,10 +38,10 @@ class CounterfactualEncoder(HistoryEncoder):
         return sequences
 
     def column(self, block: int, number: int) -> int:
-        """Where the value after `block` stands, in the row of the agent with this number; -1 where none is read.
+        """Index of the value at the end of `block` in the row of agent `number`; -1 if that position is not scored.
 
-        Blocks of a turn come in pairs, the history and then what the others wrote. V(h_t) is the same text in all
-        rows up to the order of earlier turns, and is read in the first row alone.
+        Each turn has two blocks: the history, then the actions of the others. The history before V(h_t) differs between
+        the rows of a trajectory only in the order of earlier actions, so V is scored in the first row only.
         """
         turn, others_known = divmod(block, 2)
         if block < 0 or (not others_known and number):
@@ -49,12 +49,12 @@ class CounterfactualEncoder(HistoryEncoder):
         return turn * self.num_kinds + (1 + number if others_known else 0)
 
     def split_actions(self, trajectory: Trajectory, index: int, agent_id: str) -> tuple[list[int], list[int]]:
-        """Tokens written in turn `index`, in two parts: what the agent cannot have changed, and the rest."""
+        """Tokens written in turn `index`: those that do not depend on the action of `agent_id`, and the others."""
         turn = trajectory.turns[index]
-        own = turn.written_by(agent_id)
+        messages = turn.written_by(agent_id)
         others = [message for name in self.agent_ids if name != agent_id for message in turn.written_by(name)]
-        # messages of one round are written at the same time; those of a later round may answer the agent
-        known = [message for message in others if message.round <= own[0].round]
-        answers = [message for message in others if message.round > own[0].round]
-        before = [*self.messages(known), *self.tokens(f"\n[{agent_id}]")]
-        return before, [*self.message(" ", own[0]), *self.messages([*own[1:], *answers]), *self.tokens("\n")]
+        # agents write the messages of one round at the same time; those of the next rounds may answer the agent
+        independent = [message for message in others if message.round <= messages[0].round]
+        answers = [message for message in others if message.round > messages[0].round]
+        before = [*self.messages(independent), *self.tokens(f"\n[{agent_id}]")]
+        return before, [*self.message(" ", messages[0]), *self.messages([*messages[1:], *answers]), *self.tokens("\n")]

@@ -1,4 +1,4 @@
-"""A critic on numbers of the true state: a small network, for values that are not nearly linear in them."""
+"""A critic on numeric features of the state: a small network, for values that are not nearly linear in them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from collm.trajectory import RolloutBatch
 class FeatureNetworkCritic(StateCritic):
     """V(s) by a multilayer perceptron on the inputs of `FeaturesCritic`, trained on the returns of the last rollouts.
 
-    Inputs and returns are standardized by those of the rollouts it keeps. The values of a rollout come from earlier
-    ones alone; the first rollout has, turn by turn, the mean return of its other groups. Where values are nearly linear
-    in the features, `FeaturesCritic` is ahead: it needs fewer rollouts and cannot be trained for too long.
+    Inputs and returns are standardized with the mean and deviation of the kept rollouts. The values of a rollout come
+    from a network trained on earlier rollouts only. In the first rollout, the value at a turn is the mean return of the
+    other groups at that turn. If values are nearly linear in the features, prefer `FeaturesCritic`: it needs fewer
+    rollouts and does not overfit with the number of steps.
 
     Args:
-        hidden_sizes: Units of each hidden layer, tanh; by default one layer of 32.
-        learning_rate: Step size.
-        memory: Rollouts that are kept to learn from, the newest one included.
-        steps: Optimizer steps per rollout, each on all turns of one part of what is kept.
-        parts: How many such parts there are.
+        hidden_sizes: Number of units of each hidden layer, with tanh activations; by default one layer of 32.
+        learning_rate: Learning rate of the network.
+        memory: Number of rollouts to train on: the latest one and the ones before it.
+        steps: Optimizer steps per rollout, each on one random part of the turns in memory.
+        parts: Number of parts into which each pass splits the turns in memory.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class FeatureNetworkCritic(StateCritic):
         sizes = [self.num_inputs, *self.hidden_sizes]
         layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), nn.Tanh())]
         last = nn.Linear(sizes[-1], 1)
-        nn.init.zeros_(last.weight)  # at first all values are the mean return
+        nn.init.zeros_(last.weight)  # so that all initial values are the mean return
         nn.init.zeros_(last.bias)
         self.network = nn.Sequential(*layers, last)
 
@@ -76,12 +77,12 @@ class FeatureNetworkCritic(StateCritic):
         return torch.where(batch.turn_mask, values.to(batch.rewards), 0.0)
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """What the network says of inputs [..., D], in units of returns as kept, [...]."""
+        """Outputs of the network for raw inputs [..., D], in units of standardized returns, [...]."""
         first = next(self.network.parameters())
         return self.network(((inputs - self.mean[:-1]) / self.scale[:-1]).to(first)).squeeze(-1)
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
-        """Keep the rollout and learn from all that are kept; `values` and `targets` are not used."""
+        """Store the rollout and train on all stored ones, on their returns; `values` and `targets` are not used."""
         mask = batch.turn_mask.cpu()
         weights = row_weights(batch)[:, None].expand(mask.shape)
         self.kept.append((self.inputs(batch)[mask], self.returns(batch)[mask], weights[mask]))
@@ -96,14 +97,14 @@ class FeatureNetworkCritic(StateCritic):
             )
 
     def standardize(self, rows: Tensor, weights: Tensor) -> None:
-        """Measure inputs and returns [n, D + 1] in their deviations from the mean, of all ranks together."""
+        """Set mean and standard deviation to those of inputs and returns, `rows` [n, D + 1], over all ranks."""
         count = self.summed(weights.sum()).clamp(min=1e-9)
         self.mean = self.summed((weights[:, None] * rows).sum(0)) / count
         deviation = (self.summed((weights[:, None] * (rows - self.mean).square()).sum(0)) / count).sqrt()
         self.scale = torch.where(deviation > 1e-6 * self.mean.abs() + 1e-12, deviation, 1.0)
 
     def losses(self, inputs: Tensor, returns: Tensor, weights: Tensor) -> Iterator[Tensor]:
-        """The mean squared error over the turns of all ranks, in standardized units."""
+        """The mean squared error over the turns of all ranks, in units of standardized returns."""
         device = next(self.network.parameters()).device
         count = sum_over_ranks(weights.sum().float(), device).clamp(min=1e-9)
         outputs = self.outputs(inputs)
@@ -119,11 +120,11 @@ class FeatureNetworkCritic(StateCritic):
         parts = state["kept"]
         if len(parts) == num_ranks():
             rollouts = parts[rank()]
-        else:  # other processes share out the turns of each rollout anew
-            together = [
+        else:  # the number of processes changed: redistribute the turns of each rollout
+            merged = [
                 [torch.cat(tensors) for tensors in zip(*rollout, strict=True)] for rollout in zip(*parts, strict=True)
             ]
-            rollouts = [[tensor[rank() :: num_ranks()] for tensor in rollout] for rollout in together]
+            rollouts = [[tensor[rank() :: num_ranks()] for tensor in rollout] for rollout in merged]
         self.kept.clear()
         for inputs, returns, weights in rollouts:
             size = len(returns)

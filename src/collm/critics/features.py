@@ -1,8 +1,8 @@
-"""A critic on numbers of the true state: ridge regression in closed form.
+"""A critic on numeric features of the state: ridge regression in closed form.
 
-Critics are used in training only, so they may read the state (arXiv 2601.21972; centralized training with critics that
-read states: Lyu, Baisero, Xiao, Amato, arXiv 2201.01221 and 2408.14597). Where a dozen numbers say how far the team
-has come, this needs far fewer episodes than a language model that reads the history, and no device at all.
+Critics are used in training only, so the state can be their input (arXiv 2601.21972; centralized training with critics
+on states: Lyu, Baisero, Xiao, Amato, arXiv 2201.01221 and 2408.14597). If a dozen numbers describe the progress of the
+team, this critic needs far fewer episodes than a language model on the history, and no GPU.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from collm.runtime.checks import POSITIVE, SHARE_ABOVE_ZERO, check_numbers
 from collm.runtime.collectives import num_ranks, sum_over_ranks
 from collm.trajectory import RolloutBatch
 
-_CONSTANT = 1e-6  # a feature that varies by less than this share of its mean is taken for a constant
-_LEAST_VARIANCE = 0.01  # of the residual at one turn, as a share of that at all turns
+_CONSTANT = 1e-6  # a feature whose deviation is below this fraction of its mean is treated as constant
+_LEAST_VARIANCE = 0.01  # smallest residual variance of one turn, as a fraction of that over all turns
 
 
 class StateCritic(Critic):
-    """What critics on state features share: reading them, and a baseline for the first rollout.
+    """Base class of critics on state features: collects them, and gives a baseline for the first rollout.
 
     Attributes:
         names: Names of the features, F of them; set by `check`.
@@ -53,17 +53,17 @@ class StateCritic(Critic):
         self.names, self.horizon = tuple(environment.feature_names), environment.horizon
         if not self.names:
             raise ConfigurationError(
-                f"model.critic is a {type(self).__name__}, but {type(environment).__name__} does not describe its "
-                "states in numbers; give it `state_features`, or use LanguageModelCritic."
+                f"model.critic is a {type(self).__name__}, but {type(environment).__name__} has no state "
+                "features; implement `state_features`, or use LanguageModelCritic."
             )
 
     @property
     def num_inputs(self) -> int:
-        """Inputs of the regression, D = 2 F + 1."""
+        """D = 2 F + 1, the number of inputs of the regression."""
         return 2 * len(self.names) + 1
 
     def inputs(self, batch: RolloutBatch) -> Tensor:
-        """Turns left, features, and features times turns left at every turn, 0 where none was played, [B, T, D]."""
+        """Turns left, features, and features times turns left at every turn; 0 at turns not played, [B, T, D]."""
         inputs = torch.zeros(*batch.rewards.shape, self.num_inputs, dtype=torch.float64)
         for row, trajectory in enumerate(batch.trajectories):
             if not trajectory.turns:
@@ -76,7 +76,7 @@ class StateCritic(Critic):
         return inputs
 
     def check_features(self, features: Mapping[str, float], where: str) -> None:
-        """Refuse features with other names than those of the first task, or that are not finite."""
+        """Raise `ConfigurationError` if features are not finite or their names differ from those of the first task."""
         if tuple(features) != self.names:
             differing = sorted(set(features) ^ set(self.names)) or list(features)
             raise ConfigurationError(
@@ -90,69 +90,68 @@ class StateCritic(Critic):
                 )
 
     def check_names(self, state: Mapping[str, Any]) -> None:
-        """Refuse the state of a critic on other features."""
+        """Raise `ConfigurationError` if a checkpoint is of a critic on other features."""
         if list(state.get("names", [])) != list(self.names):
             raise ConfigurationError(
                 f"the checkpoint's critic {self.name!r} has the state features {state.get('names')}, this run has "
                 f"{list(self.names)}; use the configuration it was made with."
             )
 
-    def checked(self, name: str, found: Tensor, shape: Sequence[int]) -> Tensor:
-        """A tensor of a checkpoint, in double precision; refused if it is not finite or has another shape."""
-        if tuple(found.shape) != tuple(shape) or not found.isfinite().all():
+    def checked(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """A tensor of a checkpoint in float64; raises `ConfigurationError` if it is not finite or not of `shape`."""
+        if tuple(tensor.shape) != tuple(shape) or not tensor.isfinite().all():
             raise ConfigurationError(
-                f"the checkpoint's {name} of the critic {self.name!r} have the shape {tuple(found.shape)} or are not "
+                f"the checkpoint's {name} of the critic {self.name!r} have the shape {tuple(tensor.shape)} or are not "
                 f"finite, but {tuple(shape)} is needed; use the configuration it was made with."
             )
-        return found.double()
+        return tensor.double()
 
     def returns(self, batch: RolloutBatch) -> Tensor:
-        """Reward to go, on the processor and in double precision, [B, T]."""
+        """Discounted reward to go, in float64 on the CPU, [B, T]."""
         return discounted_returns(batch.rewards.double().cpu(), batch.turn_mask.cpu(), self.learner.discount)
 
     def mean_of_others(self, batch: RolloutBatch) -> Tensor:
-        """Mean reward to go, turn by turn, of the groups of a rollout that a trajectory is not in, [B, T].
+        """Mean reward to go of the other groups of the rollout at each turn, [B, T].
 
         0 at a turn that no other group has played.
         """
         mask = batch.turn_mask.cpu().double() * row_weights(batch)[:, None]
         sums = torch.stack([self.returns(batch) * mask, mask])  # [2, B, T]
         groups, index = batch.groups.cpu().unique(return_inverse=True)
-        own = sums.new_zeros(2, len(groups), sums.shape[2]).index_add(1, index, sums)
+        by_group = sums.new_zeros(2, len(groups), sums.shape[2]).index_add(1, index, sums)
         total = sums.new_zeros(2, self.horizon)
         total[:, : sums.shape[2]] = sums.sum(1)
         total = self.summed(total)[:, : sums.shape[2]]
-        others, count = total[:, None] - own
+        others, count = total[:, None] - by_group
         means = torch.where(count > 1e-9, others / count.clamp(min=1e-9), 0.0)
         return torch.where(batch.turn_mask.cpu(), means[index], 0.0)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all ranks, on the processor."""
+        """The sum of `tensor` over all ranks, on the CPU."""
         return sum_over_ranks(tensor, self.learner.device).cpu() if num_ranks() > 1 else tensor
 
 
 class FeaturesCritic(StateCritic):
-    """V(s) by ridge regression of returns on state features, solved anew for every rollout.
+    """V(s) by ridge regression of returns on state features, solved again for every rollout.
 
     Inputs are the turns left, the features of `Environment.state_features`, and each feature times the turns left;
-    they are standardized, the intercept is not penalized, and values have the units of returns. Later rollouts count
-    more than earlier ones. The values of a rollout are fitted on all earlier rollouts and on its other groups, so that
-    no value has seen its own return, nor one that depends on the same actions: with one episode per task
-    (`data.num_generations: 1`) each episode is left out alone; episodes of one group, which are compared with each
-    other, and paths of one rollout tree, which share actions, are left out together. The first rollout has, turn by
-    turn, the mean return of its other groups.
+    they are standardized, the intercept is not penalized, and values have the units of returns. Recent rollouts have
+    larger weights. The values of a group of episodes are fitted on all earlier rollouts and on the other groups of this
+    rollout, so that no value depends on its own return or on a return after the same actions. A group is one episode if
+    `data.num_generations` is 1, else all episodes of a task, or all paths of its rollout tree. In the first rollout,
+    the value at a turn is the mean return of the other groups at that turn.
 
-    At `gae_lambda: 1` any such baseline leaves the gradient unbiased. Below it, values of a state may bias it where
-    agents do not see all of the state (Lyu et al.).
+    With `gae_lambda: 1` any such baseline leaves the gradient unbiased. Below 1, values of the state can bias it if
+    agents do not observe all of the state (Lyu et al.).
 
-    It regresses on Monte-Carlo returns, whatever `critic_lambda` says, and needs no optimizer: all it keeps are sums of
+    The critic regresses on Monte-Carlo returns and ignores `critic_lambda`. It needs no optimizer: it stores sums of
     products, [T, 2 F + 3, 2 F + 3] for F features and T turns, which are summed over the processes of a run.
 
     Args:
-        penalty: Ridge penalty, in units of turns: so many turns of evidence are weighed against coefficients of 0.
-        forgetting: Weight of each rollout relative to the one after it, above 0 and at most 1.
-        weigh_turns: Weigh the turns by how well their returns are predicted, 1 / variance of the residuals of earlier
-            rollouts; otherwise all turns count alike.
+        penalty: Ridge penalty on standardized coefficients, in units of turns: 3 weighs as much as 3 observed turns.
+        forgetting: Weight of a rollout relative to the next one, above 0 and at most 1; 1 weighs all alike.
+        weigh_turns: Weight each turn index by 1 / variance of its residuals in earlier rollouts; if false, all turns
+            have the same weight.
     """
 
     def __init__(self, penalty: float = 3.0, forgetting: float = 0.85, weigh_turns: bool = True):
@@ -163,9 +162,9 @@ class FeaturesCritic(StateCritic):
         check_numbers("critic", self, penalty=POSITIVE, forgetting=SHARE_ABOVE_ZERO)
 
     def check(self, environment: StateSource) -> None:
-        before = self.names, self.horizon
+        previous = self.names, self.horizon
         super().check(environment)
-        if before == (self.names, self.horizon):  # another stage of the same run
+        if previous == (self.names, self.horizon):  # another stage of the same run
             return
         size = self.num_inputs + 2
         self.moments = torch.zeros(self.horizon, size, size, dtype=torch.float64)  # products of (1, x, G) by turn
@@ -177,12 +176,12 @@ class FeaturesCritic(StateCritic):
             return self.mean_of_others(batch).to(batch.rewards)
         rows, weights = self.rows(batch)
         by_turn = self.turn_weights[: rows.shape[1]]
-        everything = self.forgetting * self.moments + self.summed(self.products(rows, weights))
-        everything = (self.turn_weights[:, None, None] * everything).sum(0)
-        own = (rows * (weights * by_turn)[..., None]).transpose(1, 2) @ rows  # of each trajectory, [B, D + 2, D + 2]
+        total = self.forgetting * self.moments + self.summed(self.products(rows, weights))
+        total = (self.turn_weights[:, None, None] * total).sum(0)
+        left_out = (rows * (weights * by_turn)[..., None]).transpose(1, 2) @ rows  # by trajectory, [B, D + 2, D + 2]
         groups, index = batch.groups.cpu().unique(return_inverse=True)
-        own = own.new_zeros(len(groups), *own.shape[1:]).index_add(0, index, own)
-        coefficients = solve_ridge(everything - own, self.penalty)[index]  # [B, 1 + D]
+        left_out = left_out.new_zeros(len(groups), *left_out.shape[1:]).index_add(0, index, left_out)  # by group
+        coefficients = solve_ridge(total - left_out, self.penalty)[index]  # [B, 1 + D]
         values = torch.einsum("bti,bi->bt", rows[..., :-1], coefficients)
         return values.to(batch.rewards)
 
@@ -195,7 +194,7 @@ class FeaturesCritic(StateCritic):
             self.turn_weights = precision_of_turns(self.moments, solve_ridge(weighted, self.penalty))
 
     def rows(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """(1, x, G) at every turn, [B, T, D + 2], and how much it counts, 0 where none was played, [B, T]."""
+        """(1, x, G) at every turn, [B, T, D + 2], and its weight, 0 at turns not played, [B, T]."""
         inputs, returns = self.inputs(batch), self.returns(batch)
         rows = torch.cat([torch.ones_like(inputs[..., :1]), inputs, returns[..., None]], dim=-1)
         mask = batch.turn_mask.cpu().double()
@@ -224,20 +223,20 @@ class FeaturesCritic(StateCritic):
 
 
 def row_weights(batch: RolloutBatch) -> Tensor:
-    """How much each trajectory counts: paths of a rollout tree by their weights, [B]."""
+    """Weight of each trajectory: 1, or the weight of a path of a rollout tree, [B]."""
     weights = torch.ones(len(batch.rewards)) if batch.tree is None else batch.tree.weights
     return weights.double().cpu()
 
 
 def solve_ridge(products: Tensor, penalty: float) -> Tensor:
-    """Intercept and coefficients of ridge regression on standardized inputs, in the units of the inputs as given.
+    """Intercept and coefficients of ridge regression on standardized inputs, for inputs that are not standardized.
 
     Args:
         products: Weighted sums of products of (1, x, y), [..., D + 2, D + 2].
-        penalty: Added to the diagonal of the standardized inputs' sums of squares; the intercept is free.
+        penalty: Added to the diagonal of the matrix of standardized inputs; the intercept is not penalized.
 
     Returns:
-        Coefficients of (1, x), [..., 1 + D]; 0 for inputs that do not vary, and everywhere without observations.
+        Coefficients of (1, x), [..., 1 + D]; 0 for constant inputs, and all 0 without observations.
     """
     count = products[..., :1, :1].clamp(min=1e-9)
     means = products[..., 0, 1:] / count[..., 0]  # of x and y
@@ -253,7 +252,7 @@ def solve_ridge(products: Tensor, penalty: float) -> Tensor:
 
 
 def precision_of_turns(moments: Tensor, coefficients: Tensor) -> Tensor:
-    """1 / variance of the residuals at each turn, scaled so that all observations together count as many as they are.
+    """1 / variance of the residuals at each turn, scaled to a mean of 1 over all observations.
 
     Args:
         moments: Sums of products of (1, x, G) by turn, [T, D + 2, D + 2].
@@ -267,7 +266,7 @@ def precision_of_turns(moments: Tensor, coefficients: Tensor) -> Tensor:
     counts = moments[:, 0, 0]
     pooled = squares.sum() / counts.sum().clamp(min=1e-9)
     variances = (squares / counts.clamp(min=1e-9)).clamp(min=_LEAST_VARIANCE * float(pooled))
-    if pooled <= 1e-12:  # all of it is explained
+    if pooled <= 1e-12:  # there is no residual
         return torch.ones_like(counts)
     weights = torch.where(counts > 1e-9, 1 / variances.clamp(min=1e-12), 0.0)
     return torch.where(counts > 1e-9, weights * counts.sum() / (weights * counts).sum(), 1.0)

@@ -1,13 +1,13 @@
-"""Histories as text for critics: what is written, in which order, and where a value is read.
+"""Histories as text for language-model critics: their contents, their order, and the positions that are scored.
 
-Turn by turn the text holds what is known about the episode (m_t of arXiv 2601.21972: the turn and the progress of the
-team), the observation of every agent the critic reads, and then every agent's action. V(h_t) is read at the last token
-before the actions of turn t, so no value can see an action of its own turn, and a causal critic gives
+For each turn the text holds facts about the episode (m_t of arXiv 2601.21972: the turn and the progress of the team),
+the observation of every agent of the critic, and then the action of every agent. V(h_t) is the output at the last token
+before the actions of turn t, so no value depends on an action of its own turn, and a causal language model gives
 V(h_0) ... V(h_{T-1}) in ONE pass.
 
-What the environment says about its true state may stand after the observations, right before the value, or in place of
-the history. Values V(h, s) of both bootstrap without bias; those of a state alone need not, where agents do not see all
-of it (Lyu, Baisero, Xiao, Amato, arXiv 2201.01221 and 2408.14597).
+A text that describes the state can follow the observations, right before the value, or replace the history. Values
+V(h, s) of history and state bootstrap without bias. Values of the state alone can be biased if agents do not observe
+all of it (Lyu, Baisero, Xiao, Amato, arXiv 2201.01221 and 2408.14597).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from collm.trajectory import Message, Trajectory
 
 
 class HistoryEncoder:
-    """Turns trajectories into rows of tokens of one critic.
+    """Encodes trajectories as token sequences for one critic.
 
     Args:
-        path: Model whose tokenizer is used.
-        agent_ids: The agents whose observations and actions are written.
-        same_tokens: Those of them that write in the same tokens, so that the critic reads exactly what they wrote.
-        max_tokens: Longest row.
-        progress: Write the turn number and the team's progress, m_t of the paper: what the environment says of it, or
-            else the last reward.
-        reads: `history`, `state` or `both`; a row of states alone holds one turn.
+        path: Path of the model whose tokenizer is used.
+        agent_ids: The agents whose observations and actions the text holds.
+        same_tokens: The agents with the same tokenizer as the critic; their sampled tokens are used as they are.
+        max_tokens: Largest number of tokens in a sequence.
+        progress: Include the turn number and the team's progress, m_t of the paper: `Environment.progress`, or the last
+            reward if the environment does not define it.
+        reads: Input of the critic: `history`, `state` or `both`. With `state`, a sequence holds one turn.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class HistoryEncoder:
 
     @property
     def num_kinds(self) -> int:
-        """K, the number of values of each turn; turn t of kind k is scored as turn K t + k."""
+        """K, the number of values per turn; value k of turn t is scored as turn K t + k."""
         return 1
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
-        """Rows that score the history before every turn; one row per trajectory where `max_tokens` allows it."""
+        """Sequences that score the history before every turn; one per trajectory if `max_tokens` allows it."""
         sequences: list[TokenSequence] = []
         for row, trajectory in enumerate(trajectories):
             turns = range(len(trajectory.turns))
@@ -71,9 +71,9 @@ class HistoryEncoder:
         return sequences
 
     def before_actions(self, trajectory: Trajectory, index: int) -> str:
-        """What turn `index` adds to the history before anybody acts: m_t, the observations and the state.
+        """Text that turn `index` adds before its actions: m_t, the observations and the state.
 
-        The environment's progress comes last, where it is read best.
+        The progress comes last, next to the position of the value.
         """
         turn = trajectory.turns[index]
         lines = []
@@ -91,38 +91,38 @@ class HistoryEncoder:
         return "\n".join(lines) + "\n[value]"
 
     def actions(self, trajectory: Trajectory, index: int) -> list[int]:
-        """Tokens that turn `index` adds to the history once everybody has acted."""
+        """Tokens of the actions of turn `index`."""
         turn = trajectory.turns[index]
         written = [message for agent_id in self.agent_ids for message in turn.written_by(agent_id)]
         return [*self.messages(written), *self.tokens("\n")]
 
     def messages(self, messages: Sequence[Message]) -> list[int]:
-        """Messages in tokens, each on a line that begins with its author."""
+        """Tokens of messages, each on a line that begins with the name of its author."""
         return [token for message in messages for token in self.message(f"\n[{message.agent_id}] ", message)]
 
     def message(self, before: str, message: Message) -> list[int]:
-        """The text `before` and then a message in tokens, without the token that ended the response."""
+        """Tokens of the text `before` and of a message, without its end-of-sequence token."""
         action = message.action
         if message.agent_id in self.same_tokens and action.token_ids:
             return [*self.tokens(before), *(action.token_ids if action.truncated else action.token_ids[:-1])]
         return self.tokens(before + action.text)
 
     def tokens(self, text: str) -> list[int]:
-        """`text` in the critic's own tokens."""
+        """`text` in tokens of the critic's tokenizer."""
         return list(encode(self.path, text))
 
 
 def rows_of_blocks(row: int, before: list[list[int]], written: list[list[int]], limit: int) -> list[TokenSequence]:
-    """Rows of at most `limit` tokens that score the last token of every block of `before`.
+    """Sequences of at most `limit` tokens that score the last token of every block of `before`.
 
-    Where the next turn does not fit, a new row begins with the previous turn if there is room, so that the newest
-    turns are kept; a block longer than the limit keeps its end.
+    If the next turn does not fit, a new sequence begins, with the previous turn as context if there is room. A block
+    longer than the limit is cut at its beginning.
 
     Args:
         row: Index of the trajectory in its batch.
-        before: Tokens in front of the actions of each turn.
-        written: Tokens of the actions of each turn, which follow its block.
-        limit: Longest row, in tokens.
+        before: Tokens of each turn before its actions.
+        written: Tokens of the actions of each turn.
+        limit: Largest number of tokens in a sequence.
     """
     sequences: list[TokenSequence] = []
     for turn, block in enumerate(before):

@@ -1,7 +1,7 @@
-"""A critic that is a language model with a value head, reading histories as text (arXiv 2601.21972, appendix B).
+"""A critic that is a language model with a value head on histories as text (arXiv 2601.21972, appendix B).
 
-A centralized critic reads the joint history h_t of all agents, an individual one the history h_{i,t} of its agent. A
-centralized one may also read what the environment says about its true state; see `collm.critics.histories`.
+The input of a centralized critic is the joint history h_t of all agents, that of an individual critic the history
+h_{i,t} of its agent. A centralized critic can also take a text that describes the state; see `collm.critics.histories`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from collm.trajectory import RolloutBatch, Trajectory
 
 
 class LanguageModelCritic(Critic):
-    """V(h) read from the text of histories by a language model with a value head.
+    """V(h) by a language model with a value head on the text of histories.
 
     Args:
-        model: The language model it starts from.
-        reads: `history`: what agents were shown and wrote. `state`: the text of `Environment.state_text` alone, which
-            is short. `both`: the history with that text in every turn.
-        progress: Write the turn number and the team's progress, as the paper does (m_t): the share of the best score
-            where the environment knows it, or else the last reward.
-        epochs: Passes over each rollout.
-        replay: Rollouts, the newest one included, that are read again after those passes, with the targets they had; 0
-            for none.
-        replay_steps: Optimizer steps on them, per rollout.
-        replay_batch: Trajectories of one such step, drawn at random, of all processes together; by default as many as a
-            rollout has.
-        loss_weight: Scale of the value loss; it matters together with gradient clipping.
-        value_clip: Largest move of a value that lowers its loss (PPO's value clipping), in the units of the critic; by
-            default any.
-        normalize: Measure values in units of their targets, by running mean and deviation (PopArt), so that learning
-            rates and `loss_weight` mean the same for any size of reward.
+        model: Language model of the critic and its learning rate.
+        reads: Input of the critic. `history`: observations and actions. `state`: the text of `Environment.state_text`
+            only, which is short. `both`: the history with that text in every turn.
+        progress: Add the turn number and the team's progress to the input, as the paper does (m_t). The progress is the
+            share of the best score, or the last reward if the environment does not define its progress.
+        epochs: Number of passes over each rollout.
+        replay: Size of the replay buffer, in rollouts including the latest one. After `epochs`, the critic takes
+            `replay_steps` more steps on it, with the value targets computed when each rollout was played. 0 turns it
+            off.
+        replay_steps: Optimizer steps on the replay buffer per rollout.
+        replay_batch: Trajectories in each of these steps, sampled at random, summed over all processes; by default the
+            size of a rollout.
+        loss_weight: Weight of the value loss.
+        value_clip: Clip range of PPO's value clipping, in units of returns, or of normalized returns with `normalize`.
+            By default values are not clipped.
+        normalize: Normalize value targets by their running mean and standard deviation (PopArt), so that learning rates
+            do not depend on the scale of rewards.
     """
 
     reads_text = True
@@ -105,8 +106,8 @@ class LanguageModelCritic(Critic):
     def check(self, environment: StateSource) -> None:
         if self.reads != "history" and not environment.has_state_text:
             raise ConfigurationError(
-                f"critic.reads is {self.reads!r}, but {type(environment).__name__} does not describe its states in "
-                "words; give it `state_text`, or set critic.reads to history."
+                f"critic.reads is {self.reads!r}, but {type(environment).__name__} does not describe its states as "
+                "text; implement `state_text`, or set critic.reads to history."
             )
 
     def load(self) -> None:
@@ -114,7 +115,7 @@ class LanguageModelCritic(Critic):
         self.read_with(self.learner.backbone(self.name, self.model, adapter), adapter, self.model.path)
 
     def read_with(self, backbone: Backbone, adapter: str | None, path: str) -> None:
-        """Put the value head on `backbone` with `adapter`, which reads the tokens of the model at `path`."""
+        """Create the value head on `backbone` with `adapter`; `path` is the model whose tokenizer is used."""
         same = [agent_id for agent_id in self.agent_ids if same_tokens(self.learner.specs[agent_id].path, path)]
         self.encoder = self.encoder_class(
             path, self.agent_ids, same, self.model.max_tokens(), self.progress, self.reads
@@ -127,10 +128,10 @@ class LanguageModelCritic(Critic):
     def initialize(self, mean_return: Tensor) -> None:
         self.network.initialize(mean_return)
 
-    # Reading
+    # Values
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
-        """The histories of `trajectories` as rows of tokens."""
+        """The histories of `trajectories` as token sequences."""
         return self.encoder.encode(trajectories)
 
     @meter.phase("values")
@@ -138,8 +139,8 @@ class LanguageModelCritic(Critic):
     def values(self, batch: RolloutBatch) -> Tensor:
         num_kinds = self.encoder.num_kinds
         values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * num_kinds)
-        everything = set(range(len(batch.trajectories)))
-        for chunk in self.learner.micro_batches(self.encode(batch.trajectories), everything, self.network):
+        all_rows = set(range(len(batch.trajectories)))
+        for chunk in self.learner.micro_batches(self.encode(batch.trajectories), all_rows, self.network):
             values += chunk.sum_by_turn(self.network(chunk), (values.shape[0], values.shape[1])).to(values.device)
         return values if num_kinds == 1 else values.unflatten(1, (-1, num_kinds))
 
@@ -154,12 +155,12 @@ class LanguageModelCritic(Critic):
         self.buffer.add(record)
         for _ in range(self.replay_steps):
             num_rows = -(-self.replay_batch // num_ranks()) if self.replay_batch else len(targets)
-            drawn = self.buffer.draw(num_rows)
-            rows = set(range(len(drawn.targets)))
-            self.learner.optimize(self.name, self.losses(drawn, rows), f"loss/{self.name}/replay")
+            sample = self.buffer.draw(num_rows)
+            rows = set(range(len(sample.targets)))
+            self.learner.optimize(self.name, self.losses(sample, rows), f"loss/{self.name}/replay")
 
     def record(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> Record:
-        """What the critic regresses on; with `normalize` its units follow those of the targets first."""
+        """Inputs and targets of the regression; with `normalize`, update the normalization of the value head first."""
         if self.normalize:
             played = targets[batch.turn_mask]
             sums = torch.stack([torch.ones_like(played).sum(), played.sum(), played.square().sum()])
@@ -176,7 +177,7 @@ class LanguageModelCritic(Critic):
     def losses(self, record: Record, rows: set[int]) -> Iterator[Tensor]:
         """Losses on some rows of a record, one per micro-batch; their sum is the mean over the played turns.
 
-        Of a critic of K kinds of values it is K times that: every kind is regressed on the same targets.
+        With K values per turn it is the sum of K means, as all values of a turn are regressed on the same target.
         """
         num_rows, num_values = record.targets.shape
         shape, scale = (num_rows, num_values), self.network.scale

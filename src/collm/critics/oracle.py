@@ -1,4 +1,4 @@
-"""A critic that has nothing left to learn: it knows the exact values of histories, where the environment does."""
+"""A critic with exact values, for environments that can compute them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from collm.trajectory import RolloutBatch
 
 
 class OracleCritic(Critic):
-    """Exact values of the joint history, or of an agent's own where it belongs to one agent.
+    """Exact values of the joint history, or of the local history for a critic of one agent.
 
-    It needs `data.sampler: collm.studies.oracle_sampler.Oracle` and an environment that knows values, such as `Relay`.
-    The distance between a method and the same method with this critic is what the critic of that method has yet to
-    learn.
+    It needs `data.sampler: collm.studies.oracle_sampler.Oracle` and an environment that implements `values`, such as
+    `Relay`. Comparing an algorithm with and without this critic shows how much critic error costs.
     """
 
     def values(self, batch: RolloutBatch) -> Tensor:
@@ -25,11 +24,11 @@ class OracleCritic(Critic):
             for index, turn in enumerate(trajectory.turns):
                 if key not in turn.values:
                     raise ConfigurationError(
-                        "the episodes say nothing of what their histories are worth; set data.sampler to "
+                        "OracleCritic needs exact values, which the episodes do not hold; set data.sampler to "
                         "collm.studies.oracle_sampler.Oracle."
                     )
                 values[row, index] = turn.values[key]
         return values
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
-        """Nothing: the values are exact."""
+        """Do nothing: the values are exact."""

@@ -1,7 +1,7 @@
-"""A replay buffer for critics: the histories of the last rollouts, with the targets they had.
+"""A replay buffer for critics: the histories of the last rollouts with their value targets.
 
-Only critics learn from it. A policy gradient needs episodes of the policy as it is; a value that is regressed on
-somewhat older returns is only somewhat old.
+Only critics learn from it. A policy gradient needs episodes of the current policy; a critic that regresses on returns
+of slightly older policies is only slightly out of date.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collm.packing import TokenSequence
 
 @dataclass(frozen=True)
 class Record:
-    """Histories and what a critic regresses on; rows of tokens refer to rows of the tensors.
+    """Inputs and targets of a critic's regression; `TokenSequence.row` is the row in the tensors.
 
     Args:
-        histories: Rows of tokens.
-        values: Values from before the critic learned from them, [B, T] (times the values per turn of the critic).
-        targets: Targets, of the same shape.
+        histories: Token sequences of the histories.
+        values: Values before the update, [B, T], or [B, T K] for a critic with K values per turn.
+        targets: Value targets, of the same shape.
         turn_mask: True at played turns, [B, T].
     """
 
@@ -41,25 +41,25 @@ class ReplayBuffer:
         self.records: deque[Record] = deque(maxlen=size)
 
     def add(self, record: Record) -> None:
-        """Keep a record; the oldest one is dropped where there are more than `size`."""
+        """Add a record; a full buffer drops its oldest one."""
         self.records.append(record)
 
     def draw(self, num_rows: int) -> Record:
-        """A record of `num_rows` trajectories at random out of all that are kept, or of all where there are fewer."""
+        """Sample `num_rows` trajectories without replacement, or take all if there are fewer."""
         total = sum(len(record.targets) for record in self.records)
         return self.take(torch.randperm(total)[:num_rows].sort().values.tolist())
 
     def take(self, rows: Sequence[int]) -> Record:
-        """A record of some trajectories, counted through all that are kept from the oldest record on."""
+        """The trajectories at indices `rows`, counted over all records from the oldest on, as one record."""
         offsets = [0]
         for record in self.records:
             offsets.append(offsets[-1] + len(record.targets))
-        place = {row: index for index, row in enumerate(rows)}
+        position = {row: index for index, row in enumerate(rows)}
         histories = [
-            replace(sequence, row=place[start + sequence.row])
+            replace(sequence, row=position[start + sequence.row])
             for start, record in zip(offsets, self.records, strict=False)
             for sequence in record.histories
-            if start + sequence.row in place
+            if start + sequence.row in position
         ]
         tensors = (
             _stacked([getattr(record, name) for record in self.records])[list(rows)]
@@ -78,9 +78,14 @@ class ReplayBuffer:
         ]
 
     def load_state_dicts(self, states: Sequence[list[dict]], rank: int, num_ranks: int) -> None:
-        """Keep what belongs to `rank` of `num_ranks` processes of what those of a checkpoint kept, in place of the own.
+        """Replace the records by those of a checkpoint that belong to process `rank` of `num_ranks`.
 
-        As many processes go on with their own; others share out the trajectories of each rollout anew.
+        If the number of processes changed, the trajectories of each rollout are redistributed.
+
+        Args:
+            states: The result of `state_dict` of each process that wrote the checkpoint.
+            rank: Index of this process.
+            num_ranks: Number of processes of this run.
         """
         self.records.clear()
         if len(states) == num_ranks:
@@ -95,7 +100,7 @@ class ReplayBuffer:
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of all parts, those of fewer turns padded with 0, on the device of the newest one."""
+    """Concatenate the rows of all parts on the device of the last one, padding shorter rows with 0."""
     width = max(part.shape[1] for part in parts)
     device = parts[-1].device
     return torch.cat([pad(part.to(device), (0, width - part.shape[1])) for part in parts])

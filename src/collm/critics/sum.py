@@ -1,4 +1,4 @@
-"""A sum of two critics: state features, and a language model on what they leave over."""
+"""A sum of two critics: one on state features, and a language model on the residual."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from collm.trajectory import RolloutBatch
 
 
 class SumCritic(Critic):
-    """V = V_features(s) + V_rest(h), where the second critic regresses on targets less the values of the first.
+    """V = V_features(s) + V_rest(h), where the second critic regresses on targets minus the values of the first.
 
-    For tasks whose features are poor: what a few numbers say is known at once, and the language model learns the rest.
-    Before it has learned anything it says 0.
+    Use it if state features explain only a part of the returns: the feature critic fits that part in a few rollouts,
+    and the language model learns the residual, which it predicts as 0 at the start.
 
     Args:
-        features: The critic on state features.
-        rest: The critic of what they leave over; it may read the history, the state, or both.
+        features: The critic on state features; a `FeaturesCritic` with its defaults by default.
+        rest: The critic of the residual, on the history, the state, or both; a `LanguageModelCritic` with its defaults
+            by default.
     """
 
     def __init__(self, features: FeaturesCritic | None = None, rest: LanguageModelCritic | None = None):
@@ -56,9 +57,9 @@ class SumCritic(Critic):
         return self.parts["features"].values(batch) + self.parts["rest"].values(batch)
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
-        known = self.parts["features"].values(batch)  # as they were, before they learn
-        self.parts["features"].update(batch, known, targets)
-        self.parts["rest"].update(batch, values - known, targets - known)
+        feature_values = self.parts["features"].values(batch)  # before the update
+        self.parts["features"].update(batch, feature_values, targets)
+        self.parts["rest"].update(batch, values - feature_values, targets - feature_values)
 
     def checkpoint(self) -> dict[str, Any]:
         return {name: part.checkpoint() for name, part in self.parts.items()}

@@ -1,4 +1,4 @@
-"""A value head on a language model, and the units its outputs are measured in."""
+"""A value head on a language model, and the normalization of its outputs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collm.models.loading import load_tokenizer
 from collm.models.resident import Resident
 from collm.packing import SequenceBatch
 
-_MOMENTS_RATE = 0.05  # how fast the units of values follow those of the targets, per rollout
+_MOMENTS_RATE = 0.05  # step of the running moments of the targets, per rollout
 _SMALLEST_SCALE = 1e-3
 
 
 class ValueNetwork(Resident):
-    """Reads rows of tokens and gives values at their scored positions.
+    """Computes values at the scored positions of token sequences.
 
     Args:
-        backbone: The language model under the head; its weights belong to the algorithm, not to this module.
-        adapter: LoRA adapter that belongs to this network; None where all weights do.
-        num_kinds: Values of each turn; turn t of kind k is scored as turn num_kinds * t + k.
-        path: Model whose tokenizer the rows are made with.
+        backbone: The language model under the head; its weights are registered by the algorithm, not by this module.
+        adapter: LoRA adapter of this network; None if it trains all weights.
+        num_kinds: Number of values per turn; value k of turn t is scored as turn num_kinds * t + k.
+        path: Path of the model whose tokenizer made the token sequences.
     """
 
     initialized: Tensor
@@ -51,19 +51,19 @@ class ValueNetwork(Resident):
         return self._backbone[0]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The head and what trains of the backbone."""
+        """The parameters of the head and the trained ones of the backbone."""
         return [*self.head.parameters(), *self.backbone.adapter_parameters(self.adapter)]
 
     def initialize(self, value: Tensor) -> None:
-        """Set the bias to `value`, [], once in the life of the network."""
+        """Set the bias of the head to `value`, []; does nothing on further calls."""
         if not self.initialized:
             self.head.bias.data.fill_(value.item())
             self.initialized.fill_(True)
 
     def rescale(self, mean: Tensor, mean_square: Tensor) -> None:
-        """Measure values in units of their targets without changing any value (PopArt, arXiv 1602.07714).
+        """Update the normalization of the targets without changing any value (PopArt, arXiv 1602.07714).
 
-        The statistics are plain averages over the first rollouts and exponential ones later.
+        The running moments are plain averages over the first rollouts, then exponential moving averages.
 
         Args:
             mean: Mean of the targets of a rollout, [].
@@ -75,7 +75,7 @@ class ValueNetwork(Resident):
         shift = self.moments[0].clone()
         scale = (self.moments[1] - shift.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_SCALE)
         weight, bias = self.head.weight.data, self.head.bias.data
-        before, after = (  # the head may be kept in main memory
+        before, after = (  # the head may be in CPU memory
             torch.stack(pair).to(weight.device) for pair in ((self.scale, self.shift), (scale, shift))
         )
         weight.mul_(before[0] / after[0])
@@ -95,7 +95,7 @@ class ValueNetwork(Resident):
         return values
 
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
-        """Last hidden states, [R, L, hidden size], right at the scored positions; elsewhere they may be anything."""
-        read = (batch.ids, batch.attention_mask, batch.action_mask)
+        """Last hidden states, [R, L, hidden size], valid at the scored positions only."""
+        inputs = (batch.ids, batch.attention_mask, batch.action_mask)
         self.backbone.activate(self.adapter)
-        return self.backbone.with_weights(lambda: self.backbone.hidden_states(*read))
+        return self.backbone.with_weights(lambda: self.backbone.hidden_states(*inputs))

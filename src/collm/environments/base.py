@@ -1,10 +1,11 @@
-"""What an environment is: a Dec-POMDP over text.
+"""The interface of environments: a Dec-POMDP over text.
 
-It knows tasks, what each agent may see, what a joint action does and the team reward. It knows no tensors, no models
-and no Lightning. An environment object is stateless between calls: everything an episode needs is in the state it
-returns, so any number of episodes can be played side by side.
+An environment defines tasks, observations, transitions and the team reward. It uses no tensors, no models and no
+Lightning. An environment object is stateless between calls: the state that it returns holds everything about an
+episode, so any number of episodes can be played in parallel.
 
-To add one: subclass `Environment` in a new file, fill `tasks`, `reset` and `step`, and name the class in a yaml file.
+To add one, subclass `Environment` in a new file, implement `tasks`, `reset` and `step`, and name the class in a yaml
+file.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ TASKS = Range(1, 1_000_000, whole=True)
 
 @dataclass(frozen=True)
 class Step:
-    """What a joint action led to.
+    """Result of a joint action.
 
     Args:
-        state: Where the episode stands now.
-        observations: What each agent is shown next, by agent id; empty when the episode is over.
+        state: The next state of the episode.
+        observations: The next observation of each agent, by agent id; empty after the last turn.
         reward: Team reward of the turn.
-        terms: The reward term by term; they sum to the reward before any option that delays it.
-        terminated: True when the episode ends before its horizon.
-        info: Plain data worth keeping in transcripts, such as rejected lines by agent id.
+        terms: Terms of the reward, by name. Their sum is the reward of the turn if rewards are dense.
+        terminated: True if the episode ends before its horizon.
+        info: Plain data for transcripts, such as rejected lines by agent id.
     """
 
     state: Any
@@ -50,14 +51,14 @@ class Step:
 
 
 class EpisodeFailure(Exception):
-    """`reset` or `step` could not do its work, and neither a bug nor the agents are to blame: a sandbox broke, say.
+    """`reset` or `step` failed for a reason outside the program and the agents, such as a broken sandbox.
 
-    The turn is tried again in a fresh episode (`data.episode_retries`). An episode that fails for good is left out of
-    the batch (`data.failed_episodes`). Failures are counted in `rollout/failed/<cause>`.
+    The turn is repeated in a new episode (`data.episode_retries`). An episode that still fails is left out of the batch
+    (`data.failed_episodes`). Failures are counted in `rollout/failed/<cause>`.
 
     Args:
-        message: What happened, for transcripts.
-        cause: Name under which it is counted: letters, digits, '_' and '-'.
+        message: Description of the failure, for transcripts.
+        cause: Name of the kind of failure in metrics: letters, digits, '_' and '-'.
     """
 
     def __init__(self, message: str, cause: str = "environment"):
@@ -71,11 +72,11 @@ class Environment(ABC):
     """A cooperative text game: tasks, observations, transition and team reward.
 
     Attributes:
-        agent_ids: Names of the agents, in a fixed order; every dict of the project is keyed by them.
+        agent_ids: Names of the agents, in a fixed order; dicts by agent use them as keys.
         horizon: Largest number of turns of an episode.
         max_reward: Largest reward of one turn.
         min_reward: Smallest reward of one turn.
-        reward_noise: Standard deviation of noise that is added to rewards and may take them out of that range.
+        reward_noise: Standard deviation of noise in rewards, which can exceed `min_reward` and `max_reward`.
     """
 
     agent_ids: tuple[str, ...]
@@ -90,10 +91,10 @@ class Environment(ABC):
 
     @abstractmethod
     def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
-        """Begin an episode: its state and what each agent is shown first.
+        """Begin an episode; returns its state and the first observation of each agent.
 
-        `rng` is the only source of chance; trajectories of one group get equal generators. Raises `EpisodeFailure`
-        where the episode cannot begin.
+        All randomness must come from `rng`; trajectories of one group get generators with the same seed. Raises
+        `EpisodeFailure` if the episode cannot begin.
         """
 
     @abstractmethod
@@ -103,9 +104,9 @@ class Environment(ABC):
     def step_batch(
         self, states: Sequence[Any], joint_actions: Sequence[Mapping[str, str]]
     ) -> list[Step | EpisodeFailure]:
-        """Apply one joint action to each of several episodes; a failure stands in the place of its episode's step.
+        """Apply one joint action to each of several episodes; returns a `Step` or an `EpisodeFailure` for each.
 
-        Override it where a reward takes time, to work on all of them at once.
+        Override it to compute slow rewards in parallel.
         """
         outcomes: list[Step | EpisodeFailure] = []
         for state, joint_action in zip(states, joint_actions, strict=True):
@@ -116,24 +117,24 @@ class Environment(ABC):
         return outcomes
 
     def state_features(self, state: Any) -> Mapping[str, float]:
-        """The true state in numbers, for critics alone; the same names, in the same order, in every state.
+        """Numeric features of the state, for critics only; every state has the same names in the same order.
 
-        Critics know how many turns are left; everything else that says what is still to be earned belongs here. Agents
-        never see it. Without an override a critic of state features is refused.
+        They should predict the future reward, given the number of turns left, which critics have as an input anyway.
+        Agents never see them. A critic on state features needs an environment that overrides this method.
         """
         return {}
 
     def state_text(self, state: Any) -> str:
-        """The true state in a few words, for critics alone; see `state_features`."""
+        """A short text that describes the state, for critics only; see `state_features`."""
         return ""
 
     def progress(self, state: Any) -> float | None:
-        """Share of the best score that `state` has reached, told to critics that read histories; None if unknown."""
+        """Share of the best score reached in `state`, part of the input of language-model critics; None if unknown."""
         return None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of `state_features`; empty where it is not overridden."""
+        """Names of `state_features`; empty if it is not overridden."""
         if type(self).state_features is Environment.state_features:
             return ()
         state, _ = self.reset(self.tasks("train")[0], random.Random(0))
@@ -145,25 +146,26 @@ class Environment(ABC):
         return type(self).state_text is not Environment.state_text
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Numbers about a finished episode beyond its return, logged as means under `rollout/` and `eval/`."""
+        """Metrics of a finished episode besides its return; means are logged under `rollout/` and `eval/`."""
         return {}
 
     def render(self, trajectory: Trajectory) -> np.ndarray | None:
-        """A picture of how the episode ended, [height, width, 3] uint8, or None."""
+        """An image of the end of the episode, [height, width, 3] uint8, or None."""
         return None
 
     def right_answers(self, trajectory: Trajectory) -> list[dict[str, str]]:
-        """For each turn the response of each agent whose probability `values` needs; for oracle critics."""
+        """The optimal response of each agent at each turn, whose probability `values` needs; for oracle critics."""
         raise ConfigurationError(f"{type(self).__name__} does not know what histories are worth; learn a critic.")
 
     def values(
         self, trajectories: Sequence[Trajectory], probabilities: Sequence[Sequence[Mapping[str, float]]]
     ) -> list[list[dict[str, float]]]:
-        """Expected reward to go before each turn of each trajectory, of the joint history (`team`) and each local one.
+        """Expected reward to go before each turn, given the joint history (`team`) and each local one (by agent id).
 
         Args:
             trajectories: Finished episodes.
-            probabilities: For each of them, turn and agent, that of the right answer given the agent's own history.
+            probabilities: For each trajectory, turn and agent, the probability of the optimal response under the
+                policy, given the local history of the agent.
         """
         raise ConfigurationError(f"{type(self).__name__} does not know what histories are worth; learn a critic.")
 
@@ -173,7 +175,7 @@ class Environment(ABC):
 
 
 def check_tasks(name: str, train: Sequence[Task], evaluation: Sequence[Task]) -> None:
-    """Refuse empty splits, repeated ids and tasks that are both trained on and held out."""
+    """Raise `ConfigurationError` for empty splits, repeated ids and tasks that are in both splits."""
     for split, tasks in zip(SPLITS, (train, evaluation), strict=True):
         if not tasks:
             raise ConfigurationError(f"{name}: the {split} split has no tasks; give it at least one.")

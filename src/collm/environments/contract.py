@@ -1,4 +1,4 @@
-"""What is asked of an environment: its attributes at construction, and everything its methods return during a run."""
+"""Checks of an environment: of its attributes at construction, and of everything its methods return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from collm.trajectory import Task, Trajectory
 
 
 def check_environment(environment: Environment) -> None:
-    """Refuse an environment whose attributes are missing, of the wrong type or at odds with one another."""
+    """Raise `ConfigurationError` if attributes are missing, of a wrong type or inconsistent."""
     name = type(environment).__name__
     for attribute in ("agent_ids", "horizon", "min_reward", "max_reward"):
         if not hasattr(environment, attribute):
@@ -40,7 +40,7 @@ def check_environment(environment: Environment) -> None:
 
 
 def tasks_of(environment: Environment, split: str) -> list[Task]:
-    """The tasks of a split; refuses anything else that an environment may return in their place."""
+    """The tasks of a split, checked."""
     tasks = environment.tasks(split)
     if not isinstance(tasks, Iterable):
         raise ConfigurationError(
@@ -58,7 +58,7 @@ def tasks_of(environment: Environment, split: str) -> list[Task]:
 
 
 def begun(environment: Environment, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
-    """What `environment.reset` returns, the state and first observations of an episode, checked."""
+    """The result of `environment.reset`, checked: the state and the first observations."""
     outcome = environment.reset(task, rng)
     if not isinstance(outcome, tuple) or len(outcome) != 2:
         raise ConfigurationError(
@@ -72,7 +72,7 @@ def begun(environment: Environment, task: Task, rng: random.Random) -> tuple[Any
 def stepped(
     environment: Environment, tasks: Sequence[Task], states: Sequence[Any], joint_actions: Sequence[Mapping[str, str]]
 ) -> list[Step | EpisodeFailure]:
-    """What `environment.step_batch` returns for episodes of `tasks`, checked but for the observations."""
+    """The result of `environment.step_batch` for episodes of `tasks`, checked except for the observations."""
     outcomes = environment.step_batch(states, joint_actions)
     name = type(environment).__name__
     if not isinstance(outcomes, Sequence) or len(outcomes) != len(states):
@@ -90,15 +90,15 @@ def stepped(
 
 
 def check_step(environment: Environment, where: str, step: Step) -> None:
-    """Refuse a step with parts of the wrong type, or with a reward outside the range that was declared.
+    """Raise `ConfigurationError` for fields of a wrong type, or a reward outside min_reward ... max_reward.
 
-    A reward that is not finite passes: it stops the run where it would be trained on, with the episode written down.
+    A reward that is not finite passes this check: training stops at it and saves the episode.
     """
     check_reward(where, step.reward)
     if math.isfinite(step.reward):
         low, high = environment.min_reward, environment.max_reward
-        slack = 1e-6 * max(1.0, abs(low), abs(high))  # for sums of floats
-        if not environment.reward_noise and not low - slack <= step.reward <= high + slack:
+        tolerance = 1e-6 * max(1.0, abs(low), abs(high))  # rounding of sums
+        if not environment.reward_noise and not low - tolerance <= step.reward <= high + tolerance:
             raise ConfigurationError(
                 f"{where} returned the reward {step.reward}, outside its range from min_reward {low} to max_reward "
                 f"{high}; correct the reward or the range."
@@ -118,7 +118,7 @@ def check_step(environment: Environment, where: str, step: Step) -> None:
 
 
 def described(environment: Environment, task: Task, state: Any) -> tuple[dict[str, float], str, float | None]:
-    """What `state_features`, `state_text` and `progress` tell critics of a state, checked."""
+    """`state_features`, `state_text` and `progress` of a state, checked."""
     where = f"{type(environment).__name__} (task {task.task_id!r})"
     features, text = environment.state_features(state), environment.state_text(state)
     progress = environment.progress(state)
@@ -131,7 +131,7 @@ def described(environment: Environment, task: Task, state: Any) -> tuple[dict[st
 
 
 def check_named_numbers(where: str, numbers: Any) -> None:
-    """Refuse anything but a dict of finite numbers by name."""
+    """Raise `ConfigurationError` unless `numbers` is a dict of finite numbers by name."""
     if not isinstance(numbers, Mapping):
         raise ConfigurationError(f"{where} is {shown(numbers)}; it must be a dict of numbers by name.")
     for name, value in numbers.items():
@@ -140,16 +140,16 @@ def check_named_numbers(where: str, numbers: Any) -> None:
 
 
 def measured(environment: Environment, trajectory: Trajectory) -> dict[str, float]:
-    """What `environment.metrics` returns for a finished episode, checked."""
+    """The result of `environment.metrics` for a finished episode, checked."""
     metrics = environment.metrics(trajectory)
     where = f"{type(environment).__name__} (task {trajectory.task.task_id!r}): what metrics returned"
-    if all(math.isfinite(turn.reward) for turn in trajectory.turns):  # else the run is about to stop for that
+    if all(math.isfinite(turn.reward) for turn in trajectory.turns):  # otherwise the run will stop because of it
         check_named_numbers(where, metrics)
     return metrics
 
 
 def pictured(environment: Environment, trajectory: Trajectory) -> np.ndarray | None:
-    """What `environment.render` returns, checked."""
+    """The result of `environment.render`, checked."""
     picture = environment.render(trajectory)
     if picture is not None and not (
         isinstance(picture, np.ndarray)
@@ -158,16 +158,16 @@ def pictured(environment: Environment, trajectory: Trajectory) -> np.ndarray | N
         and picture.shape[2] == 3
         and picture.size
     ):
-        kind = getattr(picture, "dtype", type(picture).__name__)
+        dtype = getattr(picture, "dtype", type(picture).__name__)
         raise ConfigurationError(
-            f"{type(environment).__name__}.render returned {kind} of shape {getattr(picture, 'shape', '?')}; return an "
-            "array [height, width, 3] of uint8, or None."
+            f"{type(environment).__name__}.render returned {dtype} of shape {getattr(picture, 'shape', '?')}; return "
+            "an array [height, width, 3] of uint8, or None."
         )
     return picture
 
 
 def check_joint_action(environment: Environment, texts: Mapping[str, str]) -> None:
-    """Refuse a scripted joint action that is not one text for each agent."""
+    """Raise `ConfigurationError` if a scripted joint action is not one text for each agent."""
     agents = list(environment.agent_ids)
     if (
         not isinstance(texts, Mapping)
@@ -180,7 +180,7 @@ def check_joint_action(environment: Environment, texts: Mapping[str, str]) -> No
 
 
 def check_observations(environment: Environment, observations: Mapping[str, str]) -> None:
-    """Refuse observations that are not one text for each agent."""
+    """Raise `ConfigurationError` if observations are not one text for each agent."""
     name, agents = type(environment).__name__, list(environment.agent_ids)
     if not isinstance(observations, Mapping) or set(observations) != set(agents):
         got = list(observations) if isinstance(observations, Mapping) else type(observations).__name__
@@ -194,8 +194,8 @@ def check_observations(environment: Environment, observations: Mapping[str, str]
 
 
 def check_reward(where: str, reward: float) -> None:
-    """Refuse a reward that is not one number; whether it is finite is checked where it is trained on."""
+    """Raise `ConfigurationError` if a reward is not a number; algorithms check whether it is finite."""
     if not isinstance(reward, Real):
         raise ConfigurationError(
-            f"{where} returned the reward {reward!r:.60}; a joint action earns one number, which the whole team shares."
+            f"{where} returned the reward {reward!r:.60}; the reward of a joint action is one number for all agents."
         )

@@ -1,6 +1,6 @@
-"""When a team is paid: at every turn, or once at the end of the episode.
+"""Reward densities: a reward at every turn, or one at the end of the episode.
 
-With sparse pay the learner has to find out which turns earned the reward; with a threshold, coming near earns nothing.
+With sparse rewards the learner has to assign credit to turns; with a threshold, near misses have no reward.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ def paid(density: str, turn: float, total: float, over: bool, *, least: float = 
     """The reward of one turn.
 
     Args:
-        density: `dense`: each turn is paid what it earned. `sparse`: the last turn alone is paid, what the episode is
-            worth. `threshold`: the last turn is paid `most` if the episode is worth at least `least`, else nothing.
-        turn: What this turn earned.
-        total: What the episode is worth if it ends with this turn.
-        over: Whether it does.
-        least: Worth that an episode has to reach; read for `threshold` only.
-        most: Pay of an episode that reaches it; read for `threshold` only.
+        density: `dense`: the reward of each turn is `turn`. `sparse`: the reward of the last turn is `total`, others
+            are 0. `threshold`: the reward of the last turn is `most` if `total` is at least `least`, others are 0.
+        turn: Score of this turn.
+        total: Score of the episode if it ends with this turn.
+        over: Whether the episode ends with this turn.
+        least: Score that an episode has to reach; used by `threshold` only.
+        most: Reward of an episode that reaches it; used by `threshold` only.
     """
     if density == "dense":
         return turn

@@ -1,7 +1,7 @@
-"""Where texts to work on come from: shipped samples, local files and folders, or a data set of the hub.
+"""Texts for writing tasks: samples in the package, local files and folders, or a data set of the hub.
 
-Local rows are checked one and all, and a bad one is named by file and line. What is wrong in a data set of the hub
-nobody can mend here, so its blank and repeated rows are passed over.
+All local rows are checked; the error for an invalid row names file and line. Blank and repeated rows of a hub data set,
+which users cannot correct, are skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collm.runtime.checks import check_utf8
 
 
 class Source(NamedTuple):
-    """A text to write about and where it came from, as messages name it."""
+    """A text of a data set, with its location for error messages."""
 
     task_id: str
     location: str
@@ -35,19 +35,19 @@ ROW_SUFFIXES = (".jsonl", ".json", ".csv")
 
 
 def load_sources(dataset: str, field: str, sample_file: str) -> Sequence[Source]:
-    """The sources that `dataset` names: shipped samples, a local file or folder, or a data set of the hub.
+    """The sources of `dataset`: samples in the package, a local file or folder, or a data set of the hub.
 
     Args:
         dataset: "samples", a path, or a hub name.
         field: Field of a row that holds the text.
-        sample_file: File of shipped samples, in the package's assets.
+        sample_file: Name of the file of samples in the package's assets.
     """
     if not isinstance(dataset, str) or not dataset.strip():
         raise ConfigurationError(f"dataset {dataset!r}: give 'samples', a path or a hub name like owner/name.")
     if dataset == "samples":
         return local_sources(Path(str(resources.files("collm") / "assets" / sample_file)), field)
     path = Path(os.path.expanduser(dataset))
-    if os.path.exists(path):  # unlike Path.exists it takes any text, also one too long for a name
+    if os.path.exists(path):  # unlike Path.exists, it accepts names that are too long
         return local_sources(path, field)
     if HUB_NAME.fullmatch(dataset) and not FILE_SUFFIX.fullmatch(path.suffix):
         return HubSources(dataset, field)
@@ -58,7 +58,7 @@ def load_sources(dataset: str, field: str, sample_file: str) -> Sequence[Source]
 
 
 def local_sources(path: Path, field: str) -> list[Source]:
-    """All sources of a file or folder; refuses one that is there twice."""
+    """All sources of a file or folder; raises `ConfigurationError` for repeated texts."""
     sources = list(read_folder(path, field) if path.is_dir() else read_file(path, field))
     if not sources:
         raise ConfigurationError(f"{path} holds no rows; write one row with the field {field!r} per source.")
@@ -79,9 +79,9 @@ def read_folder(path: Path, field: str) -> Iterator[Source]:
     files = sorted((entry for entry in path.iterdir() if entry.is_file()), key=lambda entry: entry.name)
     readable = [file for file in files if file.suffix in (*ROW_SUFFIXES, ".txt")]
     if not readable:
-        found = ", ".join(file.name for file in files[:5]) or "no files"
+        names = ", ".join(file.name for file in files[:5]) or "no files"
         raise ConfigurationError(
-            f"folder {path} has no .jsonl, .json, .csv or .txt file (found: {found}); convert what is there, for "
+            f"folder {path} has no .jsonl, .json, .csv or .txt file (found: {names}); convert the files, for "
             "example with the to_json method of the package datasets."
         )
     for file in readable:
@@ -103,8 +103,8 @@ def read_file(path: Path, field: str) -> Iterator[Source]:
     if not text.strip():
         raise ConfigurationError(f"{path} is empty; write one row with the field {field!r} per source.")
     rows = {".jsonl": jsonl_rows, ".json": json_rows, ".csv": csv_rows}[suffix](path, text, field)
-    for place, row in rows:
-        yield checked(path, f"{path.name}:{place.split()[-1]}", place, row, field)
+    for position, row in rows:
+        yield checked(path, f"{path.name}:{position.split()[-1]}", position, row, field)
 
 
 def read_text(path: Path) -> str:
@@ -122,7 +122,7 @@ def jsonl_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless nesting
+        except (ValueError, RecursionError) as error:  # not JSON, a number with thousands of digits, or deep nesting
             raise ConfigurationError(
                 f"{path} line {number} is not JSON ({reason(error)}); write one object like "
                 f'{{"{field}": "..."}} per line.'
@@ -130,7 +130,7 @@ def jsonl_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
 
 
 def reason(error: Exception) -> str:
-    """Why a JSON parser gave up, in short."""
+    """A short description of the error of a JSON parser."""
     return getattr(error, "msg", None) or str(error).partition(";")[0]
 
 
@@ -152,23 +152,23 @@ def json_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
 
 def csv_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
     """Line number (where the row ends) and fields of each row below the header."""
-    reader = csv.DictReader(io.StringIO(text))
+    csv_reader = csv.DictReader(io.StringIO(text))
     try:
-        if field not in (reader.fieldnames or ()):
+        if field not in (csv_reader.fieldnames or ()):
             raise ConfigurationError(
-                f"{path} line 1: the header has no column {field!r} (it has {reader.fieldnames}); rename the column "
-                "that holds the text."
+                f"{path} line 1: the header has no column {field!r} (it has {csv_reader.fieldnames}); rename the "
+                "column that holds the text."
             )
-        for row in reader:
-            yield f"line {reader.line_num}", row
+        for row in csv_reader:
+            yield f"line {csv_reader.line_num}", row
     except csv.Error as error:
-        # The reader counts the lines it has finished.
-        raise ConfigurationError(f"{path} line {reader.line_num + 1}: {error}; mend the row.") from error
+        # line_num counts the lines before this one
+        raise ConfigurationError(f"{path} line {csv_reader.line_num + 1}: {error}; correct the row.") from error
 
 
-def checked(path: Path, task_id: str, place: str, row: Any, field: str) -> Source:
+def checked(path: Path, task_id: str, position: str, row: Any, field: str) -> Source:
     """The source of a row, which must be an object with text in `field`."""
-    location = f"{path} {place}".strip()
+    location = f"{path} {position}".strip()
     if not isinstance(row, dict):
         raise ConfigurationError(f'{location}: expected an object like {{"{field}": "..."}}, got {type(row).__name__}.')
     if field not in row:
@@ -181,7 +181,7 @@ def checked(path: Path, task_id: str, place: str, row: Any, field: str) -> Sourc
 
 
 class HubSources(Sequence[Source]):
-    """Rows of the train split of a hub data set, read when they are asked for.
+    """Rows of the train split of a hub data set, loaded one by one when they are used.
 
     Args:
         name: Hub name, owner/name.
@@ -198,12 +198,12 @@ class HubSources(Sequence[Source]):
             ) from error
         try:
             self.rows = datasets.load_dataset(name, split="train")
-        # The hub client has no common error: no network, no such name and a broken cache are all of different types.
+        # The hub client has no common error type: a missing network, an unknown name and a broken cache all differ.
         except Exception as error:
             raise ConfigurationError(
                 f"dataset {name!r} could not be loaded from the hub ({type(error).__name__}: {error}). Without a "
-                f"network, run load_dataset({name!r}, split='train').to_json('train.jsonl') where there is one, "
-                "bring the file here and give its path or that of its folder."
+                f"network, run load_dataset({name!r}, split='train').to_json('train.jsonl') on a machine with "
+                "one, copy the file here and give its path or that of its folder."
             ) from error
         if field not in self.rows.column_names:
             raise ConfigurationError(
@@ -225,13 +225,13 @@ def split_sources(
 ) -> tuple[list[Source], list[Source]]:
     """The first `num_train` sources to train on and the next `num_eval` to evaluate.
 
-    Texts that are blank or were taken already are passed over; local ones were refused before.
+    Blank and repeated texts are skipped; local files with such texts were rejected before.
 
     Args:
-        sources: All there are.
-        num_train: How many to train on.
-        num_eval: How many to hold out.
-        seed: Shuffles before the split; None keeps the order.
+        sources: All sources.
+        num_train: Number of training sources.
+        num_eval: Number of held-out sources.
+        seed: Seed of a shuffle before the split; None keeps the order.
     """
     wanted = num_train + num_eval
     order = list(range(len(sources)))

@@ -1,7 +1,7 @@
-"""Episodes of a known size, for measuring speed: nothing is to be learned here.
+"""An environment for speed measurements: episodes have a fixed size, and there is nothing to learn.
 
-Observations are common English words, each of them one token of most tokenizers, so that the number of words is about
-the number of tokens. With `policy.min_new_tokens` equal to `policy.max_new_tokens` every episode is the same work.
+Observations are common English words, most of which are one token in most tokenizers, so the number of tokens is about
+the number of words. Set `policy.min_new_tokens` to `policy.max_new_tokens` to give all responses the same length.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Workload(Environment):
     """Every agent is shown a number of words; the reward is how close their responses are in length.
 
     Args:
-        num_agents: Agents of the team, named agent_1, agent_2, ...
-        horizon: Turns of an episode; later observations are two words.
-        prompt_words: Words of the first observation of every agent.
-        num_tasks: Tasks to train on.
+        num_agents: Number of agents, named agent_1, agent_2, ...
+        horizon: Number of turns of an episode; observations after the first are two words.
+        prompt_words: Number of words in the first observation of every agent.
+        num_tasks: Number of training tasks.
     """
 
     min_reward, max_reward = 0.0, 1.0
@@ -49,9 +49,10 @@ class Workload(Environment):
         return [Task(f"{split}_{index}", {}) for index in range(number)]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[int, dict[str, str]]:
-        words = {agent_id: random.Random(f"{task.task_id} {agent_id}") for agent_id in self.agent_ids}
+        generators = {agent_id: random.Random(f"{task.task_id} {agent_id}") for agent_id in self.agent_ids}
         return 0, {
-            agent_id: " ".join(own.choices(WORDS.split(), k=self.prompt_words)) for agent_id, own in words.items()
+            agent_id: " ".join(generator.choices(WORDS.split(), k=self.prompt_words))
+            for agent_id, generator in generators.items()
         }
 
     def step(self, state: int, joint_action: Mapping[str, str]) -> Step:

@@ -133,7 +133,7 @@ class TestReadCommands:
         assert [reason for _, reason in reading.rejected] == ["over_resource_limit"] * 2
         assert reading.used == {"stone": 6, "obsidian": 75}
 
-    def test_kill_takes_anything_behind_it_and_a_place_in_the_share(self):
+    def test_kill_ignores_arguments_and_counts_as_a_command(self):
         rules = Rules({"fill", "kill"}, (), BOX, 1)
         reading = read_commands("/KILL @e[type=spider]\n/kill", rules)
         assert [command.verb for command in reading.accepted] == ["kill"]

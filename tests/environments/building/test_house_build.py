@@ -10,7 +10,7 @@ import pytest
 from collm.environments.building.blocks import Command, build
 from collm.environments.building.blueprints import Blueprint, as_data, blueprint_data, halves, read_blueprints
 from collm.environments.building.house_build import HouseBuild
-from collm.environments.building.house_rules import compare, score_house, share_out, stock, to_do
+from collm.environments.building.house_rules import compare, corrections, divide_fills, score_house, stock
 from collm.environments.building.random_houses import random_houses
 from collm.errors import ConfigurationError
 from collm.trajectory import Action, Task, Trajectory, Turn
@@ -65,7 +65,7 @@ def perfect(environment, task):
     state, _ = environment.reset(task, random.Random(0))
     palettes = {agent_id: palette or house.kinds for agent_id, palette in environment.blocks.items()}
     left = stock(house, palettes) if environment.limited_resources else {}
-    shares = share_out(house.rectangles(house.world), palettes, left)
+    shares = divide_fills(house.rectangles(house.world), palettes, left)
     texts = {
         agent_id: "\n".join(
             f"/fill {' '.join(map(str, fill.start))} {' '.join(map(str, fill.end))} {fill.block}" for fill in fills
@@ -130,7 +130,7 @@ class TestScore:
     @pytest.mark.parametrize("reward", ["paper", "released"])
     @pytest.mark.parametrize("limited", [False, True])
     @pytest.mark.parametrize("team", [1, 2, 3])
-    def test_a_house_that_is_shared_out_reaches_the_best_reward(self, reward, limited, team):
+    def test_divided_fills_reach_the_best_reward(self, reward, limited, team):
         environment = HouseBuild(
             num_houses=3, blocks=TEAMS[team], reward=reward, limited_resources=limited, horizon=1, size=(5, 6, 5)
         )
@@ -183,7 +183,7 @@ class TestTurns:
         # 2 * 1/3 - 0.2, then 2 * 2/3 more and the penalty back
         assert [turn.reward for turn in late.turns] == pytest.approx([2 / 3 - 0.2, 4 / 3 + 0.2])
 
-    def test_stocks_are_for_a_turn_or_for_a_persistent_episode(self):
+    def test_block_limits_are_per_turn_or_per_persistent_episode(self):
         # Two W of two agents: ceil(2/2) + floor(2/4) = 1 each.
         one = "/fill 0 0 0 0 0 0 white_concrete"
         for persistent, reasons in ((False, []), (True, ["over_resource_limit"])):
@@ -314,7 +314,7 @@ class TestObservations:
     def test_compare_and_to_do(self):
         world = {(0, 0, 0): "white_concrete", (1, 0, 0): "obsidian", (1, 1, 0): "obsidian"}
         assert compare(HOUSE, world) == ["y 0", "0 +!", "y 1", "0 #x"]
-        wrong = to_do(HOUSE, world)
+        wrong = corrections(HOUSE, world)
         assert wrong == {(1, 0, 0): "white_concrete", (0, 1, 0): "obsidian", (1, 1, 0): "air"}
         assert build(world, HOUSE.rectangles(wrong)) == HOUSE.world
 
@@ -369,9 +369,9 @@ class TestBlueprints:
         assert stock(house, {"a": ("w", "x", "y"), "b": ("w",)}) == {"a": {"w": 5, "x": 0}, "b": {"w": 5}}
         assert stock(house, {"a": ("w",), "b": ("y",)}) == {"a": {"w": 10}, "b": {}}
 
-    def test_share_out_cuts_what_no_stock_can_pay(self):
+    def test_divide_fills_splits_a_fill_that_is_too_large_for_every_agent(self):
         fill = Command("fill", (0, 0, 0), (3, 0, 1), "w")
-        shares = share_out([fill], {"a": ("w",), "b": ("w",), "c": ("x",)}, {"a": {"w": 5}, "b": {"w": 3}})
+        shares = divide_fills([fill], {"a": ("w",), "b": ("w",), "c": ("x",)}, {"a": {"w": 5}, "b": {"w": 3}})
         cells = [cell for fills in shares.values() for piece in fills for cell in piece.cells]
         assert sorted(cells) == sorted(fill.cells)
         assert sum(piece.volume for piece in shares["a"]) == 5
@@ -398,7 +398,7 @@ class TestBlueprints:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"inventory": None}, "'inventory' must map"),
+            ({"inventory": None}, "'inventory' must be an object"),
             ({"inventory": {"WW": "w"}}, "must be a letter and a word"),
             ({"inventory": {"W": None}}, "must be a letter and a word"),
             ({"target_spec": None}, "'target_spec' must hold"),
@@ -470,7 +470,7 @@ class TestRandomHouses:
         assert environment.tasks("train") == HouseBuild(**{**SMALL, "num_houses": 60, "num_eval": 20}).tasks("train")
 
     def test_more_houses_than_there_are(self):
-        with pytest.raises(ConfigurationError, match="different houses, found only 1 of size"):
+        with pytest.raises(ConfigurationError, match="different houses, got only 1 of size"):
             HouseBuild(size=(3, 3, 3), level=1, num_houses=5, blocks={"a": ["stone"]})
 
 

@@ -142,9 +142,9 @@ class TestScore:
         rows = task.data["rows"]
         cells = [(x, y, 0) for x in range(5) for y in range(5)]
         mess = "\n".join(command(cell, "stone") for cell in cells if cell not in targets(rows))
-        mend = "\n".join(command(cell, "air") for cell in cells if cell not in targets(rows))
+        cleanup = "\n".join(command(cell, "air") for cell in cells if cell not in targets(rows))
         best = perfect(dense, rows)
-        worst_first, _ = play(dense, task, [pair(mess), {**best, "builder_1": mend + "\n" + best["builder_1"]}])
+        worst_first, _ = play(dense, task, [pair(mess), {**best, "builder_1": cleanup + "\n" + best["builder_1"]}])
         assert worst_first.turns[1].reward == pytest.approx(dense.max_reward)
 
 
@@ -188,7 +188,7 @@ class TestTurns:
         assert [turn.reward for turn in trajectory.turns] == pytest.approx([0.0, 4 / 3])
 
     @pytest.mark.parametrize("density", ["dense", "sparse"])
-    def test_a_score_above_the_threshold_ends_the_episode_and_is_paid(self, density):
+    def test_a_score_above_the_threshold_ends_the_episode_with_its_reward(self, density):
         rows = SQUARE.data["rows"]
         environment = StrBuild(termination_score=1.9, reward_density=density)
         trajectory, _ = play(environment, SQUARE, [pair(), perfect(environment, rows), pair()])
@@ -405,7 +405,7 @@ class TestTasks:
         ({"words": [" "]}, "is empty"),
         ({"words": [5]}, "not text"),
         ({"words": list("EHOSUY")}, "eval split has no tasks"),
-        ({"path": "x.csv", "words": ["I"]}, "give the one or the other"),
+        ({"path": "x.csv", "words": ["I"]}, "give either path or words"),
         ({"path": "/does/not/exist.csv"}, "cannot read"),
         ({"num_eval": 0}, "num_eval is 0"),
         ({"num_shapes": -1}, "num_shapes is -1"),

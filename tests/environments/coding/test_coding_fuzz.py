@@ -11,7 +11,7 @@ import pytest
 
 from collm.environments.building.blocks import Rules, read_commands
 from collm.environments.coding.program import MAX_CHARACTERS, parse, read_source
-from collm.environments.coding.prompts import later
+from collm.environments.coding.prompts import feedback_text
 from collm.environments.coding.reward import READINGS
 from collm.environments.writing.arxiv import ArXiv
 from collm.sandbox.case import UnitResult, Verdict
@@ -88,11 +88,11 @@ def completions(seed: int) -> Callable[[], str]:
         if rng.random() < 0.3:
             text += rng.choice(PROGRAMS)
         for _ in range(rng.randrange(4)):
-            place, piece = rng.randrange(len(text) + 1), rng.choice(PIECES)
-            text = text[:place] + piece + text[place + rng.choice((0, 0, 1, 5)) :]
+            position, piece = rng.randrange(len(text) + 1), rng.choice(PIECES)
+            text = text[:position] + piece + text[position + rng.choice((0, 0, 1, 5)) :]
         if rng.random() < 0.05:
-            place = rng.randrange(len(text) + 1)
-            text = text[:place] + rng.choice(REPEATED) * rng.choice((5, 60, 400)) + text[place:]
+            position = rng.randrange(len(text) + 1)
+            text = text[:position] + rng.choice(REPEATED) * rng.choice((5, 60, 400)) + text[position:]
         if rng.random() < 0.1:
             text = text[: rng.randrange(len(text) + 1)]
         return text
@@ -113,10 +113,10 @@ def test_fuzzed_completions(form: str, alone: bool) -> None:
         reading = READINGS[form](PROBLEM, helper, main, 2)
         case = reading.case()
         score = reading.score(None if case is None else VERDICTS[number % 3])
-        told = later("full", "main", "total_odd", score, alone)
+        feedback = feedback_text("full", "main", "total_odd", score, alone)
         worst = max(worst, time.process_time() - begin)
         assert -1e-9 <= max(0.0, score.total_reward) <= (2.1 if alone else 4.0) + 1e-9, (helper, main)
-        told.encode()
+        feedback.encode()
         if case is not None and form == "paper":
             parse(case.program)
             readable += 1
@@ -186,13 +186,13 @@ def writing(text: str) -> None:
     ARXIV.step(None, dict.fromkeys(ARXIV.agent_ids, text))
 
 
-@pytest.mark.parametrize("family", GROWING)
+@pytest.mark.parametrize("pattern", GROWING)
 @pytest.mark.parametrize("read", [paper, released, building, writing])
-def test_time_grows_with_the_length(read: Callable[[str], None], family: str) -> None:
-    start = "```" if family == "spaces behind a fence" else "def total_odd(xs):\n return aux(xs)\n"
+def test_time_grows_with_the_length(read: Callable[[str], None], pattern: str) -> None:
+    start = "```" if pattern == "spaces behind a fence" else "def total_odd(xs):\n return aux(xs)\n"
     longest = MAX_CHARACTERS if read in (paper, released) else 40_000
-    half, full = (start + (GROWING[family] * size)[: size - len(start)] for size in (longest // 2, longest))
+    half, full = (start + (GROWING[pattern] * size)[: size - len(start)] for size in (longest // 2, longest))
     # Half a millisecond is what a clock and a busy machine may add.
     assert slowest(read, full) <= 2.6 * slowest(read, half) + 0.0005
     # More than the longest text that is read takes no longer: 40,000 blanks behind a fence once took 40 s.
-    assert slowest(read, full + GROWING[family] * 40_000) < 0.1
+    assert slowest(read, full + GROWING[pattern] * 40_000) < 0.1

@@ -96,7 +96,7 @@ def solve(xs: "list[int]", *, scale: float = 1.0) -> float:
         "def solve(xs):\n    return 1\n\ndef cut_off(xs):\n    return xs[",
     ],
 )
-def test_code_is_found_in_what_was_written(text: str) -> None:
+def test_code_is_extracted_from_responses(text: str) -> None:
     source = read_source(text)
     assert ast.unparse(source.definition("solve")) == "def solve(xs):\n    return 1"
     assert source.broken("solve") == ""
@@ -202,7 +202,7 @@ def test_an_empty_function_is_a_wrapper() -> None:
         ("'\ud800'", "surrogates not allowed"),
     ],
 )
-def test_what_python_cannot_handle_everywhere_is_unreadable(text: str, error: str) -> None:
+def test_code_beyond_the_limits_does_not_parse(text: str, error: str) -> None:
     source = read_source(f"X = 1\ndef solve(xs):\n    return {text}")
     assert source.definition("solve") is None
     assert source.broken("solve").startswith("line ")
@@ -211,7 +211,7 @@ def test_what_python_cannot_handle_everywhere_is_unreadable(text: str, error: st
     assert (names(source.text), source.attempts("solve")) == (["Assign"], True)
 
 
-def test_what_is_within_the_bounds_is_read() -> None:
+def test_code_at_the_limits_parses() -> None:
     for text in ("+".join("1" * 150), "a" + ".a" * 150, "-" * 150 + "1", "0x" + "f" * 3000):
         assert read_source(f"def solve(xs):\n    return {text}").error == ""
 

@@ -101,7 +101,7 @@ def test_reward(sandbox: Sandbox, helper: str, main: str, paper: float, released
         ("def part(xs):\n    return aux(xs)\ndef total_odd(xs):\n    return sum(part(xs))", 4.0),
     ],
 )  # fmt: skip
-def test_only_calls_that_reach_the_helper_are_paid(sandbox: Sandbox, main: str, total: float) -> None:
+def test_only_calls_that_reach_the_helper_are_rewarded(sandbox: Sandbox, main: str, total: float) -> None:
     assert score(sandbox, "paper", HELPER, main).total_reward == pytest.approx(total)
 
 
@@ -118,7 +118,7 @@ def test_counting_does_not_change_the_helper(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("value", ["+".join("1" * 330), "a" + ".a" * 900, "-" * 2000 + "1", "0x" + "f" * 4000])
-def test_what_cannot_be_read_is_worth_its_attempt(sandbox: Sandbox, value: str) -> None:
+def test_code_that_does_not_parse_scores_its_definitions(sandbox: Sandbox, value: str) -> None:
     result = score(sandbox, "paper", HELPER, f"def total_odd(xs):\n    return {value}\n")
     assert (result.total_reward, result.parses) == (1.0, False)
     assert score(sandbox, "released", HELPER, f"def total_odd(xs):\n    return {value}\n").total_reward == 1.0

@@ -57,7 +57,7 @@ def pair(helper: str = "", main: str = "") -> dict[str, str]:
     return {"helper": helper, "main": main}
 
 
-def test_each_agent_is_told_its_part(sandbox: Sandbox) -> None:
+def test_each_agent_is_shown_its_part(sandbox: Sandbox) -> None:
     _, (observations,) = play(Coding(sandbox=sandbox))
     assert "function named `aux`" in observations["helper"]
     assert "call `aux(...)`" in observations["main"]
@@ -68,7 +68,7 @@ def test_each_agent_is_told_its_part(sandbox: Sandbox) -> None:
     assert "aux" not in alone["main"]
 
 
-def test_two_turns_are_paid(sandbox: Sandbox) -> None:
+def test_rewards_of_two_turns(sandbox: Sandbox) -> None:
     environment = Coding(sandbox=sandbox)
     trajectory, seen = play(environment, pair(HELPER, WRONG), pair(HELPER, MAIN))
     assert [turn.reward for turn in trajectory.turns] == pytest.approx([1.5 + 0.25, 4.0])
@@ -82,7 +82,7 @@ def test_two_turns_are_paid(sandbox: Sandbox) -> None:
     json.dumps(trajectory.record())
 
 
-def test_sparse_rewards_pay_the_last_turn(sandbox: Sandbox) -> None:
+def test_sparse_rewards_are_at_the_last_turn(sandbox: Sandbox) -> None:
     environment = Coding(sandbox=sandbox, reward_density="sparse", horizon=3)
     trajectory, _ = play(environment, pair(HELPER, MAIN), pair(HELPER, WRONG), pair(HELPER, MAIN))
     assert [turn.reward for turn in trajectory.turns] == pytest.approx([0.0, 0.0, 4.0])
@@ -110,30 +110,30 @@ def test_an_agent_alone(sandbox: Sandbox) -> None:
 )
 def test_feedback(sandbox: Sandbox, mode: Any, helper_sees: list, main_sees: list, nobody_sees: list) -> None:
     environment = Coding(sandbox=sandbox, feedback=mode, feedback_asserts=2)
-    _, (_, told) = play(environment, pair(HELPER, WRONG))
-    assert all(text in told["helper"] for text in helper_sees)
-    assert all(text in told["main"] for text in main_sees)
-    assert not any(text in seen for text in nobody_sees for seen in told.values())
-    assert "does not call" not in told["helper"]
+    _, (_, replies) = play(environment, pair(HELPER, WRONG))
+    assert all(text in replies["helper"] for text in helper_sees)
+    assert all(text in replies["main"] for text in main_sees)
+    assert not any(text in seen for text in nobody_sees for seen in replies.values())
+    assert "does not call" not in replies["helper"]
 
 
 def test_feedback_on_programs_that_do_not_work(sandbox: Sandbox) -> None:
     environment = Coding(sandbox=sandbox)
 
-    def told(helper: str, main: str) -> str:
+    def replies(helper: str, main: str) -> str:
         _, (_, observations) = play(environment, pair(helper, main))
         return observations["main"]
 
-    assert "`aux`: no such function" in told("", MAIN)
-    assert "NameError" in told("", "import x_y_z\n" + MAIN) or "ModuleNotFoundError" in told(
+    assert "`aux`: no such function" in replies("", MAIN)
+    assert "NameError" in replies("", "import x_y_z\n" + MAIN) or "ModuleNotFoundError" in replies(
         "", "import x_y_z\n" + MAIN
     )
-    assert "syntax: line 2" in told(HELPER, "def sum_of_evens(numbers):\n    return (numbers\n")
-    assert "does nothing with what it returns" in told(HELPER, "def sum_of_evens(n):\n    aux(n)\n    return 6")
-    assert "only hands on" in told("def aux(n):\n    return 6", "def sum_of_evens(n):\n    return aux(n)")
+    assert "syntax: line 2" in replies(HELPER, "def sum_of_evens(numbers):\n    return (numbers\n")
+    assert "does nothing with what it returns" in replies(HELPER, "def sum_of_evens(n):\n    aux(n)\n    return 6")
+    assert "only hands on" in replies("def aux(n):\n    return 6", "def sum_of_evens(n):\n    return aux(n)")
 
 
-def test_what_was_told_can_be_left_out_of_the_score(sandbox: Sandbox) -> None:
+def test_shown_asserts_can_be_left_out_of_the_score(sandbox: Sandbox) -> None:
     environment = Coding(sandbox=sandbox, feedback="full", feedback_asserts=1, disjoint_feedback=True)
     trajectory, _ = play(environment, pair("", WRONG))
     assert (trajectory.turns[0].info["passed"], trajectory.turns[0].info["total"]) == (0, 3)
@@ -220,7 +220,7 @@ def write(path: Path, *rows: Any) -> str:
         ({**PROBLEM, "entry_point": "two"}, r"line 2: the prompt defines \['one'\], but the entry_point is 'two'"),
         ({**PROBLEM, "test": "def check("}, r"line 2: the test is not Python"),
         ({**PROBLEM, "test": "def check(candidate):\n    assert True"}, r"line 2: the test has no assert"),
-        (PROBLEM, r"line 2: the task_id 'one' was there before"),
+        (PROBLEM, r"line 2: the task_id 'one' is repeated"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:

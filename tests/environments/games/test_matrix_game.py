@@ -30,14 +30,14 @@ def test_the_first_action_word_counts() -> None:
     assert play(game, "10 1", "(1)")[0] == 0.5  # 10 is another word
 
 
-def test_a_response_without_action_is_paid_the_least_and_counted() -> None:
+def test_a_response_without_action_gets_the_smallest_payoff_and_is_counted() -> None:
     reward, info = play(MatrixGame([[3.0, -1.0], [2.0, 5.0]]), "0", "none")
     assert reward == -1.0
     assert info == {"actions": {"player_1": "0", "player_2": None}, "invalid": ["player_2"]}
     assert play(MatrixGame([[3.0, -1.0], [2.0, 5.0]], invalid_reward=-7), "", "")[0] == -7.0
 
 
-def test_a_table_may_say_what_a_response_without_action_is_worth() -> None:
+def test_a_table_can_have_entries_for_responses_without_action() -> None:
     game = MatrixGame([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
     assert [play(game, a, b)[0] for a in ("0", "1", "?") for b in ("0", "1", "?")] == list(range(1, 10))
     assert (game.min_reward, game.max_reward) == (1.0, 9.0)

@@ -17,7 +17,7 @@ from collm.trajectory import Action, Trajectory
 
 
 def play(game: Relay, right: Sequence[Sequence[bool]], seed: int = 0, wrong: str = "") -> Trajectory:
-    """An episode in which each agent is right when it is told to be."""
+    """An episode in which `right` says which agents answer correctly at each turn."""
     episode = Episode(game, game.tasks("train")[0], 0, seed)
     for who in right:
         best = game.demonstrate(episode.state, random.Random(0))
@@ -61,9 +61,9 @@ def test_rewards(settings: dict[str, Any], expected: list[float]) -> None:
 )
 def test_what_agents_see(feedback: str, first: list[str], second: list[str]) -> None:
     turns = play(Relay(horizon=4, feedback=feedback), PLAN).turns
-    for agent_id, told in (("relay_1", first), ("relay_2", second)):
+    for agent_id, feedbacks in (("relay_1", first), ("relay_2", second)):
         seen = [turn.observations[agent_id].split() for turn in turns]
-        assert [words[0] if len(words) > 1 else "" for words in seen] == ["", *told]
+        assert [words[0] if len(words) > 1 else "" for words in seen] == ["", *feedbacks]
         assert all(words[-1].startswith("x") for words in seen)
 
 
@@ -80,7 +80,7 @@ def test_each_mapping_is_a_permutation_of_its_own_and_each_agent_has_one() -> No
     assert all(sorted(table) == list(range(8)) for game in games for table in game.right)
 
 
-def test_words_are_drawn_alike_for_a_group_and_anew_for_others() -> None:
+def test_episodes_of_a_group_share_their_words() -> None:
     game = Relay(horizon=8)
     task = game.tasks("train")[0]
     signals = [game.reset(task, random.Random(seed))[0].signals for seed in (0, 0, 1)]
@@ -112,7 +112,7 @@ def test_noise_is_that_of_the_course_of_answers_and_has_the_size_asked_for() -> 
     assert abs(drawn[:, 1].std() - 3) < 4 * 3 / 800**0.5
 
 
-def test_rules_are_told_once_to_those_who_can_read() -> None:
+def test_instructions_begin_the_first_observation_only() -> None:
     turns = play(Relay(horizon=2, instructions=True), [(True, True), (True, True)]).turns
     assert "x0 to x7" in turns[0].observations["relay_1"]
     assert "\n" not in turns[1].observations["relay_1"]
@@ -146,7 +146,7 @@ def test_bad_settings(settings: dict[str, Any], named: str) -> None:
 
 def test_values_worked_by_hand() -> None:
     correct = [[[True, False], [True, True]], [[True, True], [False, True]]]
-    chances = [[[0.5, 0.2], [0.4, 0.8]], [[0.7, 0.4], [0.6, 0.2]]]
+    probabilities = [[[0.5, 0.2], [0.4, 0.8]], [[0.7, 0.4], [0.6, 0.2]]]
     # means: turn 0: 0.6, 0.3; turn 1: 0.5, 0.5
     joint = [[0.1 + 0.25, 0 + 0.32], [0.28 + 0.25, 1 + 0.12]]
     first_own = [[0.5 * 0.3 + 0.25, 1 * 0.3 + 0.4 * 0.5], [0.7 * 0.3 + 0.25, 1 * 0.3 + 0.6 * 0.5]]
@@ -154,11 +154,13 @@ def test_values_worked_by_hand() -> None:
     first_cross = [[0.4, 0 + 0.2], [0.46, 1 + 0.3]]
     second_cross = [[0.37, 0 + 0.4], [0.49, 1 + 0.1]]
     own = np.stack([joint, first_own, second_own], axis=2)
-    np.testing.assert_allclose(history_values(correct, chances, "own", True), own)
-    np.testing.assert_allclose(history_values(correct, chances, "none", True), own)
+    np.testing.assert_allclose(history_values(correct, probabilities, "own", True), own)
+    np.testing.assert_allclose(history_values(correct, probabilities, "none", True), own)
     cross = np.stack([joint, first_cross, second_cross], axis=2)
-    np.testing.assert_allclose(history_values(correct, chances, "cross", True), cross)
-    np.testing.assert_allclose(history_values(correct, chances, "own", False)[..., 0], [[0.35, 0.32], [0.53, 0.12]])
+    np.testing.assert_allclose(history_values(correct, probabilities, "cross", True), cross)
+    np.testing.assert_allclose(
+        history_values(correct, probabilities, "own", False)[..., 0], [[0.35, 0.32], [0.53, 0.12]]
+    )
 
 
 @pytest.mark.parametrize("feedback", ["own", "cross", "none"])
@@ -167,47 +169,47 @@ def test_values_are_conditional_expectations_where_policies_have_no_memory(
     feedback: str, reward: str, num_agents: int
 ) -> None:
     """Every course of a game of two turns and two words, against means over all that share a history."""
-    chance = np.random.default_rng(0).uniform(0.1, 0.9, (num_agents, 2))  # of being right, by agent and word
+    probability_table = np.random.default_rng(0).uniform(0.1, 0.9, (num_agents, 2))  # of being right, by agent and word
     words = list(product(range(2), repeat=num_agents))
     outcomes = list(product([False, True], repeat=num_agents))
     courses = list(product(words, words, outcomes, outcomes))
     correct = np.array([course[2:] for course in courses])
     seen = np.array([course[:2] for course in courses])
-    chances = chance[np.arange(num_agents), seen]
-    likely = np.where(correct, chances, 1 - chances).prod((1, 2))
+    probabilities = probability_table[np.arange(num_agents), seen]
+    likely = np.where(correct, probabilities, 1 - probabilities).prod((1, 2))
     success = correct.all(2).astype(float)
     to_go = np.stack([success.sum(1), success.sum(1) if reward == "sparse" else success[:, 1]], axis=1)
-    values = history_values(correct, chances, feedback, reward == "sparse")
+    values = history_values(correct, probabilities, feedback, reward == "sparse")
 
-    def history(course: int, turn: int, reader: int | None) -> tuple:
-        agents = range(num_agents) if reader is None else [reader]
-        known = set(agents)  # who knows the right answers knows its own outcomes
-        if feedback == "cross" and reader is not None:
-            known |= {(reader - 1) % num_agents}
-        told = [tuple(correct[course, :turn, agent]) for agent in sorted(known)]
-        return (tuple(map(tuple, seen[course, : turn + 1, list(agents)])), tuple(told))
+    def history(course: int, turn: int, owner: int | None) -> tuple:
+        agents = range(num_agents) if owner is None else [owner]
+        known = set(agents)  # the correct answers determine the outcomes of the agent itself
+        if feedback == "cross" and owner is not None:
+            known |= {(owner - 1) % num_agents}
+        visible = [tuple(correct[course, :turn, agent]) for agent in sorted(known)]
+        return (tuple(map(tuple, seen[course, : turn + 1, list(agents)])), tuple(visible))
 
-    for place, reader in enumerate((None, *range(num_agents))):
+    for column, owner in enumerate((None, *range(num_agents))):
         for turn in range(2):
-            keys = [history(course, turn, reader) for course in range(len(courses))]
+            keys = [history(course, turn, owner) for course in range(len(courses))]
             means: dict[tuple, list[float]] = {}
             for key, weight, worth in zip(keys, likely, to_go[:, turn], strict=True):
                 total = means.setdefault(key, [0.0, 0.0])
                 total[0] += weight * worth
                 total[1] += weight
             expected = [means[key][0] / means[key][1] for key in keys]
-            np.testing.assert_allclose(values[:, turn, place], expected, atol=1e-12)
+            np.testing.assert_allclose(values[:, turn, column], expected, atol=1e-12)
 
 
-def test_the_game_says_which_answers_are_right_and_what_histories_are_worth() -> None:
+def test_right_answers_and_values() -> None:
     game = Relay(horizon=4, feedback="own")
     trajectory = play(game, PLAN)
     answers = game.right_answers(trajectory)
     assert len(answers) == 4
     assert answers[0] == {name: turn.text for name, turn in trajectory.turns[0].actions.items()}
-    chances = [dict.fromkeys(game.agent_ids, 0.5)] * 4
-    (values,) = game.values([trajectory], [chances])
+    probabilities = [dict.fromkeys(game.agent_ids, 0.5)] * 4
+    (values,) = game.values([trajectory], [probabilities])
     assert values[0] == {"team": 1.0, "relay_1": 1.0, "relay_2": 1.0}
     assert values[2] == {"team": 1.5, "relay_1": 0.5 + 0.5 + 0.5, "relay_2": 0.5 + 0.5}
     with pytest.raises(ConfigurationError, match="'dense' and 'sparse' only"):
-        Relay(reward="threshold").values([trajectory], [chances])
+        Relay(reward="threshold").values([trajectory], [probabilities])

@@ -81,7 +81,7 @@ def test_an_episode():
     assert metrics["score_percent"] == pytest.approx(97.76, abs=0.01)  # 2.9327 / 3
 
 
-def test_one_agent_is_paid_for_its_two_paragraphs_like_two_agents():
+def test_one_agent_has_the_reward_of_two_agents_for_its_two_paragraphs():
     two, one = TLDR(), TLDR(single_agent=True)
     task = two.tasks("train")[0]
     state, _ = two.reset(task, random.Random(0))

@@ -1,4 +1,4 @@
-"""Checks of what the building games are constructed with; each complaint names the value and what to give instead."""
+"""Checks of the constructor arguments of building games."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from collm.runtime.checks import FINITE, Range, check_number
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Refuse a `value` that is not one of `choices`."""
+    """Raise `ConfigurationError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigurationError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
     return str(value)
 
 
 def check_count(name: str, value: Any, least: int, most: int = 1_000_000) -> int:
-    """Refuse a `value` that is not a whole number from `least` to `most`."""
+    """Raise `ConfigurationError` unless `value` is an integer from `least` to `most`."""
     return int(check_number(name, value, Range(least, most, whole=True)))
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Refuse a `value` that is neither true nor false."""
+    """Raise `ConfigurationError` unless `value` is a bool."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} is {value!r}; give true or false.")
     return value
 
 
 def check_blocks(blocks: Mapping[str, Sequence[str]], empty_palettes: bool = False) -> dict[str, tuple[str, ...]]:
-    """The palettes without air; refuse teams and palettes that cannot build."""
+    """The palettes without air; raises `ConfigurationError` for invalid ones."""
     if not isinstance(blocks, Mapping) or not blocks:
-        raise ConfigurationError(f"blocks is {blocks!r}; map at least one agent id to a list of block names.")
+        raise ConfigurationError(f"blocks is {blocks!r}; give at least one agent id with a list of block names.")
     palettes: dict[str, tuple[str, ...]] = {}
     for agent_id, names in blocks.items():
         if not isinstance(agent_id, str) or not agent_id.strip():
@@ -57,12 +57,12 @@ def check_blocks(blocks: Mapping[str, Sequence[str]], empty_palettes: bool = Fal
 
 
 def check_numbers(name: str, values: Any, count: int, least: int) -> tuple[int, ...]:
-    """Refuse `values` that are not `count` whole numbers of at least `least`."""
+    """Raise `ConfigurationError` unless `values` are `count` integers of at least `least`."""
     if not isinstance(values, (list, tuple)) or len(values) != count:
         raise ConfigurationError(f"{name} is {values!r}; give {count} whole numbers of at least {least}.")
     return tuple(check_count(name, value, least) for value in values)
 
 
 def check_threshold(name: str, value: Any) -> float | None:
-    """Refuse a `value` that is neither a finite number nor None, which stands for never."""
+    """Raise `ConfigurationError` unless `value` is a finite number or None, which turns the threshold off."""
     return check_number(name, value, FINITE.or_none)

@@ -1,8 +1,8 @@
-"""The block world that the building games share: names, commands and what they make of a world.
+"""The block world of the building games: blocks, commands, and their effect on a world.
 
-Agents write commands, one per line. A line is either accepted or rejected with a reason; rejected lines change nothing
-and are never an error. The accepted commands of all agents, in agent order, are painted into a world: a dict from
-cell to block that holds no air.
+Agents write commands, one per line. A line is accepted, or rejected with a reason; rejected lines have no effect and
+never raise. The accepted commands of all agents are applied in agent order to a world: a dict from cell to block,
+without air.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ World = dict[Cell, str]
 AIR = "air"
 AIR_NAMES = frozenset({"air", "cave_air", "void_air"})
 
-# Why a line is rejected, in the order in which the reasons are tested.
+# Reasons why a line is rejected, in the order of the checks.
 REASONS = {
     "over_command_cap": "you have used up your commands for this turn",
     "unknown_command": "this is not one of the commands",
@@ -31,21 +31,21 @@ REASONS = {
     "over_resource_limit": "you do not have that many of this block",
 }
 
-# Transcripts keep every rejected line; a line of garbage can be as long as a whole response.
+# Transcripts hold every rejected line, which can be as long as a complete response.
 MAX_REPORTED_LINE = 120
 
-# Of a response no more is read: some thousand commands.
+# Longer responses are cut; this is enough for some thousand commands.
 MAX_CHARACTERS = 40_000
 
 _MARKER = re.compile(r"(?:[-*]+|\d+[.)])\s*")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
-# Number of coordinates that each verb takes before the name of the block; None where it takes nothing at all.
+# Number of coordinates of each verb before the name of the block; None for a verb without arguments.
 _COORDINATES = {"setblock": 3, "fill": 6, "kill": None}
 
 
 @dataclass(frozen=True)
 class Command:
-    """An accepted command: `verb` and, but for `kill`, the two corners it fills with `block`."""
+    """An accepted command: `verb` and, except for `kill`, the two corners of the cuboid it fills with `block`."""
 
     verb: str
     start: Cell = (0, 0, 0)
@@ -54,7 +54,7 @@ class Command:
 
     @property
     def cells(self) -> Iterator[Cell]:
-        """The cells that the command paints."""
+        """The cells that the command fills."""
         if self.verb == "kill":
             return iter(())
         x, y, z = (range(min(a, b), max(a, b) + 1) for a, b in zip(self.start, self.end, strict=True))
@@ -62,21 +62,21 @@ class Command:
 
     @property
     def volume(self) -> int:
-        """How many cells the command paints."""
+        """Number of cells that the command fills."""
         sides = [abs(a - b) + 1 for a, b in zip(self.start, self.end, strict=True)]
         return 0 if self.verb == "kill" else sides[0] * sides[1] * sides[2]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What one agent may write in one turn.
+    """Limits on the commands of one agent in one turn.
 
     Args:
         verbs: Commands of the game.
-        blocks: Blocks of the agent; plain air is always allowed as well.
+        blocks: Kinds of block of the agent; `air` is always allowed too.
         box: Lowest and highest cell of the world.
-        max_commands: Number of accepted commands after which every further line is rejected.
-        limits: Cells that may be painted per block; a block without an entry, and air, are unlimited.
+        max_commands: Largest number of accepted commands; further lines are rejected.
+        limits: Largest number of cells to fill with each block; a block without an entry, and air, have no limit.
     """
 
     verbs: Collection[str]
@@ -88,7 +88,7 @@ class Rules:
 
 @dataclass
 class Reading:
-    """How one response was understood: accepted commands, rejected lines with reasons, cells painted per block."""
+    """A parsed response: accepted commands, rejected lines with reasons, and number of cells filled per block."""
 
     accepted: list[Command] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
@@ -101,13 +101,13 @@ def is_air(block: str) -> bool:
 
 
 def command_lines(text: str) -> list[str]:
-    """The lines of `text` that count: inside the first closed code fence if there is one, without list markers."""
+    """Lines with commands: those of the first closed code fence if there is one, without list markers."""
     text = text[:MAX_CHARACTERS].strip()
     pieces = text.split("```", 2)
     if len(pieces) == 3:
-        first, newline, rest = pieces[1].partition("\n")
-        # The word right behind the fence names a language; it must not be mistaken for a command.
-        text = rest if newline and _LANGUAGE.fullmatch(first.strip()) else pieces[1]
+        first, newline, body = pieces[1].partition("\n")
+        # A word right after the fence is the name of a language, not a command.
+        text = body if newline and _LANGUAGE.fullmatch(first.strip()) else pieces[1]
     lines = []
     for line in text.splitlines():
         line = line.strip()
@@ -119,7 +119,7 @@ def command_lines(text: str) -> list[str]:
 
 
 def read_commands(text: str, rules: Rules) -> Reading:
-    """Read a response line by line; time and memory are linear in its length, and no text makes it raise."""
+    """Parse a response line by line, in linear time and memory; never raises."""
     reading = Reading()
     for line in command_lines(text):
         if len(reading.accepted) >= rules.max_commands:
@@ -136,8 +136,8 @@ def read_commands(text: str, rules: Rules) -> Reading:
 
 
 def _read_line(line: str, rules: Rules, used: Mapping[str, int]) -> Command | str:
-    """The command on one line, or the reason why there is none."""
-    # Few commands are long, and splitting only their beginning keeps a 100 kB line cheap.
+    """The command of a line, or the reason why it is rejected."""
+    # Splitting only the beginning keeps a line of 100 kB cheap.
     words = line.removeprefix("/").split(maxsplit=8)
     verb = words[0].lower() if words else ""
     if verb not in rules.verbs:
@@ -173,14 +173,14 @@ def inside(cell: Cell, box: Box) -> bool:
 
 
 def command_shares(max_commands: int, num_agents: int) -> list[int]:
-    """Split a team's commands: equal whole shares, at least one each, and the remainder for the first agent."""
+    """Divide the commands of a team: equal integer shares of at least one, and the remainder for the first agent."""
     shares = [max(1, max_commands // num_agents)] * num_agents
     shares[0] += max_commands % num_agents
     return shares
 
 
 def build(world: Mapping[Cell, str], commands: Iterable[Command]) -> World:
-    """The world after `commands`: the last write to a cell stays, air empties it."""
+    """The world after `commands`: the last command for a cell counts, and air empties it."""
     result = dict(world)
     for command in commands:
         for cell in command.cells:
@@ -192,7 +192,7 @@ def build(world: Mapping[Cell, str], commands: Iterable[Command]) -> World:
 
 
 def texture(block: str) -> str:
-    """What a block looks like: blocks of one material share a texture."""
+    """Texture of a block; blocks of one material share a texture."""
     name = block.lower()
     if name.endswith(("_planks", "_wood")):
         return "wood"
@@ -204,7 +204,7 @@ def texture(block: str) -> str:
 
 
 def neighbours(world: Mapping[Cell, str]) -> tuple[int, int]:
-    """Pairs of blocks side by side along x or y: those of one texture, and all."""
+    """Number of pairs of adjacent blocks along x or y: of one texture, and in total."""
     same = pairs = 0
     for (x, y, z), block in world.items():
         for cell in ((x + 1, y, z), (x, y + 1, z)):
@@ -215,7 +215,7 @@ def neighbours(world: Mapping[Cell, str]) -> tuple[int, int]:
 
 
 def iou(target: Collection[Cell], built: Collection[Cell]) -> float:
-    """Intersection over union of two sets of cells; 0 where both are empty."""
+    """Intersection over union of two sets of cells; 0 if both are empty."""
     either = len(set(target) | set(built))
     return len(set(target) & set(built)) / either if either else 0.0
 

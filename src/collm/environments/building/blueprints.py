@@ -1,4 +1,4 @@
-"""What HouseBuild builds: a house as layers of rows, read from a file or from plain data, and taken apart into cuboids.
+"""Blueprints of HouseBuild: houses as layers of rows, from a file or plain data, and their division into cuboids.
 
 A blueprint lists its layers from the ground up (y). Row i of a layer is z = i, character j of a row is x = j, both
 counted from the corner of the box, and a legend gives each character its block.
@@ -19,12 +19,12 @@ from collm.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A house that is to be built.
+    """A house to build.
 
     Args:
         box: Lowest and highest cell.
-        world: The blocks of the house; cells without one stay empty.
-        kinds: Kinds of block of the legend, air left out; some may have no cell.
+        world: Block of each solid cell of the house.
+        kinds: Kinds of block in the legend, without air; some may have no cell.
     """
 
     box: Box
@@ -33,7 +33,7 @@ class Blueprint:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Blueprint:
-        """The blueprint that a task's plain data (`origin`, `legend`, `layers`) describes."""
+        """The blueprint of the plain data (`origin`, `legend`, `layers`) of a task."""
         left, ground, front = data["origin"]
         layers, legend = data["layers"], data["legend"]
         world = {
@@ -49,7 +49,7 @@ class Blueprint:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Cells of each kind of block."""
+        """Number of cells of each kind of block."""
         return {**dict.fromkeys(self.kinds, 0), **Counter(self.world.values())}
 
     @property
@@ -67,7 +67,7 @@ class Blueprint:
         ]
 
     def rectangles(self, blocks: Mapping[Cell, str]) -> list[Command]:
-        """Cover `blocks` with flat fills: runs along x, joined along z as long as range and block stay the same."""
+        """Cover `blocks` with flat fills: runs along x, merged along z if their range and block are equal."""
         result: list[Command] = []
         for layer in self.layers:
             opened: dict[tuple[int, int, str], int] = {}
@@ -76,14 +76,14 @@ class Blueprint:
                 z = row[0][2]
                 runs = _runs(row, blocks)
                 result += [_fill(run, y, start, z - 1) for run, start in opened.items() if run not in runs]
-                going_on = {run: start for run, start in opened.items() if run in runs}
-                opened = {**going_on, **{run: z for run in runs if run not in going_on}}
+                continued = {run: start for run, start in opened.items() if run in runs}
+                opened = {**continued, **{run: z for run in runs if run not in continued}}
             result += [_fill(run, y, start, layer[-1][0][2]) for run, start in opened.items()]
         return result
 
 
 def _runs(row: list[Cell], blocks: Mapping[Cell, str]) -> list[tuple[int, int, str]]:
-    """Longest stretches of one block in a row of cells: first x, last x, block."""
+    """Maximal runs of one block in a row of cells: first x, last x, block."""
     runs: list[tuple[int, int, str]] = []
     for cell in row:
         block, x = blocks.get(cell), cell[0]
@@ -124,13 +124,13 @@ def as_data(world: Mapping[Cell, str], size: tuple[int, int, int]) -> dict[str, 
 
 
 def read_blueprints(path: str) -> dict[str, dict[str, Any]]:
-    """Houses of a JSON file by task id: a list of them, or a single one, in the form of the authors' released data."""
+    """Houses of a JSON file by task id: a list or a single one, in the format of the authors' released data."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"path: cannot read {path!r} ({error.strerror}); name a JSON file.") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"path: {path!r} is not JSON in UTF-8 ({error}); mend it.") from error
+        raise ConfigurationError(f"path: {path!r} is not JSON in UTF-8 ({error}); correct it.") from error
     records = content if isinstance(content, list) else [content]
     if not records:
         raise ConfigurationError(f"path: {path!r} lists no house; add some.")
@@ -141,16 +141,16 @@ def read_blueprints(path: str) -> dict[str, dict[str, Any]]:
             raise ConfigurationError(f"{where}: expected an object with inventory and target_spec.")
         task_id = str(record.get("task_id") or f"house_build_{index:04d}")
         if task_id in houses:
-            raise ConfigurationError(f"{where}: the task_id {task_id!r} is taken; give every house its own.")
+            raise ConfigurationError(f"{where}: the task_id {task_id!r} is repeated; give every house another one.")
         houses[task_id] = blueprint_data(record, where)
     return houses
 
 
 def blueprint_data(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Plain data of one record of such a file; `where` names it in complaints."""
+    """Plain data of one record of such a file; `where` is its location for error messages."""
     legend = record.get("inventory")
     if not isinstance(legend, Mapping) or not legend:
-        raise ConfigurationError(f"{where}: 'inventory' must map one-letter keys to block names.")
+        raise ConfigurationError(f"{where}: 'inventory' must be an object of block names with one-letter keys.")
     for letter, block in legend.items():
         if len(letter) != 1 or not isinstance(block, str) or len(block.split()) != 1:
             raise ConfigurationError(f"{where}: the inventory entry {letter!r}: {block!r} must be a letter and a word.")
@@ -178,7 +178,7 @@ def blueprint_data(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     declared = spec.get("size")
     if declared is not None and list(declared) != list(size):
-        raise ConfigurationError(f"{where}: 'size' says {declared}, but the layers are {list(size)}; mend one of them.")
+        raise ConfigurationError(f"{where}: 'size' says {declared}, but the layers are {list(size)}; correct one.")
     data = {"origin": origin, "legend": dict(legend), "layers": tuple(tuple(layers[y]) for y in heights)}
     if not Blueprint.of(data).world:
         raise ConfigurationError(f"{where}: the house is all air, there is nothing to build; remove it.")
@@ -186,7 +186,7 @@ def blueprint_data(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _layers(layers: Any, where: str) -> dict[int, list[str]]:
-    """Rows by height; the file has either a mapping or a list of objects with y and rows."""
+    """Rows by height, from either an object or a list of objects with y and rows."""
     try:
         if isinstance(layers, Mapping):
             pairs = [(int(y), rows) for y, rows in layers.items()]
@@ -194,7 +194,7 @@ def _layers(layers: Any, where: str) -> dict[int, list[str]]:
             pairs = [(int(layer["y"]), layer["rows"]) for layer in layers]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"{where}: 'layers' must be a list of objects with y and rows, or map heights to rows."
+            f"{where}: 'layers' must be a list of objects with y and rows, or an object of rows by height."
         ) from error
     for y, rows in pairs:
         if not isinstance(rows, list) or not rows or not all(isinstance(row, str) and row for row in rows):

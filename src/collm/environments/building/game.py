@@ -1,13 +1,13 @@
-"""What the building games share: options, the turn, when the reward is paid, and how feedback is put together.
+"""The base class of the building games: options, the turn, the reward of a turn, and feedback.
 
-Three choices make a game. `persistent`: does a turn begin with the blocks of the turn before, or with an empty world?
-`reward_density`: is every turn paid, or the last one alone? `reward`: which formula scores a world? Scores are
-pure functions of a task and a world; this file only decides what a turn pays:
+Three options define a game. `persistent`: whether a turn begins with the blocks of the previous turn or with an empty
+world. `reward_density`: whether every turn has a reward or only the last one. `reward`: the formula of the score of a
+world. Scores are pure functions of a task and a world; this file computes the reward of a turn from them:
 
     dense,  not persistent   the score of the turn
-    dense,  persistent       how much the turn improved the score (first turn: the score itself), so that the
+    dense,  persistent       the improvement of the score in this turn (in the first turn, the score), so that the
                              undiscounted return is the final score
-    sparse, either           0, and on the last turn of the episode the score of its world
+    sparse                   the score of the world at the last turn, and 0 before
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from collm.environments.building.blocks import (
 from collm.environments.pay import DENSITIES, paid
 from collm.trajectory import Task, Trajectory
 
-# Rejected lines told to an agent in full; the others are only counted, so that feedback stays short.
+# Number of rejected lines in feedback; further ones are only counted, to keep feedback short.
 MAX_TOLD_LINES = 3
 MAX_TOLD_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a world is.
+    """Score of a world.
 
     Args:
         terms: Weighted terms; their sum is the score.
-        counts: Whole numbers behind the terms.
+        counts: Integer counts from which the terms are computed.
     """
 
     terms: dict[str, float]
@@ -50,23 +50,23 @@ class Score:
 
     @property
     def total(self) -> float:
-        """The score."""
+        """Sum of the terms."""
         return sum(self.terms.values())
 
 
 @dataclass(frozen=True)
 class BuildState:
-    """Where an episode stands.
+    """State of an episode.
 
     Args:
-        task: What is built.
-        turn: Turns played.
-        world: The blocks the next turn begins with; empty unless the game is persistent.
-        terms: Terms of the score that the next improvement is measured from.
-        attacks: Damage of each spider, where the game has spiders.
-        killed: Whether the spiders are dead, which only a persistent game carries over.
-        used: Cells painted so far by agent and block, which only a persistent game carries over.
-        built: What stood at the end of the last turn; `world`, unless each turn begins with an empty one.
+        task: The task.
+        turn: Number of turns played.
+        world: Blocks at the beginning of the next turn; empty unless the game is persistent.
+        terms: Terms of the last score, from which the next improvement is computed.
+        attacks: Damage of each spider; empty in games without spiders.
+        killed: Whether the spiders are dead; false again at each turn unless the game is persistent.
+        used: Number of cells filled so far, by agent and block; empty unless the game is persistent.
+        built: Blocks at the end of the last turn; equal to `world` if the game is persistent.
     """
 
     task: Task
@@ -80,9 +80,9 @@ class BuildState:
 
 
 class BuildingGame(Environment):
-    """Base of the building games. A game adds tasks, rules, a score, what agents are shown, and a picture.
+    """Base class of the building games. A game adds tasks, rules, a score, observations and an image.
 
-    Subclasses document the arguments; they call `set_reward_bounds` when their tasks are known.
+    Subclasses document the arguments, and call `set_reward_bounds` after they created their tasks.
     """
 
     feedback_modes = ("score", "position", "perfect", "none")
@@ -116,12 +116,12 @@ class BuildingGame(Environment):
         self.best_score = 0.0
 
     def set_reward_bounds(self, lowest: float, highest: float) -> None:
-        """Derive the bounds of one turn's reward from those of the score."""
+        """Set the bounds of the reward of a turn from those of the score."""
         self.best_score = highest
         if self.reward_density == "sparse":
             self.min_reward, self.max_reward = min(0.0, lowest), max(0.0, highest)
         elif self.persistent and self.horizon > 1:
-            # A turn may tear down the best world, or turn the worst one into the best.
+            # One turn can change the best world into the worst one, or the reverse.
             self.min_reward, self.max_reward = min(lowest, lowest - highest), max(highest, highest - lowest)
         else:
             self.min_reward, self.max_reward = lowest, highest
@@ -132,42 +132,42 @@ class BuildingGame(Environment):
 
     @abstractmethod
     def read(self, state: BuildState, agent_id: str, text: str) -> Reading:
-        """What `agent_id` may do with the response `text`."""
+        """Parse the response `text` of `agent_id`."""
 
     @abstractmethod
     def score(self, state: BuildState, world: World) -> Score:
-        """The score of `world`; of `state` only what outlasts the turn may count (task, attacks, killed)."""
+        """The score of `world`; of `state`, it may use `task`, `attacks` and `killed` only."""
 
     @abstractmethod
     def first_observation(self, state: BuildState, agent_id: str) -> str:
-        """What `agent_id` is shown before the first turn."""
+        """The first observation of `agent_id`."""
 
     @abstractmethod
-    def later_observation(
+    def next_observation(
         self, state: BuildState, agent_id: str, world: World, score: Score, rejected: Sequence[Sequence[str]]
     ) -> str:
-        """What `agent_id` is shown after a turn that left `world`; `state` is the one the next turn begins with."""
+        """The observation of `agent_id` after a turn that ended with `world`; `state` is the state after it."""
 
     @abstractmethod
     def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
-        """What stands in `state`, and what is still to be done, in numbers; `score` is the score of it."""
+        """Numeric features of the build in `state` and of the work left; `score` is its score."""
 
     @abstractmethod
     def build_text(self, state: BuildState, score: Score) -> str:
-        """The same in a few words."""
+        """A short text about the build in `state` and the work left; `score` is its score."""
 
     def state_features(self, state: BuildState) -> dict[str, float]:
-        """What the last turn left standing, in numbers, and its score."""
+        """Numeric features of the build after the last turn, and its score."""
         score = self.score(state, state.built)
         return {**self.build_features(state, score), "score": score.total}
 
     def state_text(self, state: BuildState) -> str:
-        """The target against what stands, and its score."""
+        """The build after the last turn compared with the target, and its score."""
         score = self.score(state, state.built)
         return f"{self.build_text(state, score)}\nscore {score.total:.2f} of {self.best_score:.2f}"
 
     def progress(self, state: BuildState) -> float:
-        """The score of what stands, out of the best one, also where it is paid at the end."""
+        """Score of the current build divided by the best possible one, also if rewards are sparse."""
         return self.score(state, state.built).total / self.best_score
 
     def reset(self, task: Task, rng: random.Random) -> tuple[BuildState, dict[str, str]]:
@@ -176,7 +176,7 @@ class BuildingGame(Environment):
         return state, {agent_id: self.first_observation(state, agent_id) for agent_id in self.agent_ids}
 
     def step(self, state: BuildState, joint_action: Mapping[str, str]) -> Step:
-        """Read, build, score and pay one turn."""
+        """Parse the responses, apply the commands, and compute score and reward."""
         readings = {agent_id: self.read(state, agent_id, joint_action[agent_id]) for agent_id in self.agent_ids}
         commands = [command for reading in readings.values() for command in reading.accepted]
         world = build(state.world, commands)
@@ -201,7 +201,7 @@ class BuildingGame(Environment):
         observations = {}
         if not over:
             observations = {
-                agent_id: self.later_observation(after, agent_id, world, score, rejected[agent_id])
+                agent_id: self.next_observation(after, agent_id, world, score, rejected[agent_id])
                 for agent_id in self.agent_ids
             }
         info = {
@@ -214,7 +214,7 @@ class BuildingGame(Environment):
         return Step(after, observations, reward, terms, terminated, info)
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Score of the last world, in points and as a share of the best one, and how many lines were rejected."""
+        """Score of the last world, absolute and in percent of the best one, and the share of rejected lines."""
         score = float(trajectory.turns[-1].info["score"]) if trajectory.turns else 0.0
         rejected = sum(len(lines) for turn in trajectory.turns for lines in turn.info["rejected"].values())
         accepted = sum(sum(turn.info["accepted"].values()) for turn in trajectory.turns)
@@ -225,15 +225,15 @@ class BuildingGame(Environment):
         }
 
     def last_world(self, trajectory: Trajectory) -> World:
-        """What stood when the episode ended."""
+        """The world at the end of the episode."""
         return from_plain(trajectory.turns[-1].info["world"]) if trajectory.turns else {}
 
     def position(self, agent_id: str) -> str:
-        """Which agent of how many, in words."""
+        """Number of the agent and of all agents, as text."""
         return f"{self.agent_ids.index(agent_id) + 1} of {len(self.agent_ids)}"
 
     def team_rules(self) -> list[str]:
-        """What instructions say about the other agents; nothing to an agent that plays alone."""
+        """Instructions about the other agents; empty for a single agent."""
         if len(self.agent_ids) == 1:
             return []
         return [
@@ -244,7 +244,7 @@ class BuildingGame(Environment):
         ]
 
     def persistence_rule(self) -> str:
-        """How the turns hang together; instructions and feedback both say it with this sentence."""
+        """A sentence about what persists between turns, for instructions and feedback."""
         if self.horizon == 1:
             return "You answer once."
         if self.persistent:

@@ -1,8 +1,8 @@
-"""HouseBuild: several agents build a house from a blueprint in layers while spiders attack them.
+"""HouseBuild: several agents build a house from a layered blueprint while spiders attack them.
 
-Agents answer at the same time with cuboid fills, each from a limited stock, and share one reward. All are shown the
-whole blueprint and may hold the same blocks, so who builds what is for them to settle by learning. If nobody spends a
-command on the spiders, the team loses health.
+Agents answer at the same time with cuboid fills, each with a limited number of blocks, and share one reward. All are
+shown the complete blueprint and can have the same blocks, so they have to learn who builds what. The team loses health
+unless an agent uses a command against the spiders.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from collm.environments.building.house_rules import (
     cell_text,
     check_houses,
     compare,
+    corrections,
     cuboid_text,
-    haphazard,
+    divide_fills,
     house_counts,
     house_features,
     layers_text,
+    random_fills,
     score_house,
-    share_out,
     stock,
-    to_do,
 )
 from collm.environments.building.picture import draw
 from collm.environments.building.random_houses import house_data
@@ -42,54 +42,54 @@ DEFAULT_BLOCKS: dict[str, list[str]] = {"builder_1": [], "builder_2": []}
 
 
 class HouseBuild(BuildingGame):
-    """Build houses from blueprints, each agent from a limited stock, under attack by spiders.
+    """Build houses from blueprints, each agent with a limited number of blocks, under attack by spiders.
 
-    Score of a world, form "paper": 2 * covered cells / solid cells of the house - 1.5 * blocks where the house has
-    none / solid cells of the house - 0.2 * min(1, damage / health) while the spiders live. Kinds of block do not count.
-    Form "released" is the rule of the authors' released code: cells of the box that are exactly as in the
-    blueprint, empty ones included / all cells of the box - 0.1 * min(1, damage / health) while the spiders live, the
-    latter only for two agents or more.
+    Score of a world, form "paper": 2 * covered cells / solid cells of the house - 1.5 * blocks at empty cells of the
+    house / solid cells of the house - 0.2 * min(1, damage / health) while the spiders live. The kind of a block has no
+    effect. Form "released", the rule of the authors' released code: cells of the box equal to the blueprint, including
+    empty ones / all cells of the box - 0.1 * min(1, damage / health) while the spiders live, the latter for two or more
+    agents only.
 
-    A dense reward is the score of the turn, or, when the game is persistent, its improvement over the turn (first turn:
-    the score itself), so that the return is the final score. A sparse reward is 0 but for the last turn, which pays
-    the score of its world.
+    A dense reward is the score of the turn. In a persistent game it is the improvement of the score in this turn (in
+    the first turn, the score), so that the return is the final score. A sparse reward is the score of the world at the
+    last turn, and 0 before.
 
     The score is at most 2 in "paper" and 1 in "released". It is at least -0.2 - 1.5 * the largest number of
-    empty / solid cells of all houses in "paper" and -0.1 in "released" (0 in place of the penalty without spiders).
-    `max_reward` and `min_reward` are these for one turn; a persistent dense turn can move from any score to any other,
-    so there they are plus and minus the difference.
+    empty / solid cells of all houses in "paper" and -0.1 in "released" (without the penalty if there are no spiders).
+    These are `max_reward` and `min_reward`; in a persistent game with dense rewards, where a turn can change any score
+    into any other, they are plus and minus the difference.
 
     Args:
-        path: JSON file with blueprints in the form of the authors' released data, instead of random houses.
-        num_eval: Houses held out: the last ones of the file, or as many more random ones.
-        num_houses: Random houses to train on.
-        size: Sides x, y (height) and z of random houses, each at least 3.
-        level: How rich random houses are: 1 floor, walls, flat roof; 2 also posts and a door; 3 also windows, bands and
+        path: JSON file with blueprints in the format of the authors' released data, instead of random houses.
+        num_eval: Number of held-out houses: the last ones of the file, or additional random ones.
+        num_houses: Number of random training houses.
+        size: Sides x, y (height) and z of random houses in cells, each at least 3.
+        level: Details of random houses: 1 floor, walls, flat roof; 2 also posts and a door; 3 also windows, bands and
             pitched roofs.
         seed: Seed of the random houses.
-        blocks: Kinds of block of each agent, by agent id; as many agents play as there are entries, and an empty list
-            stands for all kinds of the blueprint. Random houses are made of the listed kinds. Default: builder_1 and
+        blocks: Kinds of block of each agent, by agent id; the number of entries is the number of agents. An empty list
+            means all kinds of the blueprint. Random houses consist of the listed kinds. Default: builder_1 and
             builder_2 with all kinds.
-        limited_resources: Give each agent a stock of each kind: of c cells and n agents that hold the kind,
-            ceil(c / n) + floor(c / 2n). Every painted cell is charged and air gives nothing back. The stock is for
-            one turn, or for the whole episode when the game is persistent.
-        num_spiders: Spiders of an episode; 0 for none.
-        spider_damage: Least and most damage of one spider, drawn anew for every episode.
-        player_health: Damage that costs the whole penalty.
-        horizon: Turns of an episode.
-        persistent: Keep blocks, stock and dead spiders from turn to turn; `air` takes a block away. False, as in
-            the paper: each turn begins with an empty world, full stock and living spiders.
+        limited_resources: Limit the number of cells that each agent can fill with each kind of block, to
+            ceil(c / n) + floor(c / 2n) for c cells in the house and n agents with that kind. Removing a block does not
+            return it. The limit is per turn, or per episode in a persistent game.
+        num_spiders: Number of spiders in an episode; 0 for none.
+        spider_damage: Smallest and largest damage of one spider, sampled in every episode.
+        player_health: Damage at which the penalty is largest.
+        horizon: Largest number of turns of an episode.
+        persistent: Keep blocks, block limits and dead spiders from turn to turn; `air` removes a block. False, as in
+            the paper: each turn begins with an empty world, full block limits and living spiders.
         reward: Form of the score, "paper" or "released".
-        reward_density: "dense" pays every turn, "sparse" the last one alone.
-        termination_score: End the episode when the score after a turn is greater than this; null for never. Where each
-            turn pays its own score, ending early forgoes the turns that are left.
-        max_commands: Commands of the whole team per turn, shared out equally; lines beyond an agent's share are
-            rejected.
-        prompt: "full" explains the game to an instruction-tuned model; "compact" shows a small model that is
-            trained from scratch only what differs between tasks.
-        feedback: What agents learn after a turn: "score", only the score and the health; "position", also the build
-            compared with the blueprint; "perfect", also which fills would complete the house from here; "none",
-            nothing. All but "none" name the agent's rejected lines.
+        reward_density: "dense" gives a reward at every turn, "sparse" at the last one only.
+        termination_score: End the episode when the score after a turn is greater than this; null for never. If each
+            turn is rewarded with its score, an early end loses the rewards of the turns left.
+        max_commands: Number of commands of all agents together per turn, divided equally; lines beyond an agent's
+            share are rejected.
+        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between tasks,
+            for small models that start from random weights.
+        feedback: Feedback to agents after a turn: "score", the score and the damage; "position", also the build
+            compared with the blueprint; "perfect", also the fills that would complete the house; "none". All except
+            "none" list the agent's rejected lines.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class HouseBuild(BuildingGame):
     def _palettes(self, house: Blueprint) -> dict[str, tuple[str, ...]]:
         return {agent_id: palette or house.kinds for agent_id, palette in self.blocks.items()}
 
-    def _stock_left(self, state: BuildState, house: Blueprint) -> dict[str, dict[str, int]]:
-        """What each agent may still paint; empty where stocks are unlimited."""
+    def _blocks_left(self, state: BuildState, house: Blueprint) -> dict[str, dict[str, int]]:
+        """Number of blocks left, by agent and kind; empty if they are unlimited."""
         if not self.limited_resources:
             return {}
         return {
@@ -179,9 +179,9 @@ class HouseBuild(BuildingGame):
         return BuildState(task, attacks=tuple(rng.randint(*self.spider_damage) for _ in range(self.num_spiders)))
 
     def read(self, state: BuildState, agent_id: str, text: str) -> Reading:
-        """Accept `/fill` with own blocks inside the box as long as the stock lasts, and `/kill`."""
+        """Accept `/fill` inside the box with blocks that the agent has left, and `/kill`."""
         house = Blueprint.of(state.task.data)
-        limits = self._stock_left(state, house).get(agent_id, {})
+        limits = self._blocks_left(state, house).get(agent_id, {})
         share = self.command_shares[agent_id]
         return read_commands(text, Rules({"fill", "kill"}, self._palettes(house)[agent_id], house.box, share, limits))
 
@@ -191,7 +191,7 @@ class HouseBuild(BuildingGame):
         return score_house(house, world, damage, self.player_health, state.killed, len(self.agent_ids), self.reward)
 
     def first_observation(self, state: BuildState, agent_id: str) -> str:
-        """The blueprint as cuboids, the stock, the spiders and, in full, how to play."""
+        """The blueprint as cuboids, the blocks, the spiders and, with the prompt "full", the rules."""
         house = Blueprint.of(state.task.data)
         (low, high), team = house.box, len(self.agent_ids)
         supplies = self._supplies(state, house, agent_id)
@@ -236,10 +236,10 @@ class HouseBuild(BuildingGame):
             )
         return "\n".join([*lines, *self.team_rules(), f"- {self.persistence_rule()}"])
 
-    def later_observation(
+    def next_observation(
         self, state: BuildState, agent_id: str, world: World, score: Score, rejected: Sequence[Sequence[str]]
     ) -> str:
-        """What came of the turn, as far as the feedback mode tells it, and what to do next."""
+        """The result of the turn, as `feedback` allows, and instructions for the next one."""
         house = Blueprint.of(state.task.data)
         grid = compare(house, world) if self.feedback in {"position", "perfect"} else []
         advice = self._advice(state, house, agent_id) if self.feedback == "perfect" else []
@@ -287,22 +287,22 @@ class HouseBuild(BuildingGame):
         return "\n".join([*compare(house, state.built), *house_counts(score.counts, self.player_health), *stocks])
 
     def _supplies(self, state: BuildState, house: Blueprint, agent_id: str) -> str:
-        """The agent's kinds of block with what is left of each; kinds it can place nowhere are left out."""
-        left = self._stock_left(state, house).get(agent_id, {})
+        """The agent's kinds of block with the number left of each, as text; kinds with none left are omitted."""
+        left = self._blocks_left(state, house).get(agent_id, {})
         palette = self._palettes(house)[agent_id]
         kinds = [f"{kind} {left[kind]}" if kind in left else kind for kind in palette if left.get(kind, 1) > 0]
         return ", ".join(kinds) or "none"
 
     def _advice(self, state: BuildState, house: Blueprint, agent_id: str) -> list[str]:
-        """The agent's part of completing the house from what the next turn begins with."""
-        fills = house.rectangles(to_do(house, state.world))
-        shares = share_out(fills, self._palettes(house), self._stock_left(state, house))
+        """Commands of the agent that complete the house from the world at the beginning of the next turn."""
+        fills = house.rectangles(corrections(house, state.world))
+        shares = divide_fills(fills, self._palettes(house), self._blocks_left(state, house))
         lines = [f"/fill {cuboid_text(fill)}" for fill in shares[agent_id]]
         first = agent_id == self.agent_ids[0]
         return ["/kill", *lines] if first and state.attacks and not state.killed else lines
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Beside the score: IoU blind to kinds and exact, coverage, redundancy, and health left in percent."""
+        """Besides the score: IoU with and without kinds of block, coverage, redundancy, and health left in percent."""
         house, world = Blueprint.of(trajectory.task.data), self.last_world(trajectory)
         counts = trajectory.turns[-1].info["counts"] if trajectory.turns else {"damage": 0, "killed": 0}
         harm = 0.0 if counts["killed"] else min(1.0, counts["damage"] / self.player_health)
@@ -318,7 +318,7 @@ class HouseBuild(BuildingGame):
         }
 
     def render(self, trajectory: Trajectory) -> np.ndarray:
-        """Blueprint and final build side by side, one panel per layer, the ground at the bottom."""
+        """Blueprint and final build next to each other, one panel per layer, the lowest layer at the bottom."""
         house, world = Blueprint.of(trajectory.task.data), self.last_world(trajectory)
 
         def tiles(layer: list[list[Cell]], blocks: World) -> list[list[str | None]]:
@@ -332,15 +332,16 @@ class HouseBuild(BuildingGame):
         )
 
     def demonstrate(self, state: BuildState, rng: random.Random) -> dict[str, str]:
-        """Each agent on its own fills some missing cuboids, or what its stock allows of them, and slips at times."""
+        """Each agent independently fills random missing cuboids, as its blocks allow, with random mistakes."""
         house = Blueprint.of(state.task.data)
-        palettes, stocks = self._palettes(house), self._stock_left(state, house)
-        missing = house.rectangles({cell: kind for cell, kind in to_do(house, state.world).items() if kind != AIR})
+        palettes, left = self._palettes(house), self._blocks_left(state, house)
+        wrong = corrections(house, state.world)
+        missing = house.rectangles({cell: kind for cell, kind in wrong.items() if kind != AIR})
         cells = [cell for layer in house.layers for row in layer for cell in row]
         actions = {}
         for agent_id, palette in palettes.items():
-            own = [fill for fill in missing if fill.block in palette]
-            fills = haphazard(own, cells, stocks.get(agent_id, {}), rng)
+            possible = [fill for fill in missing if fill.block in palette]
+            fills = random_fills(possible, cells, left.get(agent_id, {}), rng)
             lines = [f"/fill {cuboid_text(fill)}" for fill in fills]
             if state.attacks and not state.killed and rng.random() < DEMONSTRATION_COVERAGE:
                 lines.insert(0, "/kill")

@@ -1,4 +1,4 @@
-"""The rules of HouseBuild as pure functions: stocks, the score, how a build compares, and how to share out a house."""
+"""The rules of HouseBuild as pure functions: block limits, score, comparison and division of work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collm.environments.building.blueprints import Blueprint, halves
 from collm.environments.building.game import Score
 from collm.errors import ConfigurationError
 
-# Of a scripted demonstration: how often a missing cuboid, or the spiders, are dealt with, and how often another cell is
-# filled in place of a cuboid.
+# Scripted demonstrations: the probability of filling a missing cuboid or killing the spiders, and that of filling a
+# random cell in place of a cuboid.
 DEMONSTRATION_COVERAGE = 0.3
 DEMONSTRATION_SLIPS = 0.3
 
@@ -49,9 +49,9 @@ def check_houses(
 
 
 def stock(blueprint: Blueprint, palettes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
-    """Cells that each agent may paint, by agent and kind: a share of the house and half a share to spare.
+    """Number of cells that each agent may fill, by agent and kind of block: 1.5 times its share of the house.
 
-    Of c cells each of the n agents that hold the kind gets ceil(c / n) + floor(c / 2n).
+    For c cells of a kind, each of the n agents with that kind gets ceil(c / n) + floor(c / 2n).
     """
     holders = {kind: sum(kind in palette for palette in palettes.values()) for kind in blueprint.kinds}
     shares = {
@@ -71,10 +71,10 @@ def score_house(
     Args:
         blueprint: The house.
         world: Blocks by cell, no air.
-        damage: What the spiders do together while they live.
-        health: Damage that costs the whole penalty.
+        damage: Total damage of the spiders while they live.
+        health: Damage with the full penalty.
         killed: Whether the spiders are dead.
-        num_agents: Size of the team; "released" spares a single agent the penalty.
+        num_agents: Number of agents; in the form "released", a single agent has no penalty.
         form: "paper" or "released".
     """
     house = blueprint.world
@@ -114,13 +114,13 @@ def house_features(
     used: Mapping[str, Mapping[str, int]],
     kinds: Sequence[str],
 ) -> dict[str, float]:
-    """A build in numbers: cells, spiders, and blocks by kind, those used by each agent, still due, and in all.
+    """Numeric features of a build: cells, spiders, and blocks by kind (used by each agent, missing, and in total).
 
     Args:
         blueprint: The house.
         world: Blocks by cell, no air.
-        counts: What `score_house` counts of both.
-        used: Cells painted so far by agent and kind.
+        counts: Counts of `score_house`.
+        used: Number of cells filled so far, by agent and kind.
         kinds: Kinds of block of all houses, so that every house has the same features.
     """
     due = Counter(kind for cell, kind in blueprint.world.items() if world.get(cell) != kind)
@@ -134,22 +134,22 @@ def house_features(
         "exact_share": counts["exact"] / solid,
         "damage": counts["damage"],
         "spiders_killed": counts["killed"],
-        **{f"used/{agent_id}/{kind}": own.get(kind, 0) for agent_id, own in used.items() for kind in kinds},
+        **{f"used/{agent_id}/{kind}": filled.get(kind, 0) for agent_id, filled in used.items() for kind in kinds},
         **{f"due/{kind}": due[kind] for kind in kinds},
         **{f"blueprint/{kind}": blueprint.counts.get(kind, 0) for kind in kinds},
     }
 
 
 def house_counts(counts: Mapping[str, int], health: int) -> list[str]:
-    """What `score_house` counts, in words; nothing of spiders where there are none."""
+    """Lines with the counts of `score_house`, and the damage of the spiders if there are any."""
     lines = [f"covered {counts['covered']} of {counts['solid']}, exact {counts['exact']}, extra {counts['extra']}"]
     if counts["damage"]:
         lines.append("spiders dead" if counts["killed"] else f"spiders {counts['damage']} of {health}")
     return lines
 
 
-def to_do(blueprint: Blueprint, world: Mapping[Cell, str]) -> World:
-    """The block that each wrong cell of `world` should hold; air where it should hold none."""
+def corrections(blueprint: Blueprint, world: Mapping[Cell, str]) -> World:
+    """The correct block of each wrong cell of `world`; air for cells that should be empty."""
     wrong = {cell: block for cell, block in blueprint.world.items() if world.get(cell) != block}
     return {**wrong, **{cell: AIR for cell in sorted(world.keys() - blueprint.world.keys())}}
 
@@ -168,25 +168,26 @@ def compare(blueprint: Blueprint, world: Mapping[Cell, str]) -> list[str]:
     return lines
 
 
-def _mark(wanted: str | None, found: str | None) -> str:
-    if wanted is None:
-        return "." if found is None else "x"
-    if found is None:
+def _mark(target: str | None, block: str | None) -> str:
+    if target is None:
+        return "." if block is None else "x"
+    if block is None:
         return "#"
-    return "+" if found == wanted else "!"
+    return "+" if block == target else "!"
 
 
-def share_out(
+def divide_fills(
     fills: Iterable[Command], palettes: Mapping[str, Sequence[str]], left: Mapping[str, Mapping[str, int]]
 ) -> dict[str, list[Command]]:
-    """Divide `fills` among the agents so that every stock lasts, cutting fills that no single stock can pay.
+    """Divide `fills` among the agents within their block limits, splitting fills that are too large for every agent.
 
-    Of the agents that can pay a fill it goes to the one with fewest fills. A cell that nobody can pay is left out.
+    A fill goes to the agent with the fewest fills among those with enough blocks. Cells for which no agent has a block
+    left are dropped.
 
     Args:
         fills: Disjoint fills.
         palettes: Kinds of block of each agent.
-        left: What is left of each agent's stock; a kind without an entry is unlimited.
+        left: Number of blocks left, by agent and kind; a kind without an entry has no limit.
     """
     remaining = {agent_id: dict(left.get(agent_id, {})) for agent_id in palettes}
     shares: dict[str, list[Command]] = {agent_id: [] for agent_id in palettes}
@@ -194,9 +195,9 @@ def share_out(
     while queue:
         fill = queue.popleft()
         holders = [agent_id for agent_id in palettes if is_air(fill.block) or fill.block in palettes[agent_id]]
-        payers = [agent_id for agent_id in holders if remaining[agent_id].get(fill.block, fill.volume) >= fill.volume]
-        if payers:
-            agent_id = min(payers, key=lambda payer: len(shares[payer]))
+        able = [agent_id for agent_id in holders if remaining[agent_id].get(fill.block, fill.volume) >= fill.volume]
+        if able:
+            agent_id = min(able, key=lambda candidate: len(shares[candidate]))
             shares[agent_id].append(fill)
             if fill.block in remaining[agent_id]:
                 remaining[agent_id][fill.block] -= fill.volume
@@ -205,10 +206,10 @@ def share_out(
     return shares
 
 
-def haphazard(
+def random_fills(
     fills: Iterable[Command], cells: Sequence[Cell], left: Mapping[str, int], rng: random.Random
 ) -> list[Command]:
-    """Some of `fills`, cut where the stock `left` is too small, and now and then a cell of `cells` in their place."""
+    """A random part of `fills`, split to fit the blocks `left`; some are replaced by a random cell of `cells`."""
     left = dict(left)
     chosen = []
     for fill in fills:
@@ -229,17 +230,17 @@ def haphazard(
 
 
 def cuboid_text(fill: Command) -> str:
-    """A fill as agents write it, without its verb."""
+    """A fill in the syntax of commands, without its verb."""
     return f"{cell_text(fill.start)} {cell_text(fill.end)} {fill.block}"
 
 
 def cell_text(cell: Cell) -> str:
-    """A cell as agents write it."""
+    """A cell in the syntax of commands."""
     return " ".join(map(str, cell))
 
 
 def layers_text(house: Blueprint) -> list[str]:
-    """The cuboids of the house, those of one layer on one line."""
+    """The cuboids of the house, one line per layer."""
     lines: dict[int, list[str]] = {}
     for fill in house.rectangles(house.world):
         lines.setdefault(fill.start[1], []).append(cuboid_text(fill))

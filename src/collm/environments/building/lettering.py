@@ -1,6 +1,6 @@
-"""Flat pictures for StrBuild: words drawn in a 5 x 5 font, and random connected figures of the same size.
+"""Flat pictures for StrBuild: words in a 5 x 5 font, and random connected figures of the same size.
 
-A picture is a tuple of rows, the top one first, `#` where a block belongs and `.` where none does. It stands in the
+A picture is a tuple of rows, the top row first, with `#` at target cells and `.` at background cells. It lies in the
 plane z = 0 with its lower left cell at 0 0 0.
 """
 
@@ -56,7 +56,7 @@ DEFAULT_WORDS = tuple(letter for letter in GLYPHS if letter not in (" ", *DEFAUL
 
 
 def normalise(word: str, where: str) -> str:
-    """`word` as it is drawn: trimmed and in capitals; `where` names its origin in complaints."""
+    """`word` without outer whitespace and in capitals; `where` is its origin for error messages."""
     if not isinstance(word, str):
         raise ConfigurationError(f"{where}: {word!r} is not text; put words in quotes.")
     text = word.strip().upper()
@@ -69,7 +69,7 @@ def normalise(word: str, where: str) -> str:
 
 
 def draw_word(text: str, spacing: int) -> Rows:
-    """The letters of `text` side by side with `spacing` empty columns between them."""
+    """The letters of `text` in a row, with `spacing` empty columns between them."""
     gap = BACKGROUND * spacing
     return tuple(gap.join(GLYPHS[letter][row] for letter in text) for row in range(SIZE))
 
@@ -90,7 +90,7 @@ def bounding_box(rows: Rows) -> Box:
 
 
 def compare(rows: Rows, world: Collection[Cell]) -> Rows:
-    """The picture with `+` for covered targets and `x` for blocks beside them."""
+    """The picture with `+` at covered targets and `x` at blocks on the background."""
     marks = {"#": "+", ".": "x"}
     height = len(rows)
     return tuple(
@@ -100,7 +100,7 @@ def compare(rows: Rows, world: Collection[Cell]) -> Rows:
 
 
 def numbered(rows: Rows) -> Rows:
-    """The picture as agents see it: each row after its y, which spares them counting."""
+    """The picture as agents are shown it: each row begins with its y."""
     return tuple(f"{len(rows) - 1 - index} {row}" for index, row in enumerate(rows))
 
 
@@ -136,11 +136,11 @@ def _grow(num_cells: int, rng: random.Random) -> Rows:
 def choose_words(
     words: list[str] | None, eval_words: list[str] | None, path: str | None, num_eval: int
 ) -> tuple[list[str], list[str]]:
-    """Words to train on and held-out words, from lists, from a file, or by default from the alphabet."""
+    """Training and held-out words, from lists, from a file, or by default from the alphabet."""
     if path is not None:
         if words is not None or eval_words is not None:
             raise ConfigurationError(
-                f"path is {path!r}, but words or eval_words are set too; give the one or the other."
+                f"path is {path!r}, but words or eval_words are set too; give either path or words."
             )
         return read_words(path, num_eval)
     for name, value in (("words", words), ("eval_words", eval_words)):
@@ -157,12 +157,12 @@ def choose_words(
 
 
 def read_words(path: str, num_eval: int) -> tuple[list[str], list[str]]:
-    """Words of a table with a column `string`: all but the last `num_eval` to train on, and the last `num_eval`."""
+    """Words in the column `string` of a CSV file: all but the last `num_eval` for training, and the last ones."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = [(name or "").strip() for name in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
+            csv_reader = csv.DictReader(file)
+            columns = [(name or "").strip() for name in csv_reader.fieldnames or ()]
+            rows = [(csv_reader.line_num, row) for row in csv_reader]
     except OSError as error:
         raise ConfigurationError(f"path: cannot read {path!r} ({error.strerror}); name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -173,7 +173,7 @@ def read_words(path: str, num_eval: int) -> tuple[list[str], list[str]]:
         raise ConfigurationError(
             f"{path}, line 1: there is no column 'string' among {columns}; the header must be string,difficulty."
         )
-    name = (reader.fieldnames or ())[columns.index("string")]
+    name = (csv_reader.fieldnames or ())[columns.index("string")]
     words: list[str] = []
     for line, row in rows:
         if not (row[name] or "").strip():
@@ -191,7 +191,7 @@ def read_words(path: str, num_eval: int) -> tuple[list[str], list[str]]:
 
 
 def without_repeats(words: Collection[str], name: str) -> list[str]:
-    """`words` normalised; a repeated one is refused."""
+    """`words` normalised; raises `ConfigurationError` for a repeated one."""
     result: list[str] = []
     for word in words:
         text = normalise(word, name)

@@ -1,4 +1,4 @@
-"""A picture of what was to be built beside what was built, one tile per cell."""
+"""An image of the target beside the final build, one tile per cell."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLOURS = {
 
 
 def colour(block: str) -> tuple[int, int, int]:
-    """The colour of a block: that of the game where it is known, else one that always belongs to the name."""
+    """The colour of a block: from a table, or else a hash of its name."""
     if block in _COLOURS:
         return _COLOURS[block]
     hue = zlib.crc32(block.encode()) % 360 / 360
@@ -41,7 +41,7 @@ def colour(block: str) -> tuple[int, int, int]:
 
 
 def draw(panels: Sequence[tuple[str, Tiles, Tiles]]) -> np.ndarray:
-    """Draw target and build of each panel side by side, panels from top to bottom.
+    """Draw target and build of each panel next to each other, panels from top to bottom.
 
     Args:
         panels: Title, target and build; both as rows of block names, None where a cell is empty.

@@ -1,7 +1,7 @@
-"""Houses drawn at random: floor, walls and roof in a few materials, plainer or richer by level.
+"""Random houses: floor, walls and roof of a few materials, with more details at higher levels.
 
 Level 1 has a floor, closed walls and a flat roof. Level 2 adds corner posts and a door. Level 3 adds windows, a band
-around the walls and pitched roofs. All differ in where the materials go.
+around the walls and pitched roofs. Houses of a level also differ in the materials of their parts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = tuple[int, int, int]
 LEVELS = (1, 2, 3)
 MATERIALS = ("white_concrete", "obsidian", "stone_stairs", "stone_bricks", "oak_planks")
 LEAST_SIDE = 3
-# Draws per house wanted before the set of possible houses counts as exhausted.
+# Number of samples per house after which no more different houses are expected.
 _PATIENCE = 200
 
 
@@ -64,7 +64,7 @@ def random_houses(count: int, size: Size, level: int, materials: Sequence[str], 
         if len(houses) == count:
             return houses
     raise ConfigurationError(
-        f"num_houses + num_eval: asked for {count} different houses, found only {len(houses)} of size {list(size)}, "
+        f"num_houses + num_eval: asked for {count} different houses, got only {len(houses)} of size {list(size)}, "
         f"level {level} and {len(materials)} materials; ask for fewer, or raise size, level or materials."
     )
 
@@ -78,7 +78,7 @@ def _draw(size: Size, level: int, materials: Sequence[str], rng: random.Random) 
     ring = [(x, z) for x in range(width) for z in range(depth) if x in (0, width - 1) or z in (0, depth - 1)]
     corners = [(x, z) for x in (0, width - 1) for z in (0, depth - 1)]
     house.update({(x, y, z): wall for y in range(1, top) for x, z in ring})
-    sides = [place for place in ring if place not in corners]
+    sides = [column for column in ring if column not in corners]
     if level >= 3:
         band, y = rng.choice(materials), rng.randrange(1, top)
         house.update({(x, y, z): band for x, z in ring})
@@ -98,10 +98,10 @@ def _draw(size: Size, level: int, materials: Sequence[str], rng: random.Random) 
 
 
 def _roof(size: Size, level: int, edge: str, inner: str, rng: random.Random) -> list[dict[tuple[int, int], str]]:
-    """Layers of the roof from its eaves up; a pitched one draws in along x, along z or along both."""
+    """Layers of the roof from bottom to top; those of a pitched roof shrink along x, along z or along both."""
     width, height, depth = size
     draw_x, draw_z = rng.choice(((0, 0), (0, 1), (1, 0), (1, 1))) if level >= 3 else (0, 0)
-    # At least one layer is left for the walls, and the topmost layer still has a cell.
+    # The walls have at least one layer, and the top layer at least one cell.
     rises = [(side - 1) // 2 for side, drawn in ((width, draw_x), (depth, draw_z)) if drawn]
     num_layers = 1 + min([height - 3, *rises]) if rises else 1
     layers = []

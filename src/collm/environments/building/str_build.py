@@ -1,8 +1,8 @@
-"""StrBuild: several agents lay out a word in blocks, each with materials of its own.
+"""StrBuild: several agents build a word out of blocks, each with different materials.
 
-A word is drawn in a 5 x 5 font on a flat grid. A good build covers every cell of the word, nothing else, and never
-has two blocks of one texture side by side: a checkerboard of the agents' materials. Agents answer at the same time,
-see neither each other's answers nor blocks, and share one reward.
+A word is drawn in a 5 x 5 font on a flat grid. The best build covers every cell of the word and no other cell, without
+adjacent blocks of one texture: a checkerboard of the agents' materials. Agents answer at the same time, see neither
+each other's answers nor blocks, and share one reward.
 """
 
 from __future__ import annotations
@@ -35,54 +35,54 @@ from collm.trajectory import Task, Trajectory
 DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
 MAX_SHAPES = 100_000
 
-# Of a scripted demonstration: how often a missing cell is listed, and how often another cell is listed in its place.
+# Scripted demonstrations: the probability of filling a missing cell, and that of filling an empty cell in its place.
 DEMONSTRATION_COVERAGE = 0.35
 DEMONSTRATION_SLIPS = 0.2
 
 
 class StrBuild(BuildingGame):
-    """Build words out of blocks, every agent with its own materials.
+    """Build words out of blocks, every agent with different materials.
 
-    Score of a world, form "paper": 2 * covered cells / target cells - 1.5 * blocks beside the target / target cells
-    - pairs of neighbouring blocks with one texture / pairs of neighbouring blocks. Form "released" is the rule of
-    the authors' released code: the second ratio is divided by the background cells, and every agent whose kinds of
-    block are not all present costs another 0.25.
+    Score of a world, form "paper": 2 * covered cells / target cells - 1.5 * blocks on the background / target cells
+    - pairs of adjacent blocks with one texture / pairs of adjacent blocks. Form "released", the rule of the authors'
+    released code: the second term is divided by the number of background cells instead, and 0.25 is subtracted for
+    every agent whose kinds of block are not all present.
 
-    A dense reward is the score of the turn, or, when the game is persistent, its improvement over the turn (first turn:
-    the score itself), so that the return is the final score. A sparse reward is 0 but for the last turn, which pays
-    the score of its world.
+    A dense reward is the score of the turn. In a persistent game it is the improvement of the score in this turn (in
+    the first turn, the score), so that the return is the final score. A sparse reward is the score of the world at the
+    last turn, and 0 before.
 
-    The score is at most 2 (all covered, nothing beside it, no equal neighbours) and at least what filling the
-    background with one material brings: -1 - 1.5 * the largest background / target of all words in "paper",
-    -2.5 - 0.25 * number of agents in "released". `max_reward` and `min_reward` are these for one turn; a persistent
-    dense turn can move from any score to any other, so there they are plus and minus the difference.
+    The score is at most 2 (all targets covered, no other blocks, no adjacent equal textures) and at least that of a
+    background filled with one material: -1 - 1.5 * the largest background / target of all words in "paper",
+    -2.5 - 0.25 * number of agents in "released". These are `max_reward` and `min_reward`; in a persistent game with
+    dense rewards, where a turn can change any score into any other, they are plus and minus the difference.
 
     Args:
-        words: Words to train on. Default: 20 letters.
-        eval_words: Held-out words, none of which may be trained on. Default: the letters E, H, O, S, U, Y that
-            are not in `words`.
-        path: CSV file with the columns string,difficulty to take the words from instead.
-        num_eval: With `path`, how many of its last rows are held out.
-        num_shapes: Adds this many random connected 5 x 5 figures to the words to train on, each different from
-            the others and from all letters. Meant for behaviour cloning.
+        words: Training words. Default: 20 letters.
+        eval_words: Held-out words, different from all training words. Default: those of the letters E, H, O, S, U, Y
+            that are not in `words`.
+        path: CSV file of words with the columns string,difficulty, instead of `words` and `eval_words`.
+        num_eval: Number of held-out words with `path`: its last rows.
+        num_shapes: Number of random connected 5 x 5 figures to add to the training words, each different from the
+            others and from all letters. Intended for behaviour cloning.
         seed: Seed of these figures.
-        spacing: Empty columns between two letters.
-        blocks: Kinds of block of each agent, by agent id; as many agents play as there are entries. Default: builder_1
-            with oak_planks and stone, builder_2 with white_concrete and obsidian.
-        horizon: Turns of an episode.
-        persistent: Keep the blocks from turn to turn, where `air` takes one away. False, as in the paper: each
-            turn begins with an empty world.
+        spacing: Number of empty columns between two letters.
+        blocks: Kinds of block of each agent, by agent id; the number of entries is the number of agents. Default:
+            builder_1 with oak_planks and stone, builder_2 with white_concrete and obsidian.
+        horizon: Largest number of turns of an episode.
+        persistent: Keep the blocks from turn to turn; `air` removes one. False, as in the paper: each turn begins with
+            an empty world.
         reward: Form of the score, "paper" or "released".
-        reward_density: "dense" pays every turn, "sparse" the last one alone.
-        termination_score: End the episode when the score after a turn is greater than this; null for never. Where each
-            turn pays its own score, ending early forgoes the turns that are left.
-        max_commands: Commands of the whole team per turn, shared out equally; lines beyond an agent's share are
-            rejected.
-        prompt: "full" explains the game to an instruction-tuned model; "compact" shows a small model that is
-            trained from scratch only what differs between tasks.
-        feedback: What agents learn after a turn: "position", the build compared with the target; "score", only
-            the score; "perfect", also which block each agent should put where; "none", nothing. All but "none" name
-            the agent's rejected lines.
+        reward_density: "dense" gives a reward at every turn, "sparse" at the last one only.
+        termination_score: End the episode when the score after a turn is greater than this; null for never. If each
+            turn is rewarded with its score, an early end loses the rewards of the turns left.
+        max_commands: Number of commands of all agents together per turn, divided equally; lines beyond an agent's
+            share are rejected.
+        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between tasks,
+            for small models that start from random weights.
+        feedback: Feedback to agents after a turn: "position", the build compared with the target; "score", only the
+            score; "perfect", also the best next commands of the agent; "none". All except "none" list the agent's
+            rejected lines.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class StrBuild(BuildingGame):
         return self._tasks[split]
 
     def begin(self, task: Task, rng: random.Random) -> BuildState:
-        """An empty grid; the game has no chance in it."""
+        """An empty grid; the game is deterministic."""
         return BuildState(task)
 
     def read(self, state: BuildState, agent_id: str, text: str) -> Reading:
-        """Accept `/setblock` with own blocks inside the grid."""
+        """Accept `/setblock` inside the grid with the agent's blocks."""
         box = bounding_box(state.task.data["rows"])
         return read_commands(text, Rules({"setblock"}, self.blocks[agent_id], box, self.command_shares[agent_id]))
 
@@ -150,7 +150,7 @@ class StrBuild(BuildingGame):
         return score_build(state.task.data["rows"], world, list(self.blocks.values()), self.reward)
 
     def first_observation(self, state: BuildState, agent_id: str) -> str:
-        """The target and, in full, how to play."""
+        """The target and, with the prompt "full", the rules."""
         rows = state.task.data["rows"]
         palette = self.blocks[agent_id]
         if self.prompt == "compact":
@@ -180,10 +180,10 @@ class StrBuild(BuildingGame):
             lines.append("- Use each of your kinds of block at least once.")
         return "\n".join([*lines, *self.team_rules(), f"- {self.persistence_rule()}"])
 
-    def later_observation(
+    def next_observation(
         self, state: BuildState, agent_id: str, world: World, score: Score, rejected: Sequence[Sequence[str]]
     ) -> str:
-        """What came of the turn, as far as the feedback mode tells it, and what to do next."""
+        """The result of the turn, as `feedback` allows, and instructions for the next one."""
         rows = state.task.data["rows"]
         grid = numbered(compare(rows, world)) if self.feedback in {"position", "perfect"} else ()
         advice = self._advice(rows, state.world, agent_id) if self.feedback == "perfect" else []
@@ -206,7 +206,7 @@ class StrBuild(BuildingGame):
         return "\n".join([*lines, "Answer with commands only."])
 
     def build_features(self, state: BuildState, score: Score) -> dict[str, float]:
-        """Cells covered, missing and extra, as numbers and shares of the target, and neighbours that look alike."""
+        """Covered, missing and extra cells, as counts and shares of the target, and adjacent blocks of one texture."""
         counts = score.counts
         return {
             "target_cells": counts["targets"],
@@ -232,17 +232,17 @@ class StrBuild(BuildingGame):
             ]
         )
 
-    def _advice(self, rows: Rows, standing: World, agent_id: str) -> list[str]:
-        """The agent's part of a perfect build, and of clearing up, that `standing` lacks."""
+    def _advice(self, rows: Rows, world: World, agent_id: str) -> list[str]:
+        """Commands of the agent that change `world` into the best build."""
         plan = checkerboard(rows, self.blocks)
         cells = [(cell, block) for cell, (owner, block) in plan.items() if owner == agent_id]
-        lines = [command(cell, block) for cell, block in cells if standing.get(cell) != block]
+        lines = [command(cell, block) for cell, block in cells if world.get(cell) != block]
         if agent_id == self.agent_ids[0]:
-            lines += [command(cell, "air") for cell in sorted(set(standing) - set(plan))]
+            lines += [command(cell, "air") for cell in sorted(set(world) - set(plan))]
         return lines
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Beside the score: IoU, coverage, blocks beside the target, share of neighbours with one texture."""
+        """Besides the score: IoU, coverage, blocks on the background, share of adjacent blocks with one texture."""
         rows, world = trajectory.task.data["rows"], self.last_world(trajectory)
         cells = targets(rows)
         same, pairs = neighbours(world)
@@ -255,7 +255,7 @@ class StrBuild(BuildingGame):
         }
 
     def render(self, trajectory: Trajectory) -> np.ndarray:
-        """Target and final build side by side."""
+        """Target and final build next to each other."""
         rows, world = trajectory.task.data["rows"], self.last_world(trajectory)
         target = dict.fromkeys(targets(rows), TARGET_BLOCK)
         (_, (right, top, _)) = bounding_box(rows)
@@ -271,7 +271,7 @@ class StrBuild(BuildingGame):
         )
 
     def demonstrate(self, state: BuildState, rng: random.Random) -> dict[str, str]:
-        """Each agent on its own lists some missing cells, top row first, with any of its blocks, and slips at times."""
+        """Each agent independently fills random missing cells with random blocks and mistakes, top row first."""
         rows = state.task.data["rows"]
         missing = [cell for cell in targets(rows) if cell not in state.world]
         empty = [cell for cell in grid_cells(rows) if cell not in set(targets(rows))]
@@ -299,7 +299,7 @@ def score_build(rows: Rows, world: World, palettes: Sequence[Sequence[str]], for
     Args:
         rows: The picture, top row first.
         world: Blocks by cell, no air.
-        palettes: Kinds of block of each agent without air; only "released" asks for them.
+        palettes: Kinds of block of each agent without air; used by "released" only.
         form: "paper" or "released".
     """
     cells = set(targets(rows))
@@ -309,8 +309,8 @@ def score_build(rows: Rows, world: World, palettes: Sequence[Sequence[str]], for
     same, pairs = neighbours(world)
     unused = sum(not set(palette) <= set(world.values()) for palette in palettes)
     terms = {"coverage": 2.0 * covered / len(cells) if cells else 0.0}
-    whole = len(cells) if form == "paper" else background
-    terms["extra"] = -1.5 * extra / whole if extra and whole else 0.0
+    denominator = len(cells) if form == "paper" else background
+    terms["extra"] = -1.5 * extra / denominator if extra and denominator else 0.0
     terms["adjacency"] = -same / pairs if same else 0.0
     if form == "released":
         terms["palette"] = -0.25 * unused if unused else 0.0
@@ -327,7 +327,7 @@ def score_build(rows: Rows, world: World, palettes: Sequence[Sequence[str]], for
 
 
 def checkerboard(rows: Rows, blocks: Mapping[str, Sequence[str]]) -> dict[Cell, tuple[str, str]]:
-    """A build that covers the picture without equal neighbours where the palettes allow it: owner and block by cell."""
+    """A build of the picture, without adjacent equal textures if the palettes allow it: agent and block by cell."""
     agent_ids = list(blocks)
     plan: dict[Cell, tuple[str, str]] = {}
     turns = dict.fromkeys(agent_ids, 0)

@@ -1,6 +1,6 @@
-"""Programming problems: shipped samples, HumanEval from its package, a local file, or a data set of the hub.
+"""Programming problems: samples in the package, HumanEval from its package, a local file, or a hub data set.
 
-All have the form of HumanEval: a `prompt` that ends in the head of a function, the name of the function as
+All have the format of HumanEval: a `prompt` that ends in the signature of a function, the name of the function as
 `entry_point`, a `test` that defines `check(candidate)`, and a `task_id`.
 """
 
@@ -28,7 +28,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def load_problems(dataset: str) -> list[Task]:
-    """All problems that `dataset` names, in their order.
+    """All problems of `dataset`, in their order.
 
     Args:
         dataset: "samples", "humaneval", a .jsonl file, or a hub name.
@@ -49,10 +49,10 @@ def load_problems(dataset: str) -> list[Task]:
             "'samples', 'humaneval', an existing .jsonl file, or a hub name like owner/name."
         )
     problems: dict[str, Task] = {}
-    for place, row in rows:
-        problem = check_problem(place, row)
+    for location, row in rows:
+        problem = check_problem(location, row)
         if problem.task_id in problems:
-            raise ConfigurationError(f"{place}: the task_id {problem.task_id!r} was there before; give it another one.")
+            raise ConfigurationError(f"{location}: the task_id {problem.task_id!r} is repeated; give it another one.")
         problems[problem.task_id] = problem
     if not problems:
         raise ConfigurationError(f"dataset {dataset!r} holds no problems; write one object per line.")
@@ -100,38 +100,41 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
         ) from error
     try:
         splits = datasets.load_dataset(name)
-    # The hub client has no common error: no network, no such name and a broken cache are all of different types.
+    # The hub client has no common error type: a missing network, an unknown name and a broken cache all differ.
     except Exception as error:
         raise ConfigurationError(
             f"dataset {name!r} could not be loaded from the hub ({type(error).__name__}: {error}). Without a network, "
-            f"run load_dataset({name!r})['test'].to_json('problems.jsonl') where there is one, and give that file."
+            f"run load_dataset({name!r})['test'].to_json('problems.jsonl') on a machine with one, and give "
+            "that file."
         ) from error
-    # Sets of this kind have one split, which is called by different names.
+    # Such data sets have one split, whose name differs.
     split = "test" if "test" in splits else next(iter(splits))
     for index, row in enumerate(splits[split]):
         yield f"{name} {split} row {index}", row
 
 
-def check_problem(place: str, row: Any) -> Task:
-    """The problem of a row; refuses one that cannot be asked or judged, and names its place."""
+def check_problem(location: str, row: Any) -> Task:
+    """The problem of a row; raises `ConfigurationError` with its location if it is invalid."""
     if not isinstance(row, Mapping):
-        raise ConfigurationError(f"{place}: expected an object with {', '.join(FIELDS)}, got {type(row).__name__}.")
+        raise ConfigurationError(f"{location}: expected an object with {', '.join(FIELDS)}, got {type(row).__name__}.")
     for name in FIELDS:
         value = row.get(name)
         if not isinstance(value, (str, int)) or not str(value).strip():
-            raise ConfigurationError(f"{place}: the field {name!r} must be text that is not blank, got {value!r:.60}.")
-        check_utf8(f"{place}, field {name!r}", str(value))
+            raise ConfigurationError(
+                f"{location}: the field {name!r} must be text that is not blank, got {value!r:.60}."
+            )
+        check_utf8(f"{location}, field {name!r}", str(value))
     prompt, test, entry_point = str(row["prompt"]), str(row["test"]), str(row["entry_point"])
     try:
         names = [each.node.name for each in read_prompt(prompt) if isinstance(each.node, ast.FunctionDef)]
     except (SyntaxError, ValueError) as error:
-        raise ConfigurationError(f"{place}: the prompt is not Python that ends in a function ({error}).") from error
+        raise ConfigurationError(f"{location}: the prompt is not Python that ends in a function ({error}).") from error
     if entry_point not in names:
-        raise ConfigurationError(f"{place}: the prompt defines {names}, but the entry_point is {entry_point!r}.")
+        raise ConfigurationError(f"{location}: the prompt defines {names}, but the entry_point is {entry_point!r}.")
     try:
         units = units_of(test)
     except (SyntaxError, ValueError) as error:
-        raise ConfigurationError(f"{place}: the test is not Python ({error}).") from error
+        raise ConfigurationError(f"{location}: the test is not Python ({error}).") from error
     if not units:
-        raise ConfigurationError(f"{place}: the test has no assert about the candidate; write at least one.")
+        raise ConfigurationError(f"{location}: the test has no assert about the candidate; write at least one.")
     return Task(str(row["task_id"]), {"prompt": prompt, "test": test, "entry_point": entry_point})

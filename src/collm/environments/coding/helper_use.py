@@ -1,6 +1,6 @@
-"""What the entry point makes of the helper, as far as its text can tell.
+"""How the entry point uses the helper, by static analysis of its syntax tree.
 
-Whether the helper is really called is counted in the sandbox while the tests run; see `coding_reward`.
+The sandbox counts actual calls of the helper while the tests run; see `coding.reward`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 
 from collm.environments.coding.program import DEFINITIONS, HELPER, Definition, Source, names_read, walk
 
-# Functions that change only the type of what they are given.
+# Functions that only convert the type of their argument.
 _CONVERSIONS = frozenset({"bool", "dict", "float", "frozenset", "int", "list", "set", "sorted", "str", "tuple"})
 _LEAVING = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 
 
 @dataclass(frozen=True)
 class HelperUse:
-    """What the main function makes of the helper.
+    """How the main function uses the helper.
 
     Args:
-        called: It calls the helper in code that can run, and the name is not given another meaning.
-        used: The result of a call goes somewhere: it is neither left standing nor put into a name that is never read.
-        wrapper: It does nothing but hand on what the helper returns.
+        called: Reachable code calls the helper, and the name `aux` is not bound to anything else.
+        used: The result of a call is used: it is neither discarded nor assigned to a name that is never read.
+        wrapper: The function only returns the result of the helper.
     """
 
     called: bool
@@ -50,7 +50,7 @@ def helper_use(main: Source, entry_point: str) -> HelperUse:
 
 
 def binds_helper(tree: ast.AST) -> bool:
-    """Whether the name of the helper is given another meaning anywhere in a piece of code, by whatever statement."""
+    """Whether any statement in the code binds the name of the helper."""
     return any(_binds(node) for node in walk(tree))
 
 
@@ -70,7 +70,7 @@ def _is_helper_call(node: ast.AST | None) -> bool:
 
 
 def _constant(test: ast.AST) -> bool | None:
-    """The truth of a condition that does not depend on anything, else None."""
+    """The truth value of a constant condition, else None."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         value = _constant(test.operand)
         return None if value is None else not value
@@ -80,7 +80,7 @@ def _constant(test: ast.AST) -> bool | None:
 def _reachable(body: Sequence[ast.stmt]) -> tuple[list[ast.stmt], bool]:
     """Statements of a block that can run, and whether one of them always leaves the block.
 
-    Branches of constant conditions are resolved, and what follows a statement that leaves is left out.
+    `if` statements with constant conditions are resolved, and statements after one that leaves are dropped.
     """
     kept: list[ast.stmt] = []
     for statement in body:
@@ -97,7 +97,7 @@ def _reachable(body: Sequence[ast.stmt]) -> tuple[list[ast.stmt], bool]:
 
 def _leaves(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.If):
-        return all(_reachable(branch)[1] for branch in (statement.body, statement.orelse))
+        return all(_reachable(block)[1] for block in (statement.body, statement.orelse))
     if isinstance(statement, (ast.With, ast.AsyncWith)):
         return _reachable(statement.body)[1]
     return isinstance(statement, _LEAVING)
@@ -128,8 +128,8 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _live(definition: Definition) -> list[ast.AST]:
-    """Nodes of a function that can run. Functions inside count if their names are read by what can run; methods do."""
-    found: list[ast.AST] = []
+    """Reachable nodes of a function. Nested functions count if reachable code uses their names; methods always do."""
+    reachable: list[ast.AST] = []
     inner: dict[str, list[ast.AST]] = {}
     waiting: list[ast.AST] = list(_running(definition))
     read: set[str] = set()
@@ -142,32 +142,32 @@ def _live(definition: Definition) -> list[ast.AST]:
         if isinstance(node, DEFINITIONS) and is_plain and node.name not in read:
             inner.setdefault(node.name, []).append(node)
             continue
-        found.append(node)
+        reachable.append(node)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             read.add(node.id)
             waiting += inner.pop(node.id, [])
         waiting += _running(node)
-    return found
+    return reachable
 
 
 def _uses(nodes: Sequence[ast.AST]) -> tuple[int, bool]:
-    """How many calls of the helper there are, and whether the result of one is used."""
+    """The number of calls of the helper, and whether the result of one is used."""
     calls = sum(map(_is_helper_call, nodes))
-    lost = 0
+    discarded = 0
     read = names_read(nodes)
     for node in nodes:
         if isinstance(node, ast.Expr) and _is_helper_call(node.value):
-            lost += 1
+            discarded += 1
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and _is_helper_call(node.value):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [name for target in targets for name in walk(target) if isinstance(name, ast.Name)]
             plain = all(isinstance(part, (ast.Name, ast.Tuple, ast.List, ast.Starred)) for part in targets)
-            lost += plain and not any(name.id in read for name in names)
-    return calls, lost < calls
+            discarded += plain and not any(name.id in read for name in names)
+    return calls, discarded < calls
 
 
 def is_wrapper(definition: Definition) -> bool:
-    """Whether a function is empty, or one call of the helper whose result it returns, converted at most."""
+    """Whether a function is empty, or only returns the result of one call of the helper, possibly converted."""
     body = [
         node
         for node in _reachable(definition.body)[0]

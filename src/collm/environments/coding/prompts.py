@@ -1,4 +1,4 @@
-"""What agents of coding tasks are told."""
+"""Observations of agents in coding tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from collm.environments.coding.program import HELPER
 from collm.environments.coding.reward import CodingScore
 
-# One assert can be as long as a page; feedback is to fit beside the history.
+# An assert can be very long; feedback should leave room for the history.
 _MAX_ASSERT = 200
 _MAX_DETAIL = 160
 
@@ -43,17 +43,17 @@ def first_alone(problem: Mapping[str, Any]) -> str:
     )
 
 
-def later(mode: str, agent_id: str, entry_point: str, score: CodingScore, alone: bool) -> str:
-    """What an agent is told after a turn.
+def feedback_text(mode: str, agent_id: str, entry_point: str, score: CodingScore, alone: bool) -> str:
+    """The observation of an agent after a turn.
 
     Args:
-        mode: "none", "passed", "level" or "full".
-        agent_id: Who is told.
-        entry_point: Function of the problem.
-        score: What came of the turn.
-        alone: Whether there is no helper.
+        mode: Kind of feedback: "none", "passed", "level" or "full".
+        agent_id: The agent.
+        entry_point: Name of the function of the problem.
+        score: Score of the turn.
+        alone: Whether one agent works without a helper.
     """
-    own = HELPER if agent_id == "helper" else entry_point
+    function = HELPER if agent_id == "helper" else entry_point
     lines = []
     if mode == "passed":
         lines.append("All tests passed." if score.correct else "The tests did not all pass.")
@@ -63,17 +63,17 @@ def later(mode: str, agent_id: str, entry_point: str, score: CodingScore, alone:
             lines += _cooperation(entry_point, score)
         if mode == "full":
             lines += _failures(entry_point, score)
-    lines.append(f"Write the function `{own}` again, improved. {_CODE_ONLY}")
+    lines.append(f"Write the function `{function}` again, improved. {_CODE_ONLY}")
     return "\n".join(lines)
 
 
 def _levels(entry_point: str, score: CodingScore, alone: bool) -> list[str]:
-    def found(name: str, defined: bool) -> str:
+    def definition(name: str, defined: bool) -> str:
         return f"- `{name}`: " + ("defined" if defined else "no such function that returns something was found")
 
     lines = ["What came of your code:"]
-    lines += [] if alone else [found(HELPER, score.has_helper)]
-    lines.append(found(entry_point, score.has_main))
+    lines += [] if alone else [definition(HELPER, score.has_helper)]
+    lines.append(definition(entry_point, score.has_main))
     if not score.has_main:
         return lines
     if not score.parses:

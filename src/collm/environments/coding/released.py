@@ -1,9 +1,9 @@
 """The rules of the authors' released code for coding tasks, which work on lines of text.
 
-They are kept to the letter, within the bounds that keep reading safe, and with their oddities: a nested function cuts
-off the rest of the function around it, own imports and constants are lost, a comment counts as using the helper, and a
-result that is thrown away goes unnoticed but in one spelling. Only the running of tests is not theirs: the sandbox does
-it, so an object equal to everything, or a program that exits, no longer gets the better of them.
+They are reproduced exactly, except for a limit on the length of a response, and with their flaws: a nested function
+cuts off the remaining lines of the outer one, imports and constants of a response are dropped, a comment counts as a
+call of the helper, and a discarded result is detected in one spelling only. Tests run in this project's sandbox, so an
+object that equals everything, or a program that exits, does not pass them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _THROWN_AWAY = re.compile(rf"{HELPER} \(.\)")
 
 @dataclass(frozen=True)
 class ReleasedProgram:
-    """What the released rules make of two completions and a problem.
+    """Two responses and a problem, parsed by the released rules.
 
     Args:
         helper: Text of the function `aux`, or empty.
@@ -52,17 +52,17 @@ class ReleasedProgram:
 
     @property
     def calls_helper(self) -> bool:
-        """Whether the text of main mentions a call of the helper, be it in a comment."""
+        """Whether the text of main holds a call of the helper, even in a comment."""
         return bool(_HELPER_CALL.search(self.main))
 
     @property
     def throws_away(self) -> bool:
-        """Whether a line of main is a call of the helper in the one spelling that is recognized."""
+        """Whether a line of main discards the result of the helper, in the one spelling that is recognized."""
         return any(_THROWN_AWAY.fullmatch(line.strip()) for line in self.main.split("\n"))
 
     @property
     def wrapper(self) -> bool:
-        """Whether what is left of main without its head, comments and doc string only hands on the helper's result."""
+        """Whether main, without signature, comments and docstring, only returns the result of the helper."""
         lines = [line for line in _without_doc_string(self.main) if not line.startswith(("#", "def "))]
         if not lines:
             return True
@@ -74,27 +74,27 @@ class ReleasedProgram:
         return False
 
     def returns(self, function: str) -> bool:
-        """Whether the text of a function holds the word `return`, be it in a doc string."""
+        """Whether the text of a function holds the word `return`, even in a docstring."""
         return bool(_RETURN.search(function))
 
     def runnable(self) -> list[str]:
-        """The asserts that are whole statements; the others are tests that nothing passes."""
-        good = []
+        """The asserts that parse on one line; no program passes the others."""
+        valid = []
         for line in self.asserts:
             try:
                 ast.parse(line)
             except SyntaxError:
                 continue
-            good.append(line)
-        return good
+            valid.append(line)
+        return valid
 
     def test(self) -> str:
-        """A test of the asserts that can run."""
+        """A test with the asserts that can run."""
         return "def check(candidate):\n    pass\n" + "".join(f"    {line}\n" for line in self.runnable())
 
 
 def read_released(prompt: str, test: str, entry_point: str, helper: str, main: str) -> ReleasedProgram:
-    """Apply the rules."""
+    """Parse the responses `helper` and `main` by the released rules."""
     helper_text = function_text(clean(helper[:MAX_CHARACTERS]), HELPER)
     main_text = function_text(clean(main[:MAX_CHARACTERS]), entry_point)
     imports = import_lines(prompt)
@@ -103,7 +103,7 @@ def read_released(prompt: str, test: str, entry_point: str, helper: str, main: s
 
 
 def clean(text: str) -> str:
-    """Keep blocks of lines that begin with a `def` and go on with deeper lines; drop the rest."""
+    """Keep blocks that begin with a `def` and continue with deeper indentation; drop all other lines."""
     text = re.sub(r"```\w*", "", text)
     kept: list[str] = []
     depth = -1
@@ -137,37 +137,37 @@ def _is_sentence(line: str) -> bool:
 
 
 def function_text(text: str, name: str) -> str:
-    """The function `name` with the deeper lines that follow; directly repeated, the last one counts."""
+    """The function `name` with its indented lines; of several in direct succession, the last one counts."""
     lines = text.split("\n")
-    found: list[str] = []
+    body: list[str] = []
     head = re.compile(rf"(\s*)def\s+{re.escape(name)}\s*\(")
     depth = 0
     for line in lines:
         begins = head.match(line)
         if begins:
-            found, depth = [line.lstrip()], len(begins[1])
-        elif found:
+            body, depth = [line.lstrip()], len(begins[1])
+        elif body:
             if line.strip() and len(line) - len(line.lstrip()) <= depth:
                 break
-            found.append(line)
-    return "\n".join(found).rstrip()
+            body.append(line)
+    return "\n".join(body).rstrip()
 
 
 def import_lines(prompt: str) -> list[str]:
-    """Lines of the problem that import something, each once."""
+    """Distinct import lines of the problem."""
     lines = [line.strip() for line in prompt.split("\n")]
     return list(dict.fromkeys(line for line in lines if re.match(r"import\s+\S|from\s+\S+\s+import\s", line)))
 
 
 def assert_lines(test: str) -> tuple[str, ...]:
-    """Lines with an assert about the candidate in the body of `check`, each once."""
+    """Distinct lines with an assert about the candidate in the body of `check`."""
     body = _CHECK.search(test)
     lines = [line.strip() for line in body[1].split("\n")] if body else []
     return tuple(dict.fromkeys(line for line in lines if line.startswith("assert") and "candidate" in line))
 
 
 def _without_doc_string(text: str) -> list[str]:
-    """Stripped lines that are not blank, without triple-quoted ones."""
+    """Stripped lines without blank and triple-quoted ones."""
     lines: list[str] = []
     quote = ""
     for line in (line.strip() for line in text.split("\n")):

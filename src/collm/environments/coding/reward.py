@@ -1,13 +1,14 @@
-"""Reward of coding tasks: what a helper and a main function are worth together.
+"""Reward of coding tasks, for a helper and a main function together.
 
-Both forms add up, at most 4: 0.4 and 0.6 for a definition of the helper and of the entry point that return something,
-0.5 if the program parses, the share of the test's asserts that hold, and, if one of them does, 0.5 if the entry point
-calls the helper, 1.0 if it is no thin wrapper around it, -0.5 if what the helper returns is thrown away. Without an
-entry point, or if the program does not parse, nothing follows. One agent alone has no helper, and reaches 2.1.
+In both forms the reward is the sum of these terms, at most 4: 0.4 and 0.6 for a definition of the helper and of the
+entry point that returns something; 0.5 if the program parses; the share of the test's asserts that hold; and, if at
+least one does, 0.5 if the entry point calls the helper, 1.0 if it is no thin wrapper around it, and -0.5 if it discards
+the helper's result. Without an entry point, or if the program does not parse, the terms after that are 0. A single
+agent has no helper; its largest reward is 2.1.
 
-In the form "paper" a syntax tree decides, and every assert of the test counts; the helper is called if the entry point
-has a call of it that can run and the helper did run while the test did. The form "released" has the rules of the
-authors' released code, which go by lines of text; see `coding_released`.
+The form "paper" uses syntax trees and counts every assert of the test. The helper counts as called if the entry point
+has a reachable call of it, and the helper ran during the test. The form "released" follows the line-based rules of the
+authors' released code; see `coding.released`.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ SINGLE_MAXIMUM = 2.1
 
 @dataclass(frozen=True)
 class CodingScore:
-    """What a joint action is worth.
+    """Score of a joint action.
 
     Args:
         terms: Terms of the reward; their sum is the score.
-        passed: Scored asserts that hold.
-        total: Scored asserts.
-        correct: The whole test ran and nothing failed, feedback asserts included.
-        use: What the entry point makes of the helper.
+        passed: Number of scored asserts that hold.
+        total: Number of scored asserts.
+        correct: The complete test ran and nothing failed, including asserts shown as feedback.
+        use: How the entry point uses the helper.
         has_helper: A helper was defined.
         has_main: The entry point was defined.
         parses: The program is valid.
         error: Why the program does not parse, does not load, or its test did not end; else empty.
-        timeouts: Calls that ran out of time.
-        shown: Asserts for feedback.
+        timeouts: Number of calls that ran out of time.
+        shown: Asserts that feedback may show.
     """
 
     terms: Mapping[str, float]
@@ -64,18 +65,18 @@ class CodingScore:
 
     @property
     def total_reward(self) -> float:
-        """The score."""
+        """Sum of the terms."""
         return sum(self.terms.values())
 
 
 class PaperReading:
-    """A joint action by the rules of the paper.
+    """A joint action, parsed and scored by the rules of the paper.
 
     Args:
         problem: Prompt, test and entry point.
         helper: Response of the helper's author; None if there is none.
         main: Response of the entry point's author.
-        num_shown: Asserts at the beginning of the test that feedback may show.
+        num_shown: Number of asserts, from the beginning of the test, that feedback may show.
         disjoint: Leave those out of the score; at least one assert is always scored.
     """
 
@@ -115,7 +116,7 @@ class PaperReading:
         if verdict is None:
             return CodingScore(terms, error=self.error, **facts)
         if verdict.passed and not verdict.counted:
-            # What looks like a call never came to the helper: dead code, or another meaning of the name.
+            # The apparent call did not run the helper: dead code, or another binding of the name.
             use = facts["use"] = HelperUse(False, False, use.wrapper)
         num_shown = min(self.num_shown, verdict.total)
         shown = verdict.units[:num_shown]
@@ -136,7 +137,7 @@ class PaperReading:
 
 
 class ReleasedReading:
-    """A joint action by the rules of the authors' released code; see `PaperReading`."""
+    """A joint action, parsed and scored by the rules of the authors' released code; see `PaperReading`."""
 
     def __init__(
         self, problem: Mapping[str, Any], helper: str | None, main: str, num_shown: int = 0, disjoint: bool = False
@@ -164,7 +165,7 @@ class ReleasedReading:
         terms = {"main": 0.6 if self.has_main else 0.0}
         if not self.alone:
             terms = {"helper": 0.4 if self.has_helper else 0.0, **terms}
-        # These rules know a thrown-away result in one spelling only.
+        # These rules detect a discarded result in one spelling only.
         use = HelperUse(read.calls_helper, read.calls_helper and not read.throws_away, bool(read.main) and read.wrapper)
         facts: dict[str, Any] = {
             "use": use,
@@ -178,7 +179,7 @@ class ReleasedReading:
         if verdict is None:
             return CodingScore(terms, **facts)
         results = {_assertion(unit.text): unit for unit in verdict.units}
-        # An assert of a constant is no unit of the verdict; it holds once the program is loaded.
+        # An assert of a constant is not a unit of the verdict; it holds if the program loads.
         outcome = {
             line: verdict.loaded and getattr(results.get(_assertion(line)), "passed", True) for line in read.runnable()
         }
@@ -203,7 +204,7 @@ class ReleasedReading:
 
 
 def _assertion(line: str) -> str:
-    """What an assert says, without its message; empty for a line that is no statement."""
+    """The condition of an assert, without its message; empty for other lines."""
     try:
         (node,) = ast.parse(line).body
     except (SyntaxError, ValueError):

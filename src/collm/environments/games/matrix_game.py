@@ -1,8 +1,7 @@
-"""A one-shot matrix game in text: every agent names an action, and a table says what the team is paid.
+"""A one-shot matrix game in text: every agent names an action, and a payoff table gives the team reward.
 
-Small enough to be solved by hand, and to see in seconds whether a method learns. All tasks are the same game under
-other names, for a game with a single state has nothing to hold out: evaluations tell how well it is played, not how
-well play generalizes.
+The game can be solved by hand, and a run shows in seconds whether an algorithm learns. A game with one state has no
+held-out tasks: all tasks are the same game under different names, so evaluations do not measure generalization.
 """
 
 from __future__ import annotations
@@ -20,18 +19,19 @@ from collm.trajectory import Task, Trajectory
 
 
 class MatrixGame(Environment):
-    """Agents pick actions at once and are paid what a table says for the joint action.
+    """Agents choose actions at the same time; the reward is the entry of the joint action in a payoff table.
 
     Args:
-        payoff: Nested lists, one level per agent: `payoff[i][j]` is paid when the first agent takes action i and the
-            second one action j. Lists with one entry more than there are actions hold, last, what a response without
-            any action is worth. The default pays 1 for both taking the first action and 0.5 for both taking the second.
-        actions: The words that agents choose from. The action of a response is the first of them that it holds as a
-            word of its own.
-        invalid_reward: Paid when a response holds none of them and `payoff` has no entry for it; by default the
-            smallest payoff.
-        num_games: Names of the game to train under, `game 0` and so on.
-        num_eval: Further names, for evaluations.
+        payoff: Nested lists, one level per agent: `payoff[i][j]` is the reward if the first agent takes action i and
+            the second one action j. If the lists have one entry more than there are actions, the last entry is for
+            responses without an action. By default the reward is 1 if both agents take the first action, 0.5 if both
+            take the second, and 0 otherwise.
+        actions: The words that name actions; `0` and `1` by default. The action of a response is the first of these
+            words in it.
+        invalid_reward: Reward if a response holds no action and `payoff` has no entry for it; by default the smallest
+            payoff.
+        num_games: Number of training tasks, `game 0` and so on.
+        num_eval: Number of evaluation tasks.
     """
 
     horizon = 1
@@ -56,18 +56,18 @@ class MatrixGame(Environment):
         self.payoff = [[1.0, 0.0], [0.0, 0.5]] if payoff is None else payoff
         depth = _depth(self.payoff)
         self.agent_ids = tuple(f"player_{index + 1}" for index in range(depth))
-        size = len(self.actions) + 1  # the last action is none at all
-        own_row = isinstance(self.payoff, Sequence) and len(self.payoff) == size
-        if own_row and invalid_reward is not None:
+        size = len(self.actions) + 1  # the last index is a response without an action
+        has_invalid_entry = isinstance(self.payoff, Sequence) and len(self.payoff) == size
+        if has_invalid_entry and invalid_reward is not None:
             raise ConfigurationError(
                 f"invalid_reward is {invalid_reward}, but payoff has an entry for responses without an action; "
                 "remove one of them."
             )
-        listed = range(size if own_row else len(self.actions))
+        listed = range(size if has_invalid_entry else len(self.actions))
         table = {choice: self._entry(choice, len(listed)) for choice in product(listed, repeat=depth)}
-        if not own_row:
-            nothing = min(table.values()) if invalid_reward is None else float(invalid_reward)
-            table = {choice: table.get(choice, nothing) for choice in product(range(size), repeat=depth)}
+        if not has_invalid_entry:
+            default = min(table.values()) if invalid_reward is None else float(invalid_reward)
+            table = {choice: table.get(choice, default) for choice in product(range(size), repeat=depth)}
         self._table = table
         self.min_reward, self.max_reward = min(table.values()), max(table.values())
         self._tasks = {
@@ -91,12 +91,12 @@ class MatrixGame(Environment):
         return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[Task, dict[str, str]]:
-        """Every agent is told its place and the actions; there is no chance in the game."""
+        """Every agent is shown its name and the actions; the game is deterministic."""
         choice = ", ".join(self.actions[:-1]) + f" or {self.actions[-1]}"
         return task, {agent_id: f"You are {agent_id}. Answer {choice}." for agent_id in self.agent_ids}
 
     def step(self, state: Task, joint_action: Mapping[str, str]) -> Step:
-        """Pay the joint action; the episode is over."""
+        """Look up the reward of the joint action and end the episode."""
         chosen = {agent_id: self.read(joint_action[agent_id]) for agent_id in self.agent_ids}
         reward = self._table[tuple(chosen.values())]
         names = {agent_id: [*self.actions, None][action] for agent_id, action in chosen.items()}
@@ -106,8 +106,8 @@ class MatrixGame(Environment):
     def read(self, text: str) -> int:
         """Index of the first action word in `text`, one past the last action if there is none."""
         words = (match[0] for match in re.finditer(r"\w+", text))
-        found = (self.actions.index(word) for word in words if word in self.actions)
-        return next(found, len(self.actions))
+        indices = (self.actions.index(word) for word in words if word in self.actions)
+        return next(indices, len(self.actions))
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Whether the best joint action was played, and the share of agents whose response held no action."""
@@ -118,12 +118,12 @@ class MatrixGame(Environment):
         }
 
     def demonstrate(self, state: Task, rng: random.Random) -> dict[str, str]:
-        """Every agent picks any action."""
+        """Every agent takes a random action."""
         return {agent_id: rng.choice(self.actions) for agent_id in self.agent_ids}
 
 
 def _depth(payoff: Any) -> int:
-    """Levels of lists, which is the number of agents."""
+    """Number of nested levels of lists, which is the number of agents."""
     depth = 0
     while isinstance(payoff, Sequence) and not isinstance(payoff, str) and len(payoff):
         payoff, depth = payoff[0], depth + 1

@@ -1,19 +1,19 @@
-"""A relay of private signals: a game built to isolate credit assignment over turns and between agents.
+"""A relay of private signals: a game that isolates credit assignment over turns and between agents.
 
-At every turn each agent alone is shown a word x and answers one action word. For each agent there is a hidden
-assignment of right actions to words, fixed for the whole of training; a turn succeeds when ALL agents are right. The
-best policy needs no memory and nothing has to be explored in depth, so what is left to learn from is the reward: which
-of the T times N answers behind one number were the good ones. Each argument turns one difficulty up or down:
+At every turn each agent is shown a private word x and answers with one action word. A hidden table gives the correct
+action of each agent for each word; it is fixed during training. A turn succeeds if ALL agents are correct. The optimal
+policy needs no memory and no deep exploration, so the difficulty is credit assignment: one reward depends on T times N
+answers. Each argument sets one difficulty:
 
-    horizon, reward    how many turns one reward has to be shared out among (`dense` at any horizon: one)
-    num_agents         how many agents it has to be shared out among, and how rare a success is at first, A^-N
-    alphabet           how much there is to find out, without changing what a reward says
-    feedback           who can read outcomes in the history: `own`, the joint history and each local one; `cross`, the
-                       joint history, and a local one only those of another agent; `none`, nobody
-    noise              chance in the reward that no action explains
+    horizon, reward    the number of turns behind one reward (one turn if `dense`)
+    num_agents         the number of agents behind one reward; the initial probability of success is A^-N
+    alphabet           the number of words to learn; the information in a reward stays the same
+    feedback           which histories hold outcomes: `own`, the joint history, and each local one those of its agent;
+                       `cross`, the joint history, and each local one those of another agent; `none`, no history
+    noise              noise in the reward, independent of skill
 
-It is a game for studies of methods: a language model of a few thousand weights learns it in a minute on one core. The
-exact values of its histories are in `collm.environments.games.relay_values`.
+The game is for studies of algorithms: a language model of a few thousand weights learns it in a minute on one CPU core.
+`collm.environments.games.relay_values` computes exact values of its histories.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ FEEDBACKS = ("own", "cross", "none")
 
 @dataclass(frozen=True)
 class State:
-    """Where an episode stands.
+    """State of an episode.
 
     Args:
-        signals: Words shown at each turn, by agent, [T][N].
-        noise_seed: Fixes the noise of the reward, together with the answers.
-        correct: Who was right at each turn that was played.
-        answers: What was answered so far.
+        signals: Index of the word shown to each agent at each turn, [T][N].
+        noise_seed: Seed of the noise in the reward, together with the answers.
+        correct: Whether each agent was correct, at each turn so far.
+        answers: All answers so far, of all agents turn by turn.
     """
 
     signals: tuple[tuple[int, ...], ...]
@@ -52,26 +52,26 @@ class State:
 
 
 class Relay(Environment):
-    """Every agent answers its private word at every turn; a turn succeeds when all of them are right.
+    """Every agent answers its private word at every turn; a turn succeeds if all of them are correct.
 
-    An agent sees `x3`, or `ok x3` once there is feedback, and answers `a5`; the first word `a0`, `a1`, ... of a
-    response counts, and one without any is wrong.
+    An observation is `x3`, or `ok x3` with feedback on the last turn, and an answer `a5`. The first word `a0`, `a1`,
+    ... of a response is its answer; a response without one is incorrect.
 
     Args:
-        num_agents: Agents, called relay_1, relay_2, ...
-        horizon: Turns of an episode, T.
-        alphabet: Words there are to see, and actions to choose from, A.
-        feedback: What an agent learns after a turn: `own`: whether it was right itself; `cross`: whether the agent
-            before it (the last one, for the first) was; `none`: nothing.
-        reward: `dense`: 1 at each turn that succeeds. `sparse`: nothing until the last turn, which pays the number of
-            turns that succeeded. `threshold`: the last turn pays T if at least `threshold` of all turns succeeded.
-        threshold: Share of turns for the reward `threshold`.
-        noise: Standard deviation of a normal number that is added to the reward of the last turn. It is drawn anew for
-            every course of answers, so that the episodes of a group do not share it.
-        mapping: Which hidden assignment of right actions; each number has its own. In studies it is the seed of a run.
-        instructions: Tell each agent the rules first, in words; for models that can read.
-        num_tasks: Names of tasks to train on. A task has no content: words are drawn anew in every episode.
-        num_eval: Names of tasks to evaluate on.
+        num_agents: Number of agents, named relay_1, relay_2, ...
+        horizon: Number of turns of an episode, T.
+        alphabet: Number of words, and of actions, A.
+        feedback: Feedback of each agent after a turn. `own`: whether it was correct. `cross`: whether the agent before
+            it was correct (for the first agent: the last one). `none`: no feedback.
+        reward: `dense`: 1 at each turn that succeeds. `sparse`: the number of successful turns, at the last turn.
+            `threshold`: T at the last turn if at least the share `threshold` of all turns succeeded, else 0.
+        threshold: Share of successful turns that the reward `threshold` needs, above 0 and at most 1.
+        noise: Standard deviation of normal noise in the reward of the last turn. Episodes of a group with different
+            answers have different noise.
+        mapping: Seed of the hidden table of correct actions. In studies it is the seed of the run.
+        instructions: Begin the first observation with the rules, for models that understand text.
+        num_tasks: Number of training tasks. Tasks differ in name only: words are sampled in every episode.
+        num_eval: Number of evaluation tasks.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Relay(Environment):
         for name, value, allowed in (
             ("num_agents", num_agents, AGENTS),
             ("horizon", horizon, TURNS),
-            ("alphabet", alphabet, Range(2, 10_000, whole=True)),  # actions are read with up to four digits
+            ("alphabet", alphabet, Range(2, 10_000, whole=True)),  # actions have up to four digits
             ("num_tasks", num_tasks, TASKS),
             ("num_eval", num_eval, TASKS),
             ("threshold", threshold, SHARE_ABOVE_ZERO),
@@ -114,19 +114,19 @@ class Relay(Environment):
         self.instructions = instructions
         self.min_reward, self.max_reward = 0.0, 1.0 if reward == "dense" else float(horizon)
         self.reward_noise = noise
-        chance = random.Random(f"relay {mapping}")
-        self.right = [chance.sample(range(alphabet), alphabet) for _ in self.agent_ids]  # action by agent and word
+        generator = random.Random(f"relay {mapping}")
+        self.right = [generator.sample(range(alphabet), alphabet) for _ in self.agent_ids]  # action by agent and word
         self._tasks = {
             "train": [Task(f"relay {index}", {}) for index in range(num_tasks)],
             "eval": [Task(f"held-out relay {index}", {}) for index in range(num_eval)],
         }
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Names to play under."""
+        """The tasks of `split`, which differ in name only."""
         return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[State, dict[str, str]]:
-        """Draw the words of the whole episode."""
+        """Sample the words of all turns."""
         signals = tuple(tuple(rng.randrange(self.alphabet) for _ in self.agent_ids) for _ in range(self.horizon))
         state = State(signals, rng.getrandbits(32))
         shown = self.shown(state)
@@ -135,7 +135,7 @@ class Relay(Environment):
         return state, shown
 
     def rules(self) -> str:
-        """What an agent that can read is told first."""
+        """The rules of the game, at the beginning of the first observation if `instructions` is true."""
         last = self.alphabet - 1
         return (
             f"At each of {self.horizon} turns you see one of the words x0 to x{last} and answer one of the words a0 to "
@@ -144,17 +144,17 @@ class Relay(Environment):
         )
 
     def shown(self, state: State) -> dict[str, str]:
-        """What each agent sees at the turn that begins: feedback on the last one and its word."""
+        """The observation of each agent: feedback on the last turn, and its word."""
         words = [f"x{signal}" for signal in state.signals[len(state.correct)]]
         if state.correct and self.feedback != "none":
-            before = 1 if self.feedback == "cross" else 0  # the place -1 is that of the last agent
+            offset = 1 if self.feedback == "cross" else 0  # index -1 is the last agent
             words = [
-                f"{'ok' if state.correct[-1][place - before] else 'bad'} {word}" for place, word in enumerate(words)
+                f"{'ok' if state.correct[-1][index - offset] else 'bad'} {word}" for index, word in enumerate(words)
             ]
         return dict(zip(self.agent_ids, words, strict=True))
 
     def step(self, state: State, joint_action: Mapping[str, str]) -> Step:
-        """Judge the answers of a turn."""
+        """Compare the answers of a turn with the correct ones."""
         turn = len(state.correct)
         answers = [self.read(joint_action[agent_id]) for agent_id in self.agent_ids]
         right = [table[signal] for table, signal in zip(self.right, state.signals[turn], strict=True)]
@@ -173,26 +173,26 @@ class Relay(Environment):
         return Step(state, {} if over else self.shown(state), reward, {"success": float(all(correct))}, over, info)
 
     def state_features(self, state: State) -> dict[str, float]:
-        """How many turns have succeeded, and how often each agent was right."""
+        """Number of successful turns, and of correct answers of each agent."""
         right = {
-            f"right/{agent_id}": sum(correct[place] for correct in state.correct)
-            for place, agent_id in enumerate(self.agent_ids)
+            f"right/{agent_id}": sum(correct[index] for correct in state.correct)
+            for index, agent_id in enumerate(self.agent_ids)
         }
         return {"successes": sum(map(all, state.correct)), **right}
 
     def state_text(self, state: State) -> str:
-        """Whether each turn has succeeded, and the words that are shown now, in words that agents are shown."""
+        """The outcome of each turn so far and the current words, in the vocabulary of the observations."""
         outcomes = ["ok" if all(correct) else "bad" for correct in state.correct]
         return " ".join([*outcomes, *(f"x{signal}" for signal in state.signals[len(state.correct)])])
 
     def progress(self, state: State) -> float:
-        """Share of all turns that have succeeded."""
+        """Number of successful turns divided by the horizon."""
         return sum(map(all, state.correct)) / self.horizon
 
     def read(self, text: str) -> int | None:
         """The first action in `text`, None if there is none."""
-        found = (int(match[1]) for match in re.finditer(r"\ba(\d{1,4})\b", text))
-        return next((action for action in found if action < self.alphabet), None)
+        numbers = (int(match[1]) for match in re.finditer(r"\ba(\d{1,4})\b", text))
+        return next((action for action in numbers if action < self.alphabet), None)
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Shares of turns: `success` of the team, `accuracy` of single agents, `invalid` responses."""
@@ -205,7 +205,7 @@ class Relay(Environment):
         }
 
     def demonstrate(self, state: State, rng: random.Random) -> dict[str, str]:
-        """Every agent is right."""
+        """Every agent gives its correct answer."""
         signals = state.signals[len(state.correct)]
         return {
             agent_id: f"a{table[signal]}"
@@ -213,19 +213,19 @@ class Relay(Environment):
         }
 
     def right_answers(self, trajectory: Trajectory) -> list[dict[str, str]]:
-        """The right answer of each agent at each turn."""
+        """The correct answer of each agent at each turn."""
         return [dict(turn.info["right"]) for turn in trajectory.turns]
 
     def values(
         self, trajectories: Sequence[Trajectory], probabilities: Sequence[Sequence[Mapping[str, float]]]
     ) -> list[list[dict[str, float]]]:
-        """What each history is worth; see `collm.environments.games.relay_values`."""
+        """The value of each history; see `collm.environments.games.relay_values`."""
         if self.reward == "threshold":
             raise ConfigurationError("values of histories are known for the rewards 'dense' and 'sparse' only.")
         correct = [
             [[turn.info["correct"][name] for name in self.agent_ids] for turn in trajectory.turns]
             for trajectory in trajectories
         ]
-        chances = [[[turn[name] for name in self.agent_ids] for turn in rows] for rows in probabilities]
-        found = history_values(correct, chances, self.feedback, self.reward == "sparse")
-        return [[dict(zip(("team", *self.agent_ids), turn, strict=True)) for turn in rows] for rows in found]
+        by_agent = [[[turn[name] for name in self.agent_ids] for turn in rows] for rows in probabilities]
+        values = history_values(correct, by_agent, self.feedback, self.reward == "sparse")
+        return [[dict(zip(("team", *self.agent_ids), turn, strict=True)) for turn in rows] for rows in values]

@@ -1,18 +1,19 @@
-"""What histories of the relay are worth under the current policies: the values an oracle critic has.
+"""Values of histories of the relay under the current policies, for the oracle critic.
 
-With c_{i,t} = 1 where agent i is right, the value of a history is a sum over turns of what is known of their success:
+Let c_{i,t} = 1 if agent i is correct at turn t, and p_{i,t} = pi_i(correct answer | h_{i,t}). The value of a history is
+the sum over turns of the probability of success given that history:
 
-    turns before t, if they are still to be paid    prod_i c_{i,tau}, an agent whose outcome the reader does not know
-                                                    counting with its mean chance at that turn
-    turn t                                          prod_i pi_i(right answer | h_{i,t}), other agents than the reader
-                                                    counting with their mean chance at that turn
-    turns after t                                   prod_i of mean chances at that turn
+    turns before t, if their reward is not yet given    prod_i c_{i,tau}; the mean of p_{i,tau} for an agent whose
+                                                        outcome is not in the history
+    turn t                                              prod_i p_{i,t}; in a local history, the mean of p_{j,t} for the
+                                                        other agents
+    turns after t                                       prod_i of the mean of p_{i,tau}
 
-The joint history tells every outcome and every pi_i(. | h_{i,t}). A local history h_{i,t} tells, to who knows the right
-answers as an oracle does, the agent's own outcomes, and with `cross` feedback those of the agent before it. Means are
-over the given episodes. All of this is exact up to the error of these means where the chances of the other agents, and
-those of later turns, do not depend on the history, as with policies without memory, the optimal one among them; where
-policies use their memory it leaves that dependence out.
+The joint history holds all outcomes and determines all p_{i,t}. A local history h_{i,t}, together with the table of
+correct actions, determines the outcomes of its agent, and with `cross` feedback those of the agent before it. Means are
+over the given episodes. The values are exact up to the sampling error of these means if the policies have no memory,
+like the optimal one. For policies with memory, they ignore how the success of other agents and of the next turns
+depends on the history.
 """
 
 from __future__ import annotations
@@ -24,40 +25,40 @@ import numpy as np
 
 def history_values(
     correct: Sequence[Sequence[Sequence[bool]]],
-    chances: Sequence[Sequence[Sequence[float]]],
+    probabilities: Sequence[Sequence[Sequence[float]]],
     feedback: str,
     sparse: bool,
 ) -> np.ndarray:
-    """Expected reward to go before each turn, in turns that succeed.
+    """Expected number of successful turns whose reward follows, before each turn.
 
     Args:
-        correct: Who was right, [B, T, N].
-        chances: Probability of the right answer given each agent's own history, [B, T, N].
+        correct: Whether each agent was correct, [B, T, N].
+        probabilities: Probability of the correct answer of each agent given its local history, [B, T, N].
         feedback: `own`, `cross` or `none`.
-        sparse: Whether successes of earlier turns are still to be paid.
+        sparse: Whether the reward of all turns comes at the last turn.
 
     Returns:
-        Values of the joint history, then of each agent's local one, [B, T, 1 + N].
+        Values of the joint history, then of each local one, [B, T, 1 + N].
     """
-    outcome, chance = np.asarray(correct, dtype=float), np.asarray(chances, dtype=float)
+    outcome, probability = np.asarray(correct, dtype=float), np.asarray(probabilities, dtype=float)
     num_agents = outcome.shape[2]
-    mean = np.broadcast_to(chance.mean(0), chance.shape)
-    ahead = mean.prod(2)
-    future = ahead[:, ::-1].cumsum(1)[:, ::-1] - ahead  # of the turns after each
+    mean = np.broadcast_to(probability.mean(0), probability.shape)
+    success = mean.prod(2)
+    future = success[:, ::-1].cumsum(1)[:, ::-1] - success  # sum over the turns after each turn
     values = []
-    for reader in (None, *range(num_agents)):
-        told = outcome_known(reader, num_agents, feedback)
-        past = np.where(told, outcome, mean).prod(2)
+    for owner in (None, *range(num_agents)):
+        is_known = outcome_known(owner, num_agents, feedback)
+        past = np.where(is_known, outcome, mean).prod(2)
         earlier = past.cumsum(1) - past if sparse else 0.0
-        own = [reader is None or agent == reader for agent in range(num_agents)]
-        now = np.where(own, chance, mean).prod(2)
-        values.append(earlier + now + future)
+        is_owner = [owner is None or agent == owner for agent in range(num_agents)]
+        current = np.where(is_owner, probability, mean).prod(2)
+        values.append(earlier + current + future)
     return np.stack(values, axis=2)
 
 
-def outcome_known(reader: int | None, num_agents: int, feedback: str) -> list[bool]:
-    """Whose outcomes of earlier turns the reader knows; None reads the joint history."""
-    if reader is None:
+def outcome_known(owner: int | None, num_agents: int, feedback: str) -> list[bool]:
+    """For each agent, whether the history of agent `owner` (None: the joint one) holds its earlier outcomes."""
+    if owner is None:
         return [True] * num_agents
-    known = {reader, (reader - 1) % num_agents} if feedback == "cross" else {reader}
+    known = {owner, (owner - 1) % num_agents} if feedback == "cross" else {owner}
     return [agent in known for agent in range(num_agents)]

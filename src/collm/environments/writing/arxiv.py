@@ -1,13 +1,13 @@
-"""arXiv: two agents write an introduction from an abstract, one its background, the other its method.
+"""arXiv: two agents write an introduction from an abstract: one the background, the other the method.
 
-`reward="paper"` takes the ranges that the paper prints: a method text of 1.0 to 1.3 times the length of the
-background (0.8 to 1.5 for part of the credit) with 0.7 to 1.3 times its vocabulary (0.5 to 1.7). What the paper leaves
-open is filled as for TLDR: characters without blanks, a vocabulary with stopwords, the natural logarithm, whole words,
+`reward="paper"` uses the ranges of the paper: a method text of 1.0 to 1.3 times the length of the background (0.8 to
+1.5 for part of the credit) with 0.7 to 1.3 times its vocabulary (0.5 to 1.7). Details that the paper leaves open are
+set as in TLDR: characters without whitespace, a vocabulary with stopwords, the natural logarithm, complete words,
 levels weighted 0.5, 1.0, 0.5 and 0.4 + 0.6. Both texts must have 128 to 256 words, as in the authors' released code,
-and transitions are looked for in both of them.
+and transitions are counted in both of them.
 
 `reward="released"` follows the released code instead, whose length range is 1.3 to 1.6 (0.8 to 2.0), and which joins
-the two texts without a blank before it looks for transitions.
+the two texts without a space before it counts transitions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class ArXiv(Writing):
         dataset: "samples" (24 invented abstracts shipped with the package), a local .jsonl, .json or .csv file, a
             folder of such files or of .txt files with one abstract each, or a hub name such as
             OpenMLRL/arXiv_abstract. Rows hold the abstract in the field `abstract_text`.
-        num_train: Abstracts to train on: the first ones.
-        num_eval: Abstracts held out for evaluation: the ones that follow.
+        num_train: Number of training abstracts: the first ones of the data set.
+        num_eval: Number of held-out abstracts for evaluation: the ones that follow.
         reward: "paper" for the rules as the paper states them, "released" for those of the authors' released code.
         single_agent: One agent, `writer`, writes both texts in one response, for single-agent baselines.
         seed: Shuffle the abstracts with this seed before they are split; null keeps their order.

@@ -1,9 +1,9 @@
-"""What the writing tasks share: measures of a pair of texts, a gated reward and the episode.
+"""The base of the writing tasks: measures of a pair of texts, a gated reward and the environment.
 
-Two agents read the same source and write one text each; the team is paid for how the two texts relate: the second
-longer than the first by some factor, with a vocabulary to match, in the same key. `score_pair` is the whole reward, a
-pure function of a `Form` and two texts. The source takes no part in it; how much of the wording the source knows is
-reported by `Writing.metrics`, not rewarded.
+Two agents are shown the same source and write one text each. The reward depends on the relation of the two texts: the
+second should be longer than the first by some factor, have a matching vocabulary and a similar style. `score_pair`, a
+pure function of a `Form` and two texts, computes the reward. It does not depend on the source; `Writing.metrics`
+reports how many of the words occur in the source.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from collm.runtime.checks import COUNT, WHOLE, check_number
 from collm.trajectory import Task, Trajectory
 
 MARKER = "[PARAGRAPH_SPLIT]"
-"""What a single agent writes between its two paragraphs."""
+"""Separates the two paragraphs in the response of a single agent."""
 
 MAX_CHARACTERS = 40_000
-"""Of a text no more is read: far more than its words may take up."""
+"""Longer texts are cut; this is far more than the largest number of words needs."""
 
 RewardName = Literal["paper", "released"]
 
@@ -43,20 +43,20 @@ LABEL = re.compile(r"paragraph\s*[12]\s*:\s*", re.IGNORECASE)
 SECOND_LABEL = re.compile(r"paragraph\s*2\s*:\s*", re.IGNORECASE)
 
 
-def ratio(part: float, whole: float) -> float:
-    """`part / whole`, 0 where there is nothing to divide by."""
-    return part / whole if whole else 0.0
+def ratio(numerator: float, denominator: float) -> float:
+    """`numerator / denominator`, 0 if the denominator is 0."""
+    return numerator / denominator if denominator else 0.0
 
 
 @dataclass(frozen=True)
 class Band:
-    """Where a ratio earns credit: all of it in the middle, a linear share of it on the way there.
+    """Credit of a ratio: 1 between `full_low` and `full_high`, and linear from 0 to 1 on either side.
 
     Args:
-        low: Smallest ratio in range, worth 0 (1 if it equals `full_low`).
-        full_low: From here on full credit.
-        full_high: Up to here full credit.
-        high: Largest ratio in range, worth 0 (1 if it equals `full_high`).
+        low: Smallest ratio in range, with credit 0 (1 if it equals `full_low`).
+        full_low: Smallest ratio with credit 1.
+        full_high: Largest ratio with credit 1.
+        high: Largest ratio in range, with credit 0 (1 if it equals `full_high`).
     """
 
     low: float
@@ -65,7 +65,7 @@ class Band:
     high: float = math.inf
 
     def credit(self, value: float) -> float | None:
-        """Credit between 0 and 1, or None out of range: 0 in range does not stop the reward, None does."""
+        """Credit between 0 and 1, or None out of range; `score_pair` stops at None, but not at 0."""
         if not self.low <= value <= self.high:
             return None
         if value < self.full_low:
@@ -87,17 +87,17 @@ def stepwise(categories: int) -> float:
 
 @dataclass(frozen=True)
 class Form:
-    """Every choice that a writing reward makes.
+    """Parameters of a writing reward.
 
     Args:
         words: Smallest and largest number of words of either text.
-        length: Second length over first length, in characters.
-        vocabulary: Second number of distinct words over first.
+        length: Credit of the length of the second text divided by that of the first, in characters.
+        vocabulary: Credit of the number of distinct words in the second text divided by that in the first.
         transition_score: Score between 0 and 1 of a number of transition categories.
-        transitions_in_both: Whether transitions are looked for in both texts or in the second alone.
-        jaccard_cap: Jaccard similarity of content words that earns full credit.
-        released: Measure as the authors' released code does: blanks count as characters, transition phrases count
-            inside words, and two texts without content words are perfectly similar.
+        transitions_in_both: Count transitions in both texts; if false, in the second text only.
+        jaccard_cap: Smallest Jaccard similarity of content words with full credit.
+        released: Measure as the authors' released code does: whitespace counts as characters, transition phrases count
+            inside words, and two texts without content words have similarity 1.
     """
 
     words: tuple[int, int]
@@ -110,12 +110,12 @@ class Form:
 
     @property
     def maximum(self) -> float:
-        """Largest reward that two texts can earn."""
+        """Largest reward of two texts."""
         return 0.5 + 1.0 + 0.5 + 0.4 * self.transition_score(len(TRANSITIONS)) + 0.6
 
 
 class Measures(NamedTuple):
-    """What the reward looks at in a pair of texts."""
+    """Measures of a pair of texts that the reward depends on."""
 
     words: tuple[int, int]
     length_ratio: float
@@ -125,7 +125,7 @@ class Measures(NamedTuple):
 
 
 class PairScore(NamedTuple):
-    """A reward term by term, their sum, and the largest sum there is."""
+    """Terms of a reward, their sum, and the largest possible sum."""
 
     terms: dict[str, float]
     total: float
@@ -133,11 +133,11 @@ class PairScore(NamedTuple):
 
 
 def measure(form: Form, first: str, second: str) -> Measures:
-    """Measure two texts the way `form` counts."""
+    """Measure two texts by the rules of `form`."""
     if form.released:
         lengths = len(first), len(second)
     else:
-        # Blanks are free to write; counted, they would let padding steer the ratio.
+        # without whitespace, as padding could otherwise change the ratio
         lengths = sum(map(len, first.split())), sum(map(len, second.split()))
     vocabularies = vocabulary(first), vocabulary(second)
     style_text = second
@@ -155,8 +155,8 @@ def measure(form: Form, first: str, second: str) -> Measures:
 def score_pair(form: Form, first: str, second: str) -> PairScore:
     """Reward two texts level by level: size, length ratio, vocabulary ratio, style.
 
-    A level whose quantity is out of range earns nothing and closes the levels after it; what was earned stays. The
-    range decides, not the credit: a ratio at the edge of its range earns 0 and the next level is still open.
+    A level whose quantity is out of range scores 0, and so do all levels after it; the terms before it remain. A ratio
+    at the edge of its range scores 0 too, but does not stop the levels after it.
     """
     measures = measure(form, first, second)
     terms = dict.fromkeys(("structure", "length_ratio", "vocabulary", "style_transitions", "style_jaccard"), 0.0)
@@ -183,8 +183,8 @@ def score_pair(form: Form, first: str, second: str) -> PairScore:
 def split_paragraphs(response: str) -> tuple[str, str]:
     """The two paragraphs of a single agent's response.
 
-    The marker divides them; where it is missing, a label "Paragraph 2:" does, and where that is missing too the
-    first third of the characters is the first paragraph. Labels at the head of either paragraph are dropped.
+    The marker divides them. Without a marker, a label "Paragraph 2:" does; without a label, the first third of the
+    characters is the first paragraph. Labels at the beginning of either paragraph are removed.
     """
     text = response.strip()
     if MARKER in text:
@@ -198,25 +198,25 @@ def split_paragraphs(response: str) -> tuple[str, str]:
 
 
 def without_label(paragraph: str) -> str:
-    """`paragraph` without outer blanks and without a leading "Paragraph 1:" or "Paragraph 2:"."""
+    """`paragraph` without outer whitespace and without a leading "Paragraph 1:" or "Paragraph 2:"."""
     paragraph = paragraph.strip()
     label = LABEL.match(paragraph)
     return paragraph[label.end() :].strip() if label else paragraph
 
 
 class Writing(Environment):
-    """One turn in which each agent writes one text about a source that all of them read in full.
+    """One turn in which each agent writes one text about a source that all of them see.
 
-    A subclass names its agents and what they are told, the field of a row with the text, the shipped samples, and its
+    A subclass defines its agents and their instructions, the field of a row with the text, the file of samples, and its
     reward forms.
 
     Args:
-        dataset: "samples" for the shipped ones, a local file or folder, or a hub name.
-        num_train: Sources to train on.
-        num_eval: Sources held out.
-        reward: Which of `forms`.
+        dataset: "samples" for those in the package, a local file or folder, or a hub name.
+        num_train: Number of training sources.
+        num_eval: Number of held-out sources.
+        reward: Name of the reward, a key of `forms`.
         single_agent: Whether one agent writes both texts.
-        seed: Shuffles the sources before they are split; None keeps their order.
+        seed: Seed of a shuffle of the sources before the split; None keeps their order.
     """
 
     field: ClassVar[str]
@@ -259,7 +259,7 @@ class Writing(Environment):
         return self.splits[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
-        """Show each agent its own instruction and the whole source."""
+        """Show each agent its instruction and the complete source."""
         source = self.shown(task.data["source"])
         return task, {
             agent_id: f"{instruction}\n\n{self.source_label}:\n{source}\n"
@@ -267,11 +267,11 @@ class Writing(Environment):
         }
 
     def shown(self, source: str) -> str:
-        """The source as agents read it."""
+        """The source as agents are shown it."""
         return source.strip()
 
     def step(self, state: Any, joint_action: Mapping[str, str]) -> Step:
-        """Reward the texts; the episode is over."""
+        """Compute the reward of the texts and end the episode."""
         score = score_pair(self.form, *self.texts(joint_action))
         return Step(state, {}, score.total, score.terms, terminated=True)
 
@@ -281,10 +281,10 @@ class Writing(Environment):
         return split_paragraphs(texts[0]) if self.single_agent else (texts[0], texts[1])
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """What the reward measured, its share of the maximum, and how much of the wording the source knows.
+        """Measures of the texts, the reward in percent of its maximum, and the overlap with the source.
 
         `source_overlap` is the share of the texts' distinct content words that occur in the source. It is a rough
-        sign of faithfulness and takes no part in the reward.
+        measure of faithfulness and does not affect the reward.
         """
         if not trajectory.turns:
             return {}

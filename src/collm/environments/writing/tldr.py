@@ -2,18 +2,18 @@
 
 The paper's rules leave some details open; `reward="paper"` fills them as follows.
 
-- Length is counted in characters, as the authors' released code does, but without blanks, so padding is worth nothing.
+- Length is counted in characters, as in the authors' released code, but without whitespace, so padding has no effect.
 - The bounds of 8 and 256 words and the weights of the levels (0.5, 1.0, 0.5, and 0.4 + 0.6 for style) are those of
   the released code.
-- The vocabulary includes stopwords: the paper excludes them only where it speaks of Jaccard similarity.
-- The logarithm is the natural one: with the weight of arXiv, full credit then takes all twelve categories
+- The vocabulary includes stopwords: the paper excludes them only in the Jaccard similarity.
+- The logarithm is the natural one: with the weight of arXiv, full credit then needs all twelve categories
   (0.4 ln 12 = 0.99, 0.4 ln 13 = 1.03).
-- Transitions are looked for in the detailed summary alone, as whole words, in a list of this project's own.
-- Two summaries without content words share nothing: similarity 0.
+- Transitions are counted in the detailed summary only, as complete words, with this project's list of phrases.
+- Two summaries without content words have similarity 0.
 
-`reward="released"` follows the released code instead: blanks count, phrases count inside words, two summaries without
-content words are perfectly similar, and transitions earn 0.4 for one category and 0.05 for each further one, so that
-2.98 is the most there is. Only its list of phrases is not the authors'.
+`reward="released"` follows the released code instead: whitespace counts, phrases count inside words, two summaries
+without content words have similarity 1, and transitions score 0.4 for one category and 0.05 for each further one, so
+that the maximum is 2.98. Only the list of phrases is not the authors'.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TLDR(Writing):
         dataset: "samples" (48 short posts shipped with the package), a local .jsonl, .json or .csv file, a folder of
             such files or of .txt files with one post each, or a hub name such as trl-lib/tldr. Rows hold the
             post in the field `prompt`.
-        num_train: Posts to train on: the first ones.
-        num_eval: Posts held out for evaluation: the ones that follow.
+        num_train: Number of training posts: the first ones of the data set.
+        num_eval: Number of held-out posts for evaluation: the ones that follow.
         reward: "paper" for the rules as the paper states them, "released" for those of the authors' released code.
         single_agent: One agent, `writer`, writes both summaries in one response, for single-agent baselines.
         seed: Shuffle the posts with this seed before they are split; null keeps their order.
@@ -84,5 +84,5 @@ class TLDR(Writing):
         super().__init__(dataset, num_train, num_eval, reward, single_agent, seed)
 
     def shown(self, source: str) -> str:
-        """The post without the cue for a completion that rows of trl-lib/tldr end in: the instruction asks already."""
+        """The post without the trailing "TL;DR:" of rows in trl-lib/tldr; the instruction replaces it."""
         return source.strip().removesuffix("TL;DR:").rstrip()

@@ -1,6 +1,6 @@
-"""What can be counted in English prose: words, content words, and phrases that join thoughts.
+"""Measures of English prose: words, content words, and transition phrases.
 
-The lists are this project's own. They decide on rewards, so changing one changes results.
+The lists were made for this project. Rewards depend on them, so changing one changes results.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 WORD = re.compile(r"\w+")
 """A run of letters, digits and underscores of any script."""
 
-# Letters after an apostrophe are words of their own to `WORD`, so the pieces of contractions stand here too.
+# `WORD` splits contractions at the apostrophe, so this list holds their pieces too.
 STOPWORDS = frozenset(
     WORD.findall(
         """
@@ -82,22 +82,22 @@ TRANSITIONS: Mapping[str, tuple[str, ...]] = {
         "in a nutshell",
     ),
 }  # fmt: skip
-"""Phrases that join thoughts, by the kind of joint; a text is measured by how many kinds it uses."""
+"""Transition phrases by category; the reward depends on the number of categories in a text."""
 
 
 def any_of(phrases: Iterable[str], edge: tuple[str, str]) -> re.Pattern[str]:
-    """A pattern for any of `phrases` between the two given edges. Literals only, so a search is linear in the text."""
+    """A pattern for any of `phrases` between the two given edges; as they are literals, a search takes linear time."""
     longest_first = sorted(phrases, key=len, reverse=True)
     return re.compile(edge[0] + "(?:" + "|".join(map(re.escape, longest_first)) + ")" + edge[1])
 
 
-# A phrase may end in a full stop, where \b would ask for a letter to follow; looking around does not.
+# A phrase can end in a full stop, after which \b would need a letter; lookarounds do not.
 WHOLE_WORD = {name: any_of(phrases, (r"(?<!\w)", r"(?!\w)")) for name, phrases in TRANSITIONS.items()}
 ANYWHERE = {name: any_of(phrases, ("", "")) for name, phrases in TRANSITIONS.items()}
 
 
 def num_words(text: str) -> int:
-    """Pieces between blanks."""
+    """Number of words, separated by whitespace."""
     return len(text.split())
 
 
@@ -112,7 +112,7 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def jaccard(first: frozenset[str], second: frozenset[str], empty: float = 0.0) -> float:
-    """Shared over all elements of two sets; `empty` when both are."""
+    """Jaccard similarity of two sets; `empty` if both are empty."""
     union = len(first | second)
     return len(first & second) / union if union else empty
 
@@ -122,7 +122,7 @@ def transition_categories(text: str, whole_words: bool = True) -> list[str]:
 
     Args:
         text: Any text.
-        whole_words: Whether a phrase must stand between word boundaries, or "so" also counts inside "some".
+        whole_words: Count a phrase only between word boundaries; if false, "so" also counts inside "some".
     """
     if not whole_words:
         text = text.lower()
