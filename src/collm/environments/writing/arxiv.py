@@ -5,6 +5,7 @@
 set as in TLDR: characters without whitespace, a vocabulary with stopwords, the natural logarithm, whole words, levels
 weighted 0.5, 1.0, 0.5 and 0.4 + 0.6. Both texts must have 128 to 256 words, as in the authors' released code, and
 transitions are counted in both of them.
+
 `reward="released"` follows the released code instead, whose length range is 1.3 to 1.6 (0.8 to 2.0), and which joins
 the two texts without a space before it counts transitions.
 """
