@@ -1,4 +1,4 @@
-"""When a team is paid: hand-worked rewards of one three-turn episode."""
+"""Hand-worked rewards of one three-turn episode at every reward density."""
 
 from __future__ import annotations
 

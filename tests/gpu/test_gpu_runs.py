@@ -123,7 +123,10 @@ def test_runs_in_bfloat16(tmp_path: Path, tiny_folder: str, how: str) -> None:
         assert all(entropy > 1 for entropy in curves[f"policy/entropy/{agent_id}"])
     names = [name for name in curves if name.startswith("optim/grad_norm")]
     assert len(names) == 3
-    assert {name: curves[name] for name in names if not all(0 < value < float("inf") for value in curves[name])} == {}
+    for name in names:
+        for norm, team_return in zip(curves[name], curves["rollout/return"], strict=True):
+            assert norm < float("inf"), name
+            assert norm > 0 or team_return == 0, name  # with no reward in any turn, values of 0 are right
 
 
 @pytest.mark.parametrize("engine", ["collm", "transformers"])

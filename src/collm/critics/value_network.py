@@ -35,7 +35,10 @@ class ValueNetwork(Resident):
         self.adapter = adapter
         self.tokenizer = load_tokenizer(path)
         self._backbone = [backbone]  # in a list, so that its weights are not registered a second time here
-        self.head = nn.Linear(backbone.hidden_size, num_kinds)
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # a layer draws random weights; on the CPU, later draws are the same on every device
+            self.head = nn.Linear(backbone.hidden_size, num_kinds)
+        self.head.to(device)
         # Values start as a constant, so that the first advantages are those of a plain baseline.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

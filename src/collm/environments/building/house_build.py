@@ -1,8 +1,7 @@
 """HouseBuild: several agents build a house from a layered blueprint while spiders attack them.
 
-Agents answer at the same time with cuboid fills, each with a limited number of blocks, and share one reward. All are
-shown the complete blueprint and can have the same blocks, so they have to learn who builds what. The team loses health
-unless an agent uses a command against the spiders.
+Agents answer at the same time with cuboid fills, each with a limited number of blocks, and share one reward. All see
+the blueprint, so they must learn who builds what. The team loses health unless an agent kills the spiders.
 """
 
 from __future__ import annotations
@@ -45,27 +44,24 @@ class HouseBuild(BuildingGame):
     """Build houses from blueprints, each agent with a limited number of blocks, under attack by spiders.
 
     Score of a world, form "paper": 2 * covered cells / solid cells of the house - 1.5 * blocks at empty cells of the
-    house / solid cells of the house - 0.2 * min(1, damage / health) while the spiders live. The kind of a block has no
-    effect. Form "released", the rule of the authors' released code: cells of the box equal to the blueprint, including
-    empty ones / all cells of the box - 0.1 * min(1, damage / health) while the spiders live, the latter for two or more
-    agents only.
+    house / solid cells of the house - 0.2 * min(1, damage / health) while the spiders live. Kinds have no effect. Form
+    "released", the rule of the authors' released code: cells of the box equal to the blueprint, empty ones too / all
+    cells of the box - 0.1 * min(1, damage / health) while the spiders live, the latter for two or more agents only.
 
     A dense reward is the score of the turn. In a persistent game it is the improvement of the score in this turn (in
     the first turn, the score), so that the return is the final score. A sparse reward is the score of the world at the
     last turn, and 0 before.
 
-    The score is at most 2 in "paper" and 1 in "released". It is at least -0.2 - 1.5 * the largest number of
-    empty / solid cells of all houses in "paper" and -0.1 in "released" (without the penalty if there are no spiders).
-    These are `max_reward` and `min_reward`; in a persistent game with dense rewards, where a turn can change any score
-    into any other, they are plus and minus the difference.
+    The score is at most 2 in "paper" and 1 in "released", and at least -0.2 - 1.5 * the largest ratio of empty to solid
+    cells in "paper" and -0.1 in "released" (without the penalty if there are no spiders). In a persistent game with
+    dense rewards, `max_reward` and `min_reward` are plus and minus the difference of the two.
 
     Args:
         path: JSON file with blueprints in the format of the authors' released data, instead of random houses.
         num_eval: Number of held-out houses: the last ones of the file, or additional random ones.
         num_houses: Number of random training houses.
         size: Sides x, y (height) and z of random houses in cells, each at least 3.
-        level: Details of random houses: 1 floor, walls, flat roof; 2 also posts and a door; 3 also windows, bands and
-            pitched roofs.
+        level: Random houses have: 1 floor, walls, flat roof; 2 also posts and a door; 3 also windows, pitched roofs.
         seed: Seed of the random houses.
         blocks: Kinds of block of each agent, by agent id; the number of entries is the number of agents. An empty list
             means all kinds of the blueprint. Random houses consist of the listed kinds. Default: builder_1 and
@@ -87,9 +83,8 @@ class HouseBuild(BuildingGame):
             share are rejected.
         prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between tasks,
             for small models that start from random weights.
-        feedback: Feedback to agents after a turn: "score", the score and the damage; "position", also the build
-            compared with the blueprint; "perfect", also the fills that would complete the house; "none". All except
-            "none" list the agent's rejected lines.
+        feedback: Feedback to agents after a turn: "none"; "score", score, damage and rejected lines; "position", also
+            the build compared with the blueprint; "perfect", also the fills that would complete the house.
     """
 
     def __init__(
