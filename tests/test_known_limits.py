@@ -463,7 +463,7 @@ def test_l22_l23_later_observations_are_one_text_for_each_agent(
 def test_l24_l25_the_reward_is_one_number_of_the_team(team: dict[str, Policy], mistake: str, got: str) -> None:
     with pytest.raises(
         ConfigurationError,
-        match=rf"Careless \(task 'train_0'\) returned the reward {got}; a joint action earns one number",
+        match=rf"Careless \(task 'train_0'\) returned the reward {got}; the reward of a joint action is one number",
     ):
         play(team, mistake=mistake)
 
