@@ -166,8 +166,13 @@ class BuildingGame(Environment):
         score = self.score(state, state.built)
         return f"{self.build_text(state, score)}\nscore {score.total:.2f} of {self.best_score:.2f}"
 
-    def progress(self, state: BuildState) -> float:
-        """Score of the current build divided by the best possible one, also if rewards are sparse."""
+    def progress(self, state: BuildState) -> float | None:
+        """Score of the current build divided by the best possible one, if rewards are sparse.
+
+        None if they are dense: there the last reward tells it, and critics read that.
+        """
+        if self.reward_density == "dense":
+            return None
         return self.score(state, state.built).total / self.best_score
 
     def reset(self, task: Task, rng: random.Random) -> tuple[BuildState, dict[str, str]]:
