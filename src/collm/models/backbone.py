@@ -125,7 +125,8 @@ class Backbone(Resident):
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # of the adapters before
-            with torch.device("cpu"):  # matrices are drawn there, so that a seed gives the same ones on every device
+            # drawn on the CPU, so that a seed gives the same matrices on every device
+            with torch.device("meta" if self.device.type == "meta" else "cpu"):
                 inject_adapter_in_model(config, self.lm, name)
         set_adapter(self.lm, name)
         self.adapters.append(name)
