@@ -105,7 +105,8 @@ class Turn:
     action. `values` holds exact values of the history before the turn under the current policies, under `team` of the
     joint history and under each agent id of the local one; it is empty unless an oracle sampler fills it. `features`,
     `state_text` and `progress` (the share of the best score reached) describe the state before the turn, for critics
-    only; they are empty or None if the environment does not define them.
+    only; they are empty or None if the environment does not define them. `picture` is an SVG image of the state after
+    the turn, and `estimates` what critics expected of it, by name; both are kept in evaluations that are shown.
     """
 
     observations: dict[str, str]
@@ -119,11 +120,19 @@ class Turn:
     features: dict[str, float] = field(default_factory=dict)
     state_text: str = ""
     progress: float | None = None
+    picture: str = ""
+    estimates: dict[str, float] = field(default_factory=dict)
 
     def written_by(self, agent_id: str) -> list[Message]:
         """Messages of one agent in this turn, in order; the last one is its action."""
         messages = [message for message in self.messages if message.agent_id == agent_id]
         return messages or [Message(agent_id, self.observations[agent_id], self.actions[agent_id])]
+
+    def position(self) -> dict[str, Any]:
+        """The place of the turn in its rollout tree, and the ids of its actions, which its siblings may share."""
+        assert self.branch is not None
+        uids = {agent_id: action.uid for agent_id, action in self.actions.items()}
+        return {"branch": {"node": self.branch.node, "parent": self.branch.parent, "actions": uids}}
 
 
 @dataclass
@@ -175,9 +184,10 @@ class Trajectory:
                     "info": turn.info,
                 }
                 | ({"messages": [message.record() for message in turn.messages]} if turn.messages else {})
+                | (turn.position() if turn.branch else {})
                 | {
                     name: value
-                    for name in ("features", "state_text", "progress")
+                    for name in ("features", "state_text", "progress", "picture", "estimates")
                     if (value := getattr(turn, name)) not in ({}, "", None)
                 }
                 for turn in self.turns

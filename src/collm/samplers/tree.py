@@ -82,7 +82,8 @@ class Tree(Parallel):
         generator = torch.Generator(device).manual_seed(seed)
         numbers = count()
         paths = [
-            Episode(environment, task, group, seed * 1_000_003 + group, retries) for group, task in enumerate(tasks)
+            Episode(environment, task, group, seed * 1_000_003 + group, retries, self.pictures)
+            for group, task in enumerate(tasks)
         ]
         for turn in range(environment.horizon):
             active = [path for path in paths if not path.done]

@@ -14,20 +14,26 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from collm.environments.base import Environment, Step
 from collm.environments.building.arguments import check_blocks, check_choice, check_count, check_flag, check_threshold
 from collm.environments.building.blocks import (
     REASONS,
+    Cell,
+    Command,
     Reading,
     World,
     build,
     command_shares,
     from_plain,
+    is_air,
     plain,
 )
+from collm.environments.canvas import Canvas
 from collm.environments.pay import DENSITIES, paid
 from collm.trajectory import Task, Trajectory
 
@@ -67,6 +73,7 @@ class BuildState:
         killed: Whether the spiders are dead; false again at each turn unless the game is persistent.
         used: Number of cells filled so far, by agent and block; empty unless the game is persistent.
         built: Blocks at the end of the last turn; equal to `world` if the game is persistent.
+        builders: Index of the agent that placed each block of `built`, for pictures.
     """
 
     task: Task
@@ -77,6 +84,7 @@ class BuildState:
     killed: bool = False
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     built: World = field(default_factory=dict)
+    builders: Mapping[Cell, int] = field(default_factory=dict)
 
 
 class BuildingGame(Environment):
@@ -189,6 +197,7 @@ class BuildingGame(Environment):
             state,
             turn=state.turn + 1,
             built=world,
+            builders=_builders(state.builders if self.persistent else {}, readings.values(), world),
             killed=state.killed or any(command.verb == "kill" for command in commands),
         )
         score = self.score(after, world)
@@ -215,6 +224,7 @@ class BuildingGame(Environment):
             "score": score.total,
             "counts": score.counts,
             "world": plain(world),
+            "builders": [after.builders[cell] for cell in sorted(world)],
         }
         return Step(after, observations, reward, terms, terminated, info)
 
@@ -232,6 +242,20 @@ class BuildingGame(Environment):
     def last_world(self, trajectory: Trajectory) -> World:
         """The world at the end of the episode."""
         return from_plain(trajectory.turns[-1].info["world"]) if trajectory.turns else {}
+
+    @abstractmethod
+    def drawing(self, task: Task, world: World, builders: Mapping[Cell, int]) -> Canvas:
+        """The build over the target of `task`; see `draw_builds`."""
+
+    def render(self, trajectory: Trajectory) -> np.ndarray:
+        """The last build over its target."""
+        world = self.last_world(trajectory)
+        last = trajectory.turns[-1].info.get("builders", []) if trajectory.turns else []
+        return self.drawing(trajectory.task, world, dict(zip(sorted(world), last, strict=False))).pixels()
+
+    def render_turn(self, state: BuildState) -> str:
+        """The build after the last turn over its target, as SVG."""
+        return self.drawing(state.task, state.built, state.builders).svg()
 
     def position(self, agent_id: str) -> str:
         """Number of the agent and of all agents, as text."""
@@ -281,6 +305,15 @@ class BuildingGame(Environment):
             if len(rejected) > MAX_TOLD_LINES:
                 lines.append(f"- and {len(rejected) - MAX_TOLD_LINES} more")
         return lines
+
+
+def _builders(before: Mapping[Cell, int], readings: Iterable[Reading], world: World) -> dict[Cell, int]:
+    """Index of the agent that placed each block of `world`."""
+    builders = dict(before)
+    for index, reading in enumerate(readings):
+        fills: list[Command] = [command for command in reading.accepted if not is_air(command.block)]
+        builders.update((cell, index) for command in fills for cell in command.cells)
+    return {cell: builders[cell] for cell in world}
 
 
 def _add(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:

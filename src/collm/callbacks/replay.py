@@ -1,0 +1,27 @@
+"""The replay page of a run, in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+
+from collm.replay.page import write_page
+from collm.replay.sources import find_sources
+
+
+class WriteReplay(L.Callback):
+    """Writes `replay.html`, which shows the episodes of evaluations, at the end of `fit` and the other commands."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so all ranks take part
+        if trainer.is_global_zero and not trainer.fast_dev_run and find_sources([folder]):  # type: ignore[attr-defined]
+            write_page([folder], folder / "replay.html", f"{folder.parent.name} {folder.name}")
+            print(f"\nreplay: {folder / 'replay.html'} (open it in a browser)")
+
+    on_test_end = on_fit_end
+    on_predict_end = on_fit_end
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self.on_fit_end(trainer, pl_module)
