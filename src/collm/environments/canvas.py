@@ -113,10 +113,16 @@ def _dashes(segment: Segment, length: float) -> list[tuple[tuple[float, float], 
     return list(zip(points, points[1:], strict=False))[::2]
 
 
-def columns_of(labels: Mapping[str, str], first: float = 0.0, gap: float = 34.0) -> dict[str, float]:
-    """Left ends of a row of labels in an 11-unit font, by key."""
-    places, x = {}, first
+def flowing(
+    labels: Mapping[str, str], left: float, top: float, right: float
+) -> tuple[dict[str, tuple[float, float]], float]:
+    """Places of the entries of a legend, 24 high, in rows from `left` to `right`, and where the last row ends."""
+    places: dict[str, tuple[float, float]] = {}
+    x, y = left, top
     for key, label in labels.items():
-        places[key] = x
-        x += gap + 6.2 * len(label)
-    return places
+        width = 34 + 6.2 * len(label)
+        if places and x + width > right + 8:
+            x, y = left, y + 24
+        places[key] = (x, y)
+        x += width
+    return places, y + 24

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from collm.environments.building.blocks import Cell, World
-from collm.environments.canvas import INK, Canvas, Style, columns_of
+from collm.environments.canvas import INK, Canvas, Style, flowing
 
-SIDE, MARGIN, TITLE = 24, 10, 16  # of a cell, around a panel, above a panel, in units of the drawing
+SIDE, MARGIN, TITLE = 28, 10, 16  # of a cell, around a panel, above a panel, in units of the drawing
+LEGEND_WIDTH = 200
 MAX_WIDTH = 640  # panels go on in the next row beyond this
 
 _GROUND = Style("#edf0f2")
@@ -52,15 +53,17 @@ def draw_builds(
     labels = {**{str(i): name[:24] for i, name in enumerate(agent_ids)}, "missing": "missing", "extra": "extra"}
     if kinds_count:
         labels["wrong"] = "wrong kind"
-    legend = columns_of(labels, MARGIN)
-    legend_width = max(legend.values()) + 34 + 6.2 * 10
     per_row = max(1, min(len(layers), int((MAX_WIDTH - MARGIN) // (width + MARGIN))))
     num_rows = -(-len(layers) // per_row)
     panel_height = TITLE + height + MARGIN
-    canvas = Canvas(max(MARGIN + per_row * (width + MARGIN), legend_width), num_rows * panel_height + 30)
+    bottom = num_rows * panel_height + 4
+    all_panels = max(MARGIN + per_row * (width + MARGIN), LEGEND_WIDTH)
+    places, end = flowing(labels, MARGIN, bottom, all_panels)
+    canvas = Canvas(all_panels, end + 6)
     for index, (title, rows) in enumerate(layers):
         left, top = MARGIN + index % per_row * (width + MARGIN), TITLE + index // per_row * panel_height
-        canvas.text(left, top - 4, title)
+        if title:
+            canvas.text(left, top - 4, title)
         for row, line in enumerate(rows):
             for column, cell in enumerate(line):
                 _draw_cell(
@@ -72,16 +75,14 @@ def draw_builds(
                     kinds_count,
                 )
         _draw_outline(canvas, rows, target, left, top)
-    bottom = num_rows * panel_height + 4
-    for key, x in legend.items():
-        place = (x, bottom)
+    for key, place in places.items():
         if key == "missing":
             _draw_cell(canvas, place, "block", None, 0, False, 18)
         elif key in ("extra", "wrong"):
             _draw_cell(canvas, place, None if key == "extra" else "other", "block", 0, True, 18)
         else:
             _draw_cell(canvas, place, "block", "block", int(key), False, 18)
-        canvas.text(x + 22, bottom + 13, labels[key])
+        canvas.text(place[0] + 22, place[1] + 13, labels[key])
     return canvas
 
 
