@@ -107,6 +107,7 @@ RULES = {
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
     "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime", "replay")),
+    "collm.commands": Rule(cli=True),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),

@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.replay.command import main
+from collm.commands.replay import main
 
 if __name__ == "__main__":
     sys.exit(main())

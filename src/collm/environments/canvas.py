@@ -37,6 +37,7 @@ class Canvas:
     width: float
     height: float
     marks: dict[Style, list[Segment]] = field(default_factory=dict)
+    frames: dict[Style, list[tuple[float, float, float]]] = field(default_factory=dict)
     words: list[tuple[float, float, str]] = field(default_factory=list)
 
     def rectangle(self, style: Style, x: float, y: float, width: float, height: float) -> None:
@@ -46,6 +47,10 @@ class Canvas:
     def line(self, style: Style, x: float, y: float, to_x: float, to_y: float) -> None:
         """Draw a line."""
         self.marks.setdefault(style, []).append((x, y, to_x, to_y))
+
+    def frame(self, style: Style, x: float, y: float, side: float) -> None:
+        """Draw the outline of a square, above all other marks."""
+        self.frames.setdefault(style, []).append((x, y, side))
 
     def text(self, x: float, y: float, words: str) -> None:
         """Write words with their baseline at y."""
@@ -61,15 +66,15 @@ class Canvas:
         for style, segments in self.marks.items():
             if style.width:
                 path = "".join(f"M{_short(x)} {_short(y)}L{_short(a)} {_short(b)}" for x, y, a, b in segments)
-                dash = f' stroke-dasharray="{_short(style.dash)}"' if style.dash else ""
-                parts.append(
-                    f'<path d="{path}" fill="none" stroke="{style.colour}" stroke-width="{_short(style.width)}"{dash}/>'
-                )
+                parts.append(_stroke(path, style))
             else:
                 path = "".join(
                     f"M{_short(x)} {_short(y)}h{_short(w)}v{_short(h)}h{_short(-w)}z" for x, y, w, h in segments
                 )
                 parts.append(f'<path d="{path}" fill="{style.colour}"/>')
+        for style, squares in self.frames.items():
+            path = "".join(f"M{_short(x)} {_short(y)}h{_short(a)}v{_short(a)}h{_short(-a)}z" for x, y, a in squares)
+            parts.append(_stroke(path, style))
         for x, y, words in self.words:
             shown = escape("".join(c if c.isprintable() else "?" for c in words))
             parts.append(
@@ -88,15 +93,28 @@ class Canvas:
                     box = (x * scale, y * scale, (x + a) * scale - 1, (y + b) * scale - 1)
                     pen.rectangle(box, fill=style.colour)
                     continue
-                for start, end in _dashes((x, y, a, b), style.dash):
-                    line = tuple(value * scale for value in (*start, *end))
-                    pen.line(line, fill=style.colour, width=max(1, round(style.width * scale)))
+                _draw(pen, style, (x, y, a, b), scale)
+        for style, squares in self.frames.items():
+            for x, y, a in squares:
+                for side in ((x, y, x + a, y), (x + a, y, x + a, y + a), (x + a, y + a, x, y + a), (x, y + a, x, y)):
+                    _draw(pen, style, side, scale)
         for x, y, words in self.words:
             pen.text((x * scale, (y - 9) * scale), words, fill=INK, font_size=11 * scale)
         return np.asarray(image)
 
 
 INK = "#1c2733"
+
+
+def _stroke(path: str, style: Style) -> str:
+    dash = f' stroke-dasharray="{_short(style.dash)}"' if style.dash else ""
+    return f'<path d="{path}" fill="none" stroke="{style.colour}" stroke-width="{_short(style.width)}"{dash}/>'
+
+
+def _draw(pen: ImageDraw.ImageDraw, style: Style, segment: Segment, scale: int) -> None:
+    for start, end in _dashes(segment, style.dash):
+        line = tuple(value * scale for value in (*start, *end))
+        pen.line(line, fill=style.colour, width=max(1, round(style.width * scale)))
 
 
 def _short(number: float) -> str:

@@ -40,7 +40,7 @@ def write_page(inputs: Sequence[str | Path], out: str | Path, title: str = "") -
     return len(document["episodes"])
 
 
-def document_of(sources: Sequence[Source], title: str, max_bytes: int = MAX_BYTES - _SPARE) -> dict[str, Any]:
+def document_of(sources: Sequence[Source], title: str = "", max_bytes: int = MAX_BYTES - _SPARE) -> dict[str, Any]:
     """What the page shows, as plain data of at most `max_bytes` in JSON.
 
     If there is more, the first episodes of each task stay, and of evaluations those after and before training first.

@@ -18,8 +18,8 @@ SIDE, MARGIN, TITLE = 28, 10, 16  # of a cell, around a panel, above a panel, in
 LEGEND_WIDTH = 200
 MAX_WIDTH = 640  # panels go on in the next row beyond this
 
-_GROUND = Style("#edf0f2")
-_MISSING = Style(INK, 1.4, 3.0)
+_GROUND, _GRID = Style("#edf0f2"), Style("#ffffff", 2.0)
+_MISSING = Style(INK, 1.6, 4.0)
 _CROSS_EDGE, _CROSS = Style("#ffffff", 5.0), Style(INK, 2.6)
 _BAR = Style("#ffffff", 5.5)
 _OUTLINE = Style(INK, 2.4)
@@ -64,6 +64,7 @@ def draw_builds(
         left, top = MARGIN + index % per_row * (width + MARGIN), TITLE + index // per_row * panel_height
         if title:
             canvas.text(left, top - 4, title)
+        _draw_ground(canvas, left, top, len(rows[0]), len(rows))
         for row, line in enumerate(rows):
             for column, cell in enumerate(line):
                 _draw_cell(
@@ -86,6 +87,14 @@ def draw_builds(
     return canvas
 
 
+def _draw_ground(canvas: Canvas, left: float, top: float, columns: int, rows: int) -> None:
+    canvas.rectangle(_GROUND, left, top, columns * SIDE, rows * SIDE)
+    for column in range(1, columns):
+        canvas.line(_GRID, left + column * SIDE, top, left + column * SIDE, top + rows * SIDE)
+    for row in range(1, rows):
+        canvas.line(_GRID, left, top + row * SIDE, left + columns * SIDE, top + row * SIDE)
+
+
 def _draw_cell(
     canvas: Canvas,
     place: tuple[float, float],
@@ -97,9 +106,8 @@ def _draw_cell(
 ) -> None:
     x, y, inner = place[0] + 1, place[1] + 1, side - 2
     if built is None:
-        canvas.rectangle(_GROUND, x, y, inner, inner)
         if wanted is not None:
-            _frame(canvas, _MISSING, x + 3, y + 3, inner - 6)
+            canvas.frame(_MISSING, x + 4, y + 4, inner - 8)
         return
     canvas.rectangle(Style(_COLOURS[builder % len(_COLOURS)]), x, y, inner, inner)
     _hatch(canvas, builder, x, y, inner)
@@ -129,11 +137,6 @@ def _hatch(canvas: Canvas, builder: int, x: float, y: float, side: float) -> Non
             canvas.line(style, x + start[0], y + start[1], x + end[0], y + end[1])
         elif kind == "falling":
             canvas.line(style, x + side - start[0], y + start[1], x + side - end[0], y + end[1])
-
-
-def _frame(canvas: Canvas, style: Style, x: float, y: float, side: float) -> None:
-    for start, end in (((0, 0), (1, 0)), ((1, 0), (1, 1)), ((1, 1), (0, 1)), ((0, 1), (0, 0))):
-        canvas.line(style, x + start[0] * side, y + start[1] * side, x + end[0] * side, y + end[1] * side)
 
 
 def _draw_outline(canvas: Canvas, rows: Layer, target: World, left: float, top: float) -> None:
