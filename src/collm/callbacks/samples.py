@@ -181,12 +181,13 @@ def _folder(trainer: L.Trainer) -> Path:
 
 def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: int) -> None:
     """Save the pictures of the first and the last evaluation, one above the other, with captions."""
-    width, caption = max(before.shape[1], after.shape[1]), 24
+    width, caption = max(before.shape[1], after.shape[1], 600), 40
     canvas = Image.new("RGB", (width, before.shape[0] + after.shape[0] + 2 * caption), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((4, 4), "before training: target and build", fill="black")
-    canvas.paste(Image.fromarray(before), (0, caption))
-    draw.text((4, caption + before.shape[0] + 4), f"after {step} joint samples: target and build", fill="black")
-    canvas.paste(Image.fromarray(after), (0, 2 * caption + before.shape[0]))
+    top = 0
+    for words, picture in (("before training", before), (f"after {step:,} joint samples", after)):
+        draw.text((20, top + 8), words, fill="black", font_size=24)
+        canvas.paste(Image.fromarray(picture), (0, top + caption))
+        top += caption + picture.shape[0]
     with replacing(path) as unfinished:
         canvas.save(unfinished, "PNG")

@@ -15,11 +15,12 @@ from collm.environments.building.blocks import Cell, World
 from collm.environments.canvas import INK, Canvas, Style, flowing
 
 SIDE, MARGIN, TITLE = 28, 10, 16  # of a cell, around a panel, above a panel, in units of the drawing
+SMALL_SIDE = 18  # of a cell where there are several panels
 LEGEND_WIDTH = 200
 MAX_WIDTH = 640  # panels go on in the next row beyond this
 
 _GROUND, _GRID = Style("#edf0f2"), Style("#ffffff", 2.0)
-_MISSING = Style(INK, 1.6, 4.0)
+_MISSING = Style(INK, 1.6, 3.0)
 _CROSS_EDGE, _CROSS = Style("#ffffff", 5.0), Style(INK, 2.6)
 _BAR = Style("#ffffff", 5.5)
 _OUTLINE = Style(INK, 2.4)
@@ -48,8 +49,9 @@ def draw_builds(
         agent_ids: The agents.
         kinds_count: Whether a block of another kind than the target's is marked as wrong.
     """
-    width = SIDE * max(len(rows[0]) for _, rows in layers)
-    height = SIDE * max(len(rows) for _, rows in layers)
+    side = SIDE if len(layers) == 1 else SMALL_SIDE
+    width = side * max(len(rows[0]) for _, rows in layers)
+    height = side * max(len(rows) for _, rows in layers)
     labels = {**{str(i): name[:24] for i, name in enumerate(agent_ids)}, "missing": "missing", "extra": "extra"}
     if kinds_count:
         labels["wrong"] = "wrong kind"
@@ -64,18 +66,19 @@ def draw_builds(
         left, top = MARGIN + index % per_row * (width + MARGIN), TITLE + index // per_row * panel_height
         if title:
             canvas.text(left, top - 4, title)
-        _draw_ground(canvas, left, top, len(rows[0]), len(rows))
+        _draw_ground(canvas, left, top, len(rows[0]), len(rows), side)
         for row, line in enumerate(rows):
             for column, cell in enumerate(line):
                 _draw_cell(
                     canvas,
-                    (left + column * SIDE, top + row * SIDE),
+                    (left + column * side, top + row * side),
                     target.get(cell),
                     world.get(cell),
                     builders.get(cell, 0),
                     kinds_count,
+                    side,
                 )
-        _draw_outline(canvas, rows, target, left, top)
+        _draw_outline(canvas, rows, target, left, top, side)
     for key, place in places.items():
         if key == "missing":
             _draw_cell(canvas, place, "block", None, 0, False, 18)
@@ -87,12 +90,12 @@ def draw_builds(
     return canvas
 
 
-def _draw_ground(canvas: Canvas, left: float, top: float, columns: int, rows: int) -> None:
-    canvas.rectangle(_GROUND, left, top, columns * SIDE, rows * SIDE)
+def _draw_ground(canvas: Canvas, left: float, top: float, columns: int, rows: int, side: float) -> None:
+    canvas.rectangle(_GROUND, left, top, columns * side, rows * side)
     for column in range(1, columns):
-        canvas.line(_GRID, left + column * SIDE, top, left + column * SIDE, top + rows * SIDE)
+        canvas.line(_GRID, left + column * side, top, left + column * side, top + rows * side)
     for row in range(1, rows):
-        canvas.line(_GRID, left, top + row * SIDE, left + columns * SIDE, top + row * SIDE)
+        canvas.line(_GRID, left, top + row * side, left + columns * side, top + row * side)
 
 
 def _draw_cell(
@@ -102,12 +105,12 @@ def _draw_cell(
     built: str | None,
     builder: int,
     kinds_count: bool,
-    side: float = SIDE,
+    side: float,
 ) -> None:
     x, y, inner = place[0] + 1, place[1] + 1, side - 2
     if built is None:
         if wanted is not None:
-            canvas.frame(_MISSING, x + 4, y + 4, inner - 8)
+            canvas.frame(_MISSING, x + inner / 6, y + inner / 6, inner * 2 / 3)
         return
     canvas.rectangle(Style(_COLOURS[builder % len(_COLOURS)]), x, y, inner, inner)
     _hatch(canvas, builder, x, y, inner)
@@ -139,7 +142,7 @@ def _hatch(canvas: Canvas, builder: int, x: float, y: float, side: float) -> Non
             canvas.line(style, x + side - start[0], y + start[1], x + side - end[0], y + end[1])
 
 
-def _draw_outline(canvas: Canvas, rows: Layer, target: World, left: float, top: float) -> None:
+def _draw_outline(canvas: Canvas, rows: Layer, target: World, left: float, top: float, side: float) -> None:
     """The border between cells of the target and others."""
     inside = [[cell in target for cell in line] for line in rows]
     for row in range(len(rows) + 1):
@@ -147,8 +150,8 @@ def _draw_outline(canvas: Canvas, rows: Layer, target: World, left: float, top: 
             here = row < len(rows) and column < len(rows[0]) and inside[row][column]
             above = row > 0 and column < len(rows[0]) and inside[row - 1][column]
             before = column > 0 and row < len(rows) and inside[row][column - 1]
-            x, y = left + column * SIDE, top + row * SIDE
+            x, y = left + column * side, top + row * side
             if here != above:
-                canvas.line(_OUTLINE, x, y, x + SIDE, y)
+                canvas.line(_OUTLINE, x, y, x + side, y)
             if here != before:
-                canvas.line(_OUTLINE, x, y, x, y + SIDE)
+                canvas.line(_OUTLINE, x, y, x, y + side)
