@@ -20,9 +20,10 @@ function rowsOfTurns(episode) {
   ];
 }
 
-function tableOfTurns(episode, go) {
+// `shown` are the episodes on the page, whose bars share one axis.
+function tableOfTurns(episode, shown, go) {
   const rows = rowsOfTurns(episode);
-  const all = rows.flatMap((row) => row.values).filter((value) => value !== null);
+  const all = shown.flatMap(rowsOfTurns).flatMap((row) => row.values).filter((value) => value !== null);
   const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
   const heads = episode.turns.map((_, turn) =>
     element("th", { scope: "col", className: turn === view.turn ? "now" : "" },
@@ -35,8 +36,8 @@ function tableOfTurns(episode, go) {
         element("span", { className: "number" }, format(value)), bar(value, low, high, row.kind))))))));
 }
 
-function termsOf(turn, episode) {
-  const all = episode.turns.flatMap((one) => Object.values(one.terms)).filter((value) => value !== null);
+function termsOf(turn, shown) {
+  const all = shown.flatMap((one) => one.turns).flatMap((one) => Object.values(one.terms)).filter((value) => value !== null);
   if (!all.length) return null;
   const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
   return element("section", { className: "terms" },

@@ -42,7 +42,7 @@ function listOfEpisodes() {
       element("thead", {}, element("tr", {}, head("task", "task"), head("return", "return"), head("turns", "turns"))),
       element("tbody", {}, found.map((one) => element("tr", { className: one.index === view.episode ? "now" : "", "data-index": one.index, onclick: () => open(one) },
         element("td", {}, element("a", { href: addressOf(one, 0), onclick: (event) => event.preventDefault() }, one.task),
-          element("small", {}, replay.sources.length > 1 ? `${sourceName(one.source)} · ` : "", `no. ${one.number}`)),
+          element("small", {}, replay.sources.length > 1 && view.source === "" ? `${sourceName(one.source)} · ` : "", `no. ${one.number}`)),
         element("td", {}, element("span", { className: "number" }, one.error === null ? format(one.return) : "failed"), bar(one.return, low, high, "reward")),
         element("td", { className: "number" }, one.turns.length, succeeded(one) === null ? null : element("span", { className: "outcome", title: SUCCESS }, succeeded(one) ? " ✓" : " ✗")))))),
   ];
@@ -56,7 +56,7 @@ function showList() {
 
 function makeSide() {
   const choice = (name, title, options) => element("label", {}, title, element("select", { id: name, onchange: (event) => { view[name] = event.target.value; showList(); } },
-    options.map(([value, text]) => element("option", { value }, text))));
+    options.map(([value, text]) => element("option", { value, selected: view[name] === value }, text))));
   const outcomes = [["", "any"], ["failed", "failed episodes"], ["rejected", "with rejected lines"], ...(SUCCESS ? [["success", "success"], ["no success", "no success"]] : [])];
   side.replaceChildren(
     element("h1", {}, replay.title),
@@ -99,12 +99,12 @@ function toolbar(episode) {
 function show() {
   const episode = replay.episodes[view.episode];
   const other = view.beside === null ? null : counterpart(episode, view.beside);
-  const column = (one, small) => element("div", { className: "column" }, headOf(one, small), tableOfTurns(one, go), turnOf(one, view.turn));
-  const pair = other && [episode, other].sort((a, b) => a.source - b.source);
+  const shown = other ? [episode, other].sort((a, b) => a.source - b.source) : [episode];
+  const column = (one, small) => element("div", { className: "column" }, headOf(one, small), tableOfTurns(one, shown, go), turnOf(one, view.turn, shown));
   main.replaceChildren(
     toolbar(episode),
     other
-      ? element("div", {}, element("h2", {}, episode.task), element("div", { className: "pair" }, pair.map((one) => column(one, true))))
+      ? element("div", {}, element("h2", {}, episode.task), element("div", { className: "pair" }, shown.map((one) => column(one, true))))
       : element("div", {}, column(episode, false), matrixOf(episode, view.turn, (path) => open(path, view.turn))));
   showList();
 }
@@ -145,12 +145,13 @@ document.addEventListener("keydown", (event) => {
 
 window.addEventListener("hashchange", () => { readAddress(); show(); });
 
-makeSide();
 readAddress();
 if (!location.hash) {
   // the last episodes are those after training; those before it stand beside them
+  view.source = replay.sources.length > 1 ? String(replay.episodes.at(-1).source) : "";
   view.episode = replay.episodes.findIndex((one) => one.source === replay.episodes.at(-1).source);
   const first = sourcesBeside(replay.episodes[view.episode])[0];
   view.beside = first === undefined ? null : first;
 }
+makeSide();
 show();

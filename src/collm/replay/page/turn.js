@@ -84,12 +84,12 @@ function cardOf(episode, index, agent) {
     parts);
 }
 
-function turnOf(episode, index) {
+function turnOf(episode, index, shown) {
   const turn = episode.turns[index];
   if (!turn) return element("p", { className: "nothing" }, `This episode ended after ${episode.turns.length} turns.`);
   return element("section", { className: "turn" },
     element("div", { className: "result" },
       turn.picture ? picture(turn.picture, `state after turn ${index + 1}`) : null,
-      element("div", {}, termsOf(turn, episode), factsOf(turn))),
+      element("div", {}, termsOf(turn, shown), factsOf(turn))),
     element("div", { className: "cards" }, Object.keys(turn.actions).map((agent) => cardOf(episode, index, agent))));
 }
