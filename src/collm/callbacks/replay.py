@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from collm.errors import ConfigurationError
 from collm.replay.page import write_page
-from collm.replay.sources import find_sources
+from collm.replay.sources import has_transcripts
 
 
 class WriteReplay(L.Callback):
@@ -15,8 +17,13 @@ class WriteReplay(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so all ranks take part
-        if trainer.is_global_zero and not trainer.fast_dev_run and find_sources([folder]):  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run or not has_transcripts(folder):  # type: ignore[attr-defined]
+            return
+        try:
             write_page([folder], folder / "replay.html", f"{folder.parent.name} {folder.name}")
+        except ConfigurationError as error:  # no reason for a finished run to fail
+            rank_zero_warn(f"there is no replay page: {error}")
+        else:
             print(f"\nreplay: {folder / 'replay.html'} (open it in a browser)")
 
     on_test_end = on_fit_end

@@ -51,6 +51,11 @@ def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
     return sources
 
 
+def has_transcripts(folder: Path) -> bool:
+    """Whether the folder of a run or comparison holds any."""
+    return bool(_of_path(folder, ""))
+
+
 def _of_path(path: Path, label: str) -> list[Source]:
     if path.is_file():
         return [_source(path, label)]
