@@ -18,16 +18,24 @@ Segment = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Style:
-    """How marks look: a `colour` ("#rrggbb"), and the `width` of lines in units of the drawing; 0 fills rectangles."""
+    """How marks look.
+
+    Args:
+        colour: "#rrggbb".
+        width: Width of lines in units of the drawing; 0 fills rectangles.
+        dash: Length of dashes and gaps; 0 for whole lines.
+        layer: Marks of higher layers lie above those of lower ones.
+    """
 
     colour: str
     width: float = 0.0
     dash: float = 0.0
+    layer: int = 0
 
 
 @dataclass
 class Canvas:
-    """A drawing; the unit is one pixel of the SVG, and styles are drawn in the order of their first use.
+    """A drawing; the unit is one pixel of the SVG.
 
     Args:
         width: Width of the drawing.
@@ -56,6 +64,10 @@ class Canvas:
         """Write words with their baseline at y."""
         self.words.append((x, y, words))
 
+    def in_order(self) -> list[tuple[Style, list[Segment]]]:
+        """All marks by style, those of the lowest layer first."""
+        return sorted(self.marks.items(), key=lambda item: item[0].layer)
+
     def svg(self) -> str:
         """The drawing as the text of an SVG image."""
         parts = [
@@ -63,7 +75,7 @@ class Canvas:
             f'width="{_short(self.width)}" height="{_short(self.height)}">'
             '<rect width="100%" height="100%" fill="#fff"/>'
         ]
-        for style, segments in self.marks.items():
+        for style, segments in self.in_order():
             if style.width:
                 path = "".join(f"M{_short(x)} {_short(y)}L{_short(a)} {_short(b)}" for x, y, a, b in segments)
                 parts.append(_stroke(path, style))
@@ -87,7 +99,7 @@ class Canvas:
         """The drawing as an image with `scale` pixels per unit, [height, width, 3] uint8."""
         image = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), "white")
         pen = ImageDraw.Draw(image)
-        for style, segments in self.marks.items():
+        for style, segments in self.in_order():
             for x, y, a, b in segments:
                 if not style.width:
                     box = (x * scale, y * scale, (x + a) * scale - 1, (y + b) * scale - 1)

@@ -33,6 +33,15 @@ def test_every_state_of_a_cell_looks_different_in_grey():
         assert np.abs(first - second).mean() > 12  # of 255
 
 
+def test_a_cell_looks_the_same_whatever_was_drawn_before_it():
+    cells = [(0, 0, 0), (1, 0, 0)]
+    alone = draw_builds([("", [cells])], {}, {cells[1]: "stone"}, {cells[1]: 0}, ("a", "b"), False).pixels()
+    world = dict.fromkeys(cells, "stone")
+    after = draw_builds([("", [cells])], {}, world, {cells[0]: 1, cells[1]: 0}, ("a", "b"), False).pixels()
+    second = np.s_[2 * TITLE : 2 * (TITLE + SIDE), 2 * (MARGIN + SIDE) + 2 :]
+    assert (alone[second] == after[second]).all()
+
+
 def test_an_svg_is_well_formed_whatever_agents_are_called():
     text = draw_builds([("", [CELLS])], TARGET, WORLD, BUILDERS, ("</svg><script>", "\x00&"), kinds_count=False).svg()
     root = ElementTree.fromstring(text)

@@ -21,9 +21,9 @@ MAX_WIDTH = 640  # panels go on in the next row beyond this
 
 _GROUND, _GRID = Style("#edf0f2"), Style("#ffffff", 2.0)
 _MISSING = Style(INK, 1.6, 3.0)
-_CROSS_EDGE, _CROSS = Style("#ffffff", 5.0), Style(INK, 2.6)
-_BAR = Style("#ffffff", 5.5)
-_OUTLINE = Style(INK, 2.4)
+_CROSS_EDGE, _CROSS = Style("#ffffff", 5.0, layer=3), Style(INK, 2.6, layer=4)
+_BAR = Style("#ffffff", 5.5, layer=3)
+_OUTLINE = Style(INK, 2.4, layer=5)
 # Colours of Okabe and Ito, from dark to light in turns; then they repeat with other hatchings.
 _COLOURS = ("#0072b2", "#e69f00", "#7a3b69", "#56b4e9", "#00694e", "#f0e442")
 _HATCHES = ("rising", "level", "upright", "falling", "dotted")
@@ -112,7 +112,7 @@ def _draw_cell(
         if wanted is not None:
             canvas.frame(_MISSING, x + inner / 6, y + inner / 6, inner * 2 / 3)
         return
-    canvas.rectangle(Style(_COLOURS[builder % len(_COLOURS)]), x, y, inner, inner)
+    canvas.rectangle(Style(_COLOURS[builder % len(_COLOURS)], layer=1), x, y, inner, inner)
     _hatch(canvas, builder, x, y, inner)
     if wanted is None:
         for style in (_CROSS_EDGE, _CROSS):
@@ -124,7 +124,7 @@ def _draw_cell(
 
 def _hatch(canvas: Canvas, builder: int, x: float, y: float, side: float) -> None:
     """White lines over a cell; dark ones on light colours, which have odd numbers."""
-    style = Style(INK if builder % len(_COLOURS) % 2 else "#ffffff", 1.1)
+    style = Style(INK if builder % len(_COLOURS) % 2 else "#ffffff", 1.1, layer=2)
     kind = _HATCHES[builder % len(_HATCHES)]
     half = side / 2
     for step in (side / 4, side / 2, 3 * side / 4):

@@ -9,7 +9,7 @@ WIDTH, LINE, BOX, MOST_BOXES = 420, 22, 16, 60
 MOST_CHARACTERS = 64  # of an error message, which a model's program can write
 
 _GOOD, _BAD = Style("#0072b2"), Style("#edf0f2")
-_TICK, _CROSS = Style("#ffffff", 2.2), Style(INK, 2.2)
+_TICK, _CROSS = Style("#ffffff", 2.2, layer=1), Style(INK, 2.2, layer=1)
 
 
 def draw_results(score: CodingScore, single_agent: bool) -> Canvas:
