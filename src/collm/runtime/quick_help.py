@@ -30,7 +30,7 @@ def function_help(module: str, name: str) -> str:
     for argument, default in zip(arguments, defaults, strict=True):
         kind = ast.unparse(argument.annotation) if argument.annotation else ""
         lines.append(f"  --{argument.arg} {kind}" + ("" if default is None else f" (default: {ast.unparse(default)})"))
-        lines.append(textwrap.fill(" ".join(texts.get(argument.arg, "").split()), WIDTH, **_indented(6)))
+        lines.append(_filled(" ".join(texts.get(argument.arg, "").split()), 6, 6))
     lines += ["", "`--help full` also lists the arguments within these."]
     return "\n".join(lines)
 
@@ -55,9 +55,9 @@ def training_help(command: str) -> str:
         lines += [f"  {name:20} {words}" for name, words in sorted(classes_of(PACKAGE / folder))]
     lines += ["", "Configurations, also found where the package is installed:"]
     configs = PACKAGE / "configs"
-    for folder in sorted(path for path in configs.iterdir() if path.is_dir()):
-        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        lines.append(textwrap.fill(f"configs/{folder.name}/: {names}", WIDTH, **_indented(2, 6)))
+    for inside in sorted(path for path in configs.iterdir() if path.is_dir()):
+        names = ", ".join(sorted(path.stem for path in inside.glob("*.yaml")))
+        lines.append(_filled(f"configs/{inside.name}/: {names}", 2, 6))
     return "\n".join(lines)
 
 
@@ -79,5 +79,5 @@ def classes_of(folder: Path) -> Iterator[tuple[str, str]]:
             yield node.name, words if len(words) <= WIDTH - 22 else words[: WIDTH - 25] + "..."
 
 
-def _indented(first: int, rest: int | None = None) -> dict[str, str]:
-    return {"initial_indent": " " * first, "subsequent_indent": " " * (first if rest is None else rest)}
+def _filled(text: str, first: int, rest: int) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=" " * first, subsequent_indent=" " * rest)
