@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count, product
+from itertools import accumulate, count, product
 from typing import Literal
 
 import torch
@@ -88,12 +88,13 @@ class Tree(Parallel):
             active = [path for path in paths if not path.done]
             if not active:
                 break
+            counts = self.num_responses(paths, num_generations)
             if on_turn is not None:
-                on_turn(turn, len(active) * num_generations)
-            asked = [path for path in active for _ in range(num_generations)]
+                on_turn(turn, sum(counts))
+            asked = [path for path, count in zip(active, counts, strict=True) for _ in range(count)]
             drawn = self.joint_actions(asked, actors, generator, greedy)
-            starts = range(0, len(drawn), num_generations)
-            chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
+            ends = list(accumulate(counts))
+            chosen = [self.combine(drawn[end - count : end]) for end, count in zip(ends, counts, strict=True)]
             children = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
             # one call for all nodes, so that slow rewards are computed side by side
             act_all([child for own in children for child in own], [action for own in chosen for action in own])
@@ -102,6 +103,10 @@ class Tree(Parallel):
             of_active = iter(children)
             paths = [child for path in paths for child in ([path] if path.done else next(of_active))]
         return [path.trajectory for path in paths]
+
+    def num_responses(self, paths: Sequence[Episode], num_generations: int) -> list[int]:
+        """How many responses every agent gives after the history of each path that is not over."""
+        return [num_generations for path in paths if not path.done]
 
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
         """Joint actions of one node from K responses of every agent; crossed ones share the responses."""
