@@ -39,8 +39,8 @@ class C3(MultiAgentModule):
         super().__init__(**kwargs)
         if check_number("data.num_generations", num_generations, COUNT) < 2:
             raise ConfigurationError(
-                f"data.num_generations is {num_generations}, but C3 compares that many responses of an agent; set it to 2 "
-                "or more."
+                f"data.num_generations is {num_generations}, but C3 compares that many responses of an agent; set it "
+                "to 2 or more."
             )
 
     def setup(self, stage: str) -> None:
