@@ -52,7 +52,7 @@ RULES = {
     "collm.packing": Rule(rooms("trajectory"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
-    "collm.objectives": Rule(rooms(), only=TORCH),
+    "collm.objectives": Rule(rooms("returns"), only=TORCH),
     "collm.schedules": Rule(rooms(), only=frozenset()),
     "collm.runtime.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
     "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
