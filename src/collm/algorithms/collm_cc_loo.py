@@ -24,7 +24,7 @@ from torch import Tensor
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.counterfactual import CounterfactualEncoder
-from collm.returns import generalized_advantages
+from collm.objectives import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 
