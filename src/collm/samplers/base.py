@@ -191,6 +191,8 @@ class Sampler(ABC):
 
     independent = True
     """Whether every trajectory is an episode of its own; False where those of a task begin as one and share turns."""
+    counterfactual = False
+    """Whether several responses of one agent are played beside the same actions of the others, as C3 needs them."""
     asks_once = True
     """Whether every agent generates once in a turn; otherwise key/value states are kept within a turn too."""
 

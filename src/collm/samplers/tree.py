@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count, product
+from itertools import accumulate, count, product
 from typing import Literal
 
 import torch
@@ -68,10 +68,11 @@ class Tree(Parallel):
     ) -> list[Episode]:
         """All paths after the next turn: each that is not done is continued by every joint action of its node."""
         active = [path for path in episodes if not path.done]
-        asked = [path for path in active for _ in range(num_generations)]
+        counts = self.num_responses(episodes, num_generations)
+        asked = [path for path, times in zip(active, counts, strict=True) for _ in range(times)]
         drawn = self.joint_actions(asked, actors, generator, greedy)
-        starts = range(0, len(drawn), num_generations)
-        chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
+        ends = accumulate(counts)
+        chosen = [self.combine(drawn[end - times : end]) for end, times in zip(ends, counts, strict=True)]
         children = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
         # one call for all nodes, so that slow rewards are computed side by side
         act_all([child for own in children for child in own], [action for own in chosen for action in own])
@@ -81,6 +82,10 @@ class Tree(Parallel):
             self.number(path, own, numbers)
         of_active = iter(children)
         return [child for path in episodes for child in ([path] if path.done else next(of_active))]
+
+    def num_responses(self, paths: Sequence[Episode], num_generations: int) -> list[int]:
+        """How many responses every agent gives after the history of each path that is not over."""
+        return [num_generations for path in paths if not path.done]
 
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
         """Joint actions of one node from K responses of every agent; crossed ones share the responses."""
