@@ -111,7 +111,7 @@ RULES = {
     "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
-    "collm.studies.variance": Rule(rooms(), only=frozenset({"numpy"})),
+    "collm.studies.variance": Rule(rooms("metrics"), only=TORCH | {"numpy"}),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
     "collm.studies.gradients": Rule(rooms("metrics", "runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),

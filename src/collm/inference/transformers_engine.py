@@ -158,7 +158,7 @@ def _generate(
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with _GLOBAL_GENERATOR, _without_defaults(lm), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = lm.generate(
+        output = lm.generate(  # type: ignore[operator]
             ids,
             attention_mask=mask,
             generation_config=config,

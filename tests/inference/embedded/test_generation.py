@@ -141,7 +141,7 @@ def test_weights_that_diverged_are_named(tiny_folder: str) -> None:
             generate(model, PROMPTS, GREEDY, [], chance())
 
 
-def test_the_reserving_cache_holds_what_the_stock_cache_holds(lm) -> None:
+def test_the_reserving_cache_holds_what_the_cache_of_transformers_holds(lm) -> None:
     ours, plain = make_cache(lm.config), DynamicCache(config=lm.config)
     assert all(type(layer) is ReservedLayer for layer in ours.layers)
     torch.manual_seed(0)

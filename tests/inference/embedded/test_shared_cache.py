@@ -54,10 +54,10 @@ def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
         expected = F.scaled_dot_product_attention(queries, *whole, attn_mask=seen, scale=0.3)
         torch.testing.assert_close(cache.attend(0, queries, seen, 0.3), expected)
     chosen = torch.tensor([3, 1])
-    rows, places = expand_rows(Rows(cache, mask), chosen)
-    assert torch.equal(rows.mask[places], mask[chosen])
-    assert torch.equal(rows.cache.layers[0].keys[places], whole[0][chosen])
-    assert torch.equal(rows.cache.layers[0].values[places], whole[1][chosen])
+    rows, copies = expand_rows(Rows(cache, mask), chosen)
+    assert torch.equal(rows.mask[copies], mask[chosen])
+    assert torch.equal(rows.cache.layers[0].keys[copies], whole[0][chosen])
+    assert torch.equal(rows.cache.layers[0].values[copies], whole[1][chosen])
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def generate(
     # the last token of a response is sampled and never computed
     meter.count(sum(sizes) - len(sizes), computed)
     responses = [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
-    if keeps:
+    if keeps and prefix_cache is not None:
         finished.append((Rows(cache, _is_read(mask[:, : width + step], width, lengths[rows])), rows))
         sequences = [
             (owner, (*prompt, *tokens[:-1])) for (owner, prompt), (tokens, _) in zip(owned, responses, strict=True)
