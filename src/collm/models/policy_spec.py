@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from collm.errors import ConfigurationError
 from collm.models.loading import load_tokenizer
@@ -38,6 +38,9 @@ class PolicySpec(ModelSpec):
         temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
+        trained_policy: `sampled` trains the policy that acts, as `top_p`, `top_k` and `min_new_tokens` cut it: its
+            log-probabilities are normalized over the tokens that were kept while sampling. `uncut` trains the
+            log-probabilities before the cut, as many libraries do: the gradient is then biased.
         engine: What generates responses: `collm`; `transformers` for the `generate` of that library, which is slower;
             `vllm`, which needs a GPU and the extra `collm[vllm]`, and works in one process; or the import path of a
             subclass of `collm.inference.base.Engine`.
@@ -59,6 +62,7 @@ class PolicySpec(ModelSpec):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    trained_policy: Literal["sampled", "uncut"] = "sampled"
     engine: str = "collm"
     engine_memory: float = 0.3
     keep_cache: bool = True
@@ -88,6 +92,8 @@ class PolicySpec(ModelSpec):
                 f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm, or give the import path of a "
                 "class like my_package.my_module.MyEngine."
             )
+        if self.trained_policy not in ("sampled", "uncut"):
+            raise ConfigurationError(f"{name}.trained_policy is {self.trained_policy!r}; choose sampled or uncut.")
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
