@@ -91,10 +91,7 @@ def draw(
     if sampling.greedy:
         token = logits.argmax(-1)
         return token, log_probs.gather(-1, token[:, None]).squeeze(-1), None
-    if sampling.top_k:
-        logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
-    if sampling.top_p < 1.0:
-        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    logits = cut_logits(logits, sampling)
     mask = None
     if sampling.records_masks:
         log_probs = logits.log_softmax(-1)
@@ -105,6 +102,15 @@ def draw(
     uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
     token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1), mask
+
+
+def cut_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits at the sampling temperature after top-k and top-p, [R, V]: -inf for tokens that are cut."""
+    if sampling.top_k:
+        logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    return logits
 
 
 def kept_tokens(logits: Tensor, allowed_ids: Sequence[int] | None) -> Tensor:
