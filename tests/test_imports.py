@@ -83,7 +83,7 @@ RULES = {
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
         rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "models")
-        | rooms("inference.base", "inference.sampling", "inference.trial"),
+        | rooms("inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks"),
         never=LIGHTNING,
     ),
     "collm.critics": Rule(

@@ -27,7 +27,7 @@ def chance(seed: int = 0) -> torch.Generator:
 def policy_of(folder: str, engine: str, **options) -> Policy:
     backbone = Backbone(folder, "float32")
     policy = Policy("a", PolicySpec(folder, engine=engine, max_new_tokens=7, **options), backbone, None)
-    policy.eos_ids = set(range(0, 400, 9))  # responses of many lengths
+    policy.eos_ids = set(range(0, 400, 4))  # responses of many lengths
     return policy
 
 

@@ -70,7 +70,7 @@ def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:
 
 
 def test_log_probs_of_both_are_those_of_the_whole_sequence(lm) -> None:
-    sampling = Sampling(9, temperature=0.6, top_p=0.9)
+    sampling = Sampling(9, temperature=0.6, top_p=0.9, uncut=True)
     for prompt, (tokens, log_probs, _) in zip(
         PROMPTS, transformers_engine.generate(lm, PROMPTS, sampling, list(range(0, 400, 9)), chance()), strict=True
     ):

@@ -142,14 +142,14 @@ class MultiAgentModule(RolloutHooks):
 
     @torch.no_grad()
     def with_trainer_log_probs(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Sequences with the log-probabilities that the policy of an agent gives their actions now, in a new order."""
+        """Sequences with the log-probabilities that the policy of an agent gives their actions now."""
         policy = self.policies[agent_id]
         groups = iter(similar_lengths([len(sequence.ids) for sequence in sequences], self.tokens_per_micro_batch))
-        found = []
+        found = list(sequences)
         for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
             rows = policy.log_probs(chunk)[0].tolist()
             for index, row in zip(next(groups, []), rows, strict=False):  # a rank without rows left computes along
-                found.append(replace(sequences[index], trainer_log_probs=row[: len(sequences[index].ids)]))
+                found[index] = replace(found[index], trainer_log_probs=row[: len(found[index].ids)])
         return found
 
     def policy_losses(

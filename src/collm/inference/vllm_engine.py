@@ -8,6 +8,7 @@ one that trains, so log-probabilities differ slightly: see `PolicySpec.sampler_c
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from packaging.specifiers import SpecifierSet
 from safetensors.torch import save_file
+from torch import Tensor
 
 from collm.errors import ConfigurationError
 from collm.inference.base import Engine, Prompts, on_device
@@ -246,7 +248,7 @@ class Server:
             return
         self.current.add(adapter)
         if adapter is None:
-            weights = iter(self.backbone.own_state().items())
+            weights = iter(weights_of(self.backbone).items())
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self.llm.reset_prefix_cache()  # adapters have prefix caches of their own
         else:
@@ -277,17 +279,24 @@ def prepare_environment() -> None:
 
 def write_model(backbone: Backbone, folder: str, dtype: str) -> None:
     """Write the configuration of a backbone as vLLM reads it and, under adapters, its frozen weights."""
-    config = backbone.lm.config
-    config.save_pretrained(folder)
-    if not config.architectures:  # as of models with random weights
-        path = Path(folder, "config.json")
-        text = path.read_text()
-        path.write_text(text.replace("{", f'{{\n  "architectures": ["{type(backbone.lm).__name__}"],', 1))
+    config = {**backbone.lm.config.to_dict(), "tie_word_embeddings": False}
+    config["architectures"] = config.get("architectures") or [type(backbone.lm).__name__]  # none at random weights
+    Path(folder, "config.json").write_text(json.dumps(config, default=str))
     if backbone.adapters:
         kind = getattr(torch, dtype)
-        weights = backbone.merged_state("", backbone.own_state())
+        weights = backbone.merged_state("", weights_of(backbone))
         save_file(
             {name: weight.to("cpu", kind).contiguous() for name, weight in weights.items()},
             Path(folder, "model.safetensors"),
             metadata={"format": "pt"},
         )
+
+
+def weights_of(backbone: Backbone) -> dict[str, Tensor]:
+    """All weights by their names in a Hugging Face folder, the head's too where it is tied to the embedding.
+
+    vLLM keeps the head in another layout on processors, and does not renew it where it is tied.
+    """
+    weights, head = backbone.own_state(), backbone.lm.get_output_embeddings()
+    (name,) = (name for name, module in backbone.lm.named_modules() if module is head)
+    return {**weights, f"{name}.weight": head.weight.clone()}  # a file must not hold one tensor twice

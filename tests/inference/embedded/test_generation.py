@@ -65,7 +65,7 @@ def test_rows_that_leave_early_do_not_change_the_others(model: CachedModel) -> N
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_log_probs_are_those_of_the_whole_sequence(lm, model: CachedModel, greedy: bool) -> None:
-    sampling = Sampling(9, temperature=0.6, top_p=0.9, top_k=50, greedy=greedy)
+    sampling = Sampling(9, temperature=0.6, top_p=0.9, top_k=50, greedy=greedy, uncut=True)
     drawn = generate(model, PROMPTS, sampling, list(range(0, 400, 9)), chance())
     for prompt, (tokens, log_probs, _) in zip(PROMPTS, drawn, strict=True):
         logits = lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
@@ -123,12 +123,14 @@ def test_draws_follow_the_softmax(lm, model: CachedModel) -> None:
 @pytest.mark.parametrize(
     ("options", "allowed"), [({"top_p": 0.7}, {1, 3}), ({"top_k": 3}, {0, 1, 3}), ({}, {0, 1, 2, 3})]
 )
-def test_cuts_keep_the_likely_tokens_and_the_log_probs_of_the_whole(options: dict, allowed: set[int]) -> None:
+@pytest.mark.parametrize("uncut", [False, True])
+def test_cuts_keep_the_likely_tokens(options: dict, allowed: set[int], uncut: bool) -> None:
     probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
-    tokens, log_probs = draw(probabilities.log().repeat(2000, 1), Sampling(1, **options), chance())
+    tokens, log_probs, _ = draw(probabilities.log().repeat(2000, 1), Sampling(1, uncut=uncut, **options), chance())
     assert set(tokens.tolist()) == allowed
-    torch.testing.assert_close(log_probs, probabilities.log()[tokens])
     kept = probabilities * torch.tensor([float(token in allowed) for token in range(4)])
+    of_policy = probabilities if uncut else kept / kept.sum()
+    torch.testing.assert_close(log_probs, of_policy.log()[tokens])
     shares = torch.bincount(tokens, minlength=4) / 2000
     torch.testing.assert_close(shares, kept / kept.sum(), atol=0.04, rtol=0)
 
