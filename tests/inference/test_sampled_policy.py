@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from collm.models import scores
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.packing import action_sequences, pad_sequences
 from collm.sampling_mask import SamplingMask
+from collm.trajectory import Task, Trajectory, Turn
 from on_policy import CUTS, batch_of, log_ratios
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9]]
@@ -129,3 +132,23 @@ def test_greedy_tokens_and_uncut_distributions_keep_no_sets() -> None:
         assert draw(logits, sampling, chance())[2] is None
     for sampling in (Sampling(1, top_p=0.5), Sampling(1, top_k=2), Sampling(1, min_new_tokens=1)):
         assert draw(logits, sampling, chance())[2] is not None
+
+
+def test_the_turns_of_a_dialogue_keep_their_sets_in_one_row(tiny_folder: str) -> None:
+    """Two turns of which the second prompt goes on from the first, and an action that another episode shares."""
+    policy = policy_of(tiny_folder, "collm", top_p=0.7)
+    (first,) = sampled(policy, [[7, 8, 9]], chance(1), greedy=False)
+    second, other = sampled(policy, [[7, 8, 9, *first.token_ids, 30, 31]] * 2, chance(2), greedy=False)
+    demonstrated = replace(other, sampling_mask=None, uid="shown")
+    trajectories = [
+        Trajectory(Task(str(row), {}), row, 2, 1.0, [Turn({"a": ""}, {"a": action}, 0.0) for action in actions])
+        for row, actions in enumerate([[first, second], [first, other], [demonstrated]])
+    ]
+    sequences = action_sequences(trajectories, "a")
+    assert [sum(map(len, sequence.sampling_masks)) for sequence in sequences] == [len(one.ids) for one in sequences]
+    batch = pad_sequences(sequences, 0, "cpu")
+    assert batch.action_mask.sum().item() == sum(len(one.token_ids) for one in (first, second, other, other))
+    with torch.no_grad():
+        drift = policy.log_probs(batch)[0] - batch.old_log_probs
+    assert drift[:2].abs().max() < 1e-5
+    assert drift[2].abs().max() > 1e-2  # nothing is known of what was demonstrated, so nothing is cut
