@@ -48,8 +48,9 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
-    "collm.trajectory": Rule(rooms(), only=TORCH),
-    "collm.packing": Rule(rooms("trajectory"), only=TORCH),
+    "collm.sampling_mask": Rule(rooms(), only=TORCH),
+    "collm.trajectory": Rule(rooms("sampling_mask"), only=TORCH),
+    "collm.packing": Rule(rooms("trajectory", "sampling_mask"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms("returns"), only=TORCH),
@@ -74,17 +75,18 @@ RULES = {
     "collm.architectures": Rule(rooms("architectures"), never=LIGHTNING),
     "collm.kernels": Rule(rooms("architectures", "kernels"), never=LIGHTNING),
     "collm.models": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models"), never=LIGHTNING
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "kernels", "models"),
+        never=LIGHTNING,
     ),
     "collm.inference.embedded": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models")
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "kernels", "models")
         | rooms("inference.base", "inference.sampling", "inference.trial", "inference.embedded"),
         never=LIGHTNING,
     ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "models")
-        | rooms("inference.base", "inference.sampling", "inference.trial"),
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "models")
+        | rooms("inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks"),
         never=LIGHTNING,
     ),
     "collm.critics": Rule(

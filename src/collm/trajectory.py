@@ -22,6 +22,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from collm.sampling_mask import SamplingMask
+
 
 @dataclass(frozen=True)
 class Task:
@@ -48,6 +50,8 @@ class Action:
         truncated: True if the token limit cut the response, False if the agent ended it.
         seconds: Generation time in seconds; 0 if it was not measured for this response.
         policy_version: Number of updates of the weights that sampled it; None if no policy did (demonstrations).
+        sampling_mask: The set that each token was drawn from and that its log-probability is normalized over; None for
+            the whole vocabulary.
         uid: Unique id. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
             uid, also after copying or pickling.
     """
@@ -59,6 +63,7 @@ class Action:
     truncated: bool = False
     seconds: float = 0.0
     policy_version: int | None = None
+    sampling_mask: SamplingMask | None = field(default=None, compare=False, repr=False)
     uid: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
 
 
