@@ -119,7 +119,7 @@ class Calls:
         start_thread(lambda: answer.put(asyncio.run(self._gather(arguments))))
         rounds = math.ceil(len(arguments) / self.max_concurrent)
         try:
-            return answer.get(timeout=rounds * self.seconds + 5.0)
+            return answer.get(timeout=1.1 * rounds * self.seconds + 1.0)
         except queue.Empty:  # the function blocks the event loop, so its time limit did not work
             return [TooSlow(f"took longer than {self.seconds:g} s without an await")] * len(arguments)
 
