@@ -72,17 +72,18 @@ def folder_rows(path: Path) -> Iterator[Row]:
         yield from file_rows(file)
 
 
-def file_rows(path: Path) -> Iterator[Row]:
-    """Rows of a .jsonl, .json, .csv or .parquet file."""
-    if path.suffix == ".parquet":
+def file_rows(path: Path, suffix: str | None = None) -> Iterator[Row]:
+    """Rows of a .jsonl, .json, .csv or .parquet file; `suffix` says which where the name does not."""
+    suffix = suffix or path.suffix
+    if suffix == ".parquet":
         found: Iterator[tuple[str, Any]] = parquet_rows(path)
-    elif path.suffix in SUFFIXES:
+    elif suffix in SUFFIXES:
         text = read_text(path)
-        parse: Any = {".jsonl": jsonl_rows, ".json": json_rows, ".csv": csv_rows}[path.suffix]
-        found = iter(()) if not text.strip() else parse(path, text, None if path.suffix == ".csv" else "field")
+        parse: Any = {".jsonl": jsonl_rows, ".json": json_rows, ".csv": csv_rows}[suffix]
+        found = iter(()) if not text.strip() else parse(path, text, None if suffix == ".csv" else "field")
     else:
         raise ConfigurationError(
-            f"{path}: cannot read a {path.suffix or 'suffixless'} file as rows; give one of {', '.join(SUFFIXES)}."
+            f"{path}: cannot read a {suffix or 'suffixless'} file as rows; give one of {', '.join(SUFFIXES)}."
         )
     for position, fields in found:
         if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
