@@ -241,7 +241,7 @@ def test_a_row_of_class_eval_is_played(sandbox: Sandbox, tmp_path: Path) -> None
         "    def f(self, y):\n        'Add.'\n    def g(self):\n        'True.'\n    def h(self):\n        'None.'\n",
         "test": UNITTEST,
         "methods_info": [{"test_class": "ATestF", "method_name": "f"}, {"test_class": "ATestG", "method_name": "g"}],
-        "solution_code": "class A:\n    def f(self, y):\n        if isinstance(y, str):\n            raise ValueError(y)\n"
+        "solution_code": "class A:\n    def f(self, y):\n        if isinstance(y, str):\n            raise ValueError\n"
         "        return self.x + y\n    def g(self):\n        return True\n    def h(self):\n        x = 1\n",
     }
     path = tmp_path / "rows.jsonl"
