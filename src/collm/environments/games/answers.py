@@ -35,8 +35,9 @@ class Line:
 
 def read_lines(answer: str) -> list[Line]:
     """The lines of an answer that are not empty, without list markers and code fences, in linear time."""
+    readable = answer[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     lines = []
-    for text in answer[:MAX_CHARACTERS].splitlines()[:MAX_LINES]:
+    for text in readable.splitlines()[:MAX_LINES]:
         text = text.strip()
         marker = _MARKER.match(text)
         text = text[marker.end() :] if marker else text

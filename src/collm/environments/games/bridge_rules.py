@@ -136,8 +136,7 @@ def _read_line(rules: Rules, line: Line, answer: Answer) -> str | None:
     if line.verb == "say" and rules.communication == "text":
         if answer.says or not line.rest:
             return "over_limit" if answer.says else "unknown_command"
-        # lone surrogates could not be shown to the other
-        answer.says = line.rest[: rules.max_characters].encode("utf-8", "replace").decode("utf-8")
+        answer.says = line.rest[: rules.max_characters]
         return None
     if line.verb == "fill":
         corners = numbers(line.arguments, 4) or numbers(line.arguments * 2, 4)

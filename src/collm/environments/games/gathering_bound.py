@@ -75,9 +75,10 @@ class SilentBound:
 
     def best(self, index: int, start: Cell) -> tuple[float, Search]:
         """The largest probability of success of agent `index` from `start`, and the walk that has it, turn by turn."""
-        if (index, start) not in self._known:
-            self._known[index, start] = self._search(index, start)
-        return self._known[index, start]
+        key = (self.filled[index], start)
+        if key not in self._known:
+            self._known[key] = self._search(index, start)
+        return self._known[key]
 
     def _search(self, index: int, start: Cell) -> tuple[float, Search]:
         rules, layouts = self.rules, self.layouts[index]
