@@ -31,16 +31,16 @@ GAME_WORDS = (
 )
 
 
-def build_tokenizer(words: str = WORDS, largest: int = 9) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: it encodes any text; words of the games, small numbers and grid cells are one token each.
+def build_tokenizer(words: str = WORDS, size: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: it encodes any text; words of the games, digits and grid cells are one token each.
 
     Args:
         words: Words that are one token each.
-        largest: Largest number that is one token, 9 or 99 at most.
+        size: Width and height of a map whose cells, such as " 3 12", are one token each; 0 for none.
     """
     tokenizer = Tokenizer(models.BPE())
-    number = "[0-9]" if largest < 10 else "[0-9]{1,2}"
-    pieces = Regex(rf" ?{number}|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
+    cells = " [0-9]{1,2} [0-9]{1,2}|" if size else ""
+    pieces = Regex(rf"{cells} ?[0-9]|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(pieces, behavior="isolated"),
@@ -49,7 +49,8 @@ def build_tokenizer(words: str = WORDS, largest: int = 9) -> PreTrainedTokenizer
     )
     tokenizer.decoder = decoders.ByteLevel()
     corpus = [form for word in words.split() for form in (word, " " + word)] * 2
-    corpus += [form for value in range(largest + 1) for form in (f"{value}", f" {value}")] * 2
+    corpus += [form for digit in range(10) for form in (f"{digit}", f" {digit}")] * 2
+    corpus += [f" {x} {y}" for x in range(size) for y in range(size)] * 2
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -71,10 +72,10 @@ def build_tiny(
     context: int = 2048,
     seed: int = 0,
     words: str = WORDS,
-    largest: int = 9,
+    size: int = 0,
 ) -> None:
     """Write configuration, tokenizer and random weights as a Hugging Face folder; see `build_tokenizer`."""
-    tokenizer = build_tokenizer(words, largest)
+    tokenizer = build_tokenizer(words, size)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

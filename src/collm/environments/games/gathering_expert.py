@@ -12,7 +12,7 @@ from collm.environments.games.gathering_rules import Fact, Rules, State, begin, 
 from collm.environments.games.grid import Cell, around, distance, walk
 
 # How often demonstrators do the sensible thing: tell anything at all, walk to what they know, take it.
-TELLS, WALKS, TAKES = 0.5, 0.6, 0.7
+TELLS, WALKS, TAKES = 0.6, 0.6, 0.8
 
 
 def reportable(rules: Rules, state: State, index: int) -> list[Fact]:
