@@ -64,6 +64,7 @@ RULES = {
     "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
     "collm.runtime.messages": Rule(rooms(), only=frozenset({"jsonargparse"})),
     "collm.runtime.command": Rule(rooms("errors", "runtime.configuration"), only=frozenset({"jsonargparse"})),
+    "collm.replay": Rule(rooms("errors", "runtime.files", "runtime.command", "replay"), only=frozenset()),
     "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
@@ -110,7 +111,8 @@ RULES = {
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
-    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
+    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime", "replay")),
+    "collm.commands": Rule(cli=True),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.variance": Rule(rooms("metrics"), only=TORCH | {"numpy"}),
@@ -127,7 +129,7 @@ RULES = {
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.studies.comparison": Rule(
-        rooms("cli", "runtime", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
+        rooms("cli", "runtime", "errors", "metrics", "replay") | studies("plots", "runs", "tables"), cli=True
     ),
     "collm.studies.report": Rule(
         rooms("runtime", "errors")

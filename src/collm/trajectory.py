@@ -107,7 +107,8 @@ class Turn:
     action. `values` holds exact values of the history before the turn under the current policies, under `team` of the
     joint history and under each agent id of the local one; it is empty unless an oracle sampler fills it. `features`,
     `state_text` and `progress` (the share of the best score reached) describe the state before the turn, for critics
-    only; they are empty or None if the environment does not define them.
+    only; they are empty or None if the environment does not define them. `picture` is an SVG image of the state after
+    the turn, and `estimates` what critics expected of it, by name; both are kept in evaluations that are shown.
     """
 
     observations: dict[str, str]
@@ -121,6 +122,8 @@ class Turn:
     features: dict[str, float] = field(default_factory=dict)
     state_text: str = ""
     progress: float | None = None
+    picture: str = ""
+    estimates: dict[str, float] = field(default_factory=dict)
 
     def written_by(self, agent_id: str) -> list[Message]:
         """Messages of one agent in this turn, in order; the last one is its action."""
@@ -134,9 +137,12 @@ class Turn:
                 {"agent_id": message.agent_id, "observation": message.observation, "text": message.action.text}
                 for message in self.messages
             ],
+            "branch": self.position(),
             "features": self.features,
             "state_text": self.state_text,
             "progress": self.progress,
+            "picture": self.picture,
+            "estimates": self.estimates,
         }
         return {
             "observations": self.observations,
@@ -147,6 +153,13 @@ class Turn:
             "info": self.info,
             **{name: value for name, value in optional.items() if value not in ([], {}, "", None)},
         }
+
+    def position(self) -> dict[str, Any]:
+        """The place of the turn in its rollout tree, and the ids of its actions, which its siblings may share."""
+        if self.branch is None:
+            return {}
+        uids = {agent_id: action.uid for agent_id, action in self.actions.items()}
+        return {"node": self.branch.node, "parent": self.branch.parent, "actions": uids}
 
 
 @dataclass

@@ -23,7 +23,9 @@ class ExportAgents(L.Callback):
     """
 
     # `on_train_end` is not called when a run resumes from the checkpoint of its last update
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fast_dev_run:
+            return
         # a broadcast, so all ranks have to take part
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
         with replacing(folder) if trainer.is_global_zero else nullcontext() as unfinished:
@@ -33,5 +35,3 @@ class ExportAgents(L.Callback):
                 weights = full_state(policy.backbone.own_state(), trainer.is_global_zero) if with_weights else None
                 if unfinished is not None:
                     policy.save(unfinished / folder_name(agent_id), weights)
-        if trainer.is_global_zero:
-            print(f"\nagents, pictures and transcripts are in {folder.parent}")
