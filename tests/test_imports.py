@@ -105,7 +105,9 @@ RULES = {
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
-    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
+    "collm.callbacks": Rule(
+        rooms("environments.base", "environments.contract", "trajectory", "errors", "metrics", "runtime", "callbacks")
+    ),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
