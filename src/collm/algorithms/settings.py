@@ -29,3 +29,21 @@ def check_parameters(parameters: str, specs: Mapping[str, PolicySpec]) -> None:
         raise ConfigurationError(
             "parameters is 'shared' but the agents' policies differ; drop `policies` or use 'separate' or 'lora'."
         )
+    if parameters == "shared":
+        refuse_foreign(specs, "agents with shared parameters")
+
+
+def refuse_foreign(specs: Mapping[str, PolicySpec], what: str) -> None:
+    """Raise `ConfigurationError` if an agent does not learn where all have to.
+
+    Args:
+        specs: The policies of the agents.
+        what: What needs all agents to learn, in words.
+    """
+    for agent_id, spec in specs.items():
+        if not spec.learns:
+            how = "an endpoint" if spec.is_remote else "frozen"
+            raise ConfigurationError(
+                f"policy of {agent_id!r} is {how}, but {what} all learn; use `parameters: separate` and an algorithm "
+                "with critics of its own, such as CoLLMCC."
+            )

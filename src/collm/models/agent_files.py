@@ -6,7 +6,6 @@ that a server needs to write the same prompts as in training.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -16,12 +15,9 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from collm.errors import ConfigurationError
 from collm.models.loading import resolve_path
 from collm.models.policy_spec import PolicySpec
 
-AGENT_FILE = "collm_agent.json"
-_LONGEST = 1_000_000  # bytes of an agent file
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
 
@@ -56,26 +52,6 @@ def agent_record(
         "control_tokens_in_data": spec.control_tokens_in_data,
         "allowed_words": spec.allowed_words,
     }
-
-
-def read_agent(folder: str | Path) -> dict[str, Any]:
-    """The record of an exported agent.
-
-    Raises:
-        ConfigurationError: The folder holds none.
-    """
-    path = Path(folder, AGENT_FILE)
-    try:
-        with path.open("rb") as file:
-            record = json.loads(file.read(_LONGEST))
-        if not isinstance(record, dict) or not isinstance(record.get("agent_id"), str):
-            raise ValueError("it names no agent")
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{str(folder)!r} is no exported agent ({AGENT_FILE}: {error}); give a folder that `fit` left under "
-            "agents/ of a run."
-        ) from error
-    return record
 
 
 def generation_config(record: dict[str, Any], tokenizer: Tokenizer, allowed_ids: Iterable[int] | None) -> Any:

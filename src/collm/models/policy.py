@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from collm.models.agent_files import (
-    AGENT_FILE,
     agent_record,
     base_name,
     copy_model,
     generation_config,
     make_readable,
 )
+from collm.models.agent_record import AGENT_FILE
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.loading import encode_data, load_tokenizer

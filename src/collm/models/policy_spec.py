@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from collm.errors import ConfigurationError
+from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.specs import ModelSpec
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
 
-ENGINES = ("collm", "transformers", "vllm")
+ENGINES = ("collm", "transformers", "vllm", "endpoint", "human")
 """Short names of engines; `collm.inference.actors` knows their classes."""
 
 
@@ -39,8 +40,11 @@ class PolicySpec(ModelSpec):
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
         engine: What generates responses: `collm`; `transformers` for the `generate` of that library, which is slower;
-            `vllm`, which needs a GPU and the extra `collm[vllm]`, and works in one process; or the import path of a
+            `vllm`, which needs a GPU and the extra `collm[vllm]`, and works in one process; `endpoint` for servers
+            anywhere, or `human` for somebody at the terminal, whose agents do not learn; or the import path of a
             subclass of `collm.inference.base.Engine`.
+        endpoint: The servers, for `engine: endpoint`.
+        frozen: Keep the weights as they are: a team mate that does not learn.
         engine_memory: Share of the GPU's memory that `vllm` may take for its own weights and cache.
         keep_cache: Keep key/value states from turn to turn, so that only new tokens are computed: faster, and more
             memory while episodes of several turns are played.
@@ -60,6 +64,8 @@ class PolicySpec(ModelSpec):
     top_p: float = 1.0
     top_k: int = 0
     engine: str = "collm"
+    endpoint: EndpointSpec | None = None
+    frozen: bool = False
     engine_memory: float = 0.3
     keep_cache: bool = True
     chat_template: bool = True
@@ -74,7 +80,10 @@ class PolicySpec(ModelSpec):
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        super().check(name)
+        if self.engine == "endpoint":
+            self._check_endpoint(name)
+        if not self.knows_text_only:
+            super().check(name)
         check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
         check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO)
         check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
@@ -83,10 +92,12 @@ class PolicySpec(ModelSpec):
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
+        if self.knows_text_only:
+            return
         if self.engine not in ENGINES and "." not in self.engine:
             raise ConfigurationError(
-                f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm, or give the import path of a "
-                "class like my_package.my_module.MyEngine."
+                f"{name}.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}, or give the import path "
+                "of a class like my_package.my_module.MyEngine."
             )
         self.allowed_ids(name)
         if self.prompt_room() < 1:
@@ -94,6 +105,27 @@ class PolicySpec(ModelSpec):
                 f"{name}: max_new_tokens is {self.max_new_tokens}, which leaves no room for a prompt in a context of "
                 f"{self.max_new_tokens + self.prompt_room()} tokens; lower it."
             )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its weights are elsewhere."""
+        return self.engine in ("endpoint", "human")
+
+    @property
+    def knows_text_only(self) -> bool:
+        """Whether nothing is known about the tokens of its model."""
+        chats = self.endpoint is not None and self.endpoint.protocol == "chat"
+        return self.engine == "human" or (self.engine == "endpoint" and chats)
+
+    @property
+    def learns(self) -> bool:
+        """Whether its weights are updated."""
+        return not (self.frozen or self.is_remote)
+
+    def _check_endpoint(self, name: str) -> None:
+        if self.endpoint is None:
+            raise ConfigurationError(f"{name}.engine is 'endpoint', but no {name}.endpoint.url says where it is.")
+        self.endpoint.check(f"{name}.endpoint")
 
     def allowed_ids(self, name: str = "policy") -> list[int] | None:
         """Tokens of `allowed_words`, None where anything may be written."""

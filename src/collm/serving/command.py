@@ -13,12 +13,12 @@ from typing import Any, Literal
 import yaml
 
 from collm.errors import ConfigurationError
-from collm.models.agent_files import read_agent
+from collm.models.agent_record import read_agent
 from collm.runtime.checks import COUNT, POSITIVE, Range, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.runtime.naming import folder_name
-from collm.serving.agents import adapter_settings, agent_folders, model_path, settings_of
+from collm.serving.folders import adapter_settings, agent_folders, model_path, settings_of
 from collm.serving.processes import Server, free_ports, serving, wait_for_end, watched
 
 

@@ -78,6 +78,7 @@ class Guard:
 async def _refuse(send: Send, status: int, message: str) -> None:
     body = json.dumps({"error": {"message": message, "type": "refused", "code": status}}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
