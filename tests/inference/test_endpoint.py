@@ -174,7 +174,8 @@ FAULTS = {
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_kind_of_fault_ends_the_episode_in_order(urls: dict[str, str], kind: str) -> None:
     with listening(Faulty(urls["a2"], [kind])) as proxy:
-        actors = remote({"a1": urls["a1"], "a2": f"{proxy}/v1"}, retries=1, deadline=1.0, late="fail")
+        mate = remote({"a2": f"{proxy}/v1"}, retries=1, deadline=2.0 if kind == "hang" else None)
+        actors = Actors(dict(remote({"a1": urls["a1"]}).policies) | dict(mate.policies))
         played = play(actors, episodes=2)
     for trajectory in played:
         assert trajectory.error == f"a2 did not answer ({FAULTS[kind]})"
@@ -255,9 +256,13 @@ def test_deadlines_follow_what_was_measured() -> None:
 )
 def test_endpoints_that_cannot_work(urls: dict[str, str], options: dict, says: str) -> None:
     spec = PolicySpec(path="tiny", engine="endpoint", endpoint=EndpointSpec(**{"url": urls["a1"], **options}))
-    with pytest.raises(ConfigurationError, match=says):
+
+    def check() -> None:
         spec.check("policy of 'a1'")
         check_engines({"a1": spec})
+
+    with pytest.raises(ConfigurationError, match=says):
+        check()
 
 
 @pytest.mark.parametrize(("kind", "says"), [("html", "not_json"), ("no ids", "use protocol: chat")])

@@ -17,7 +17,9 @@ class _Parser(StrictFiles, ArgumentParser):
     pass
 
 
-def run_command(function: Callable[..., None], positional: bool = False, **defaults: Any) -> int:
+def run_command(
+    function: Callable[..., None], positional: bool = False, arguments: list[str] | None = None, **defaults: Any
+) -> int:
     """Call `function` with the arguments of the command line.
 
     The exit status is 0, 1 if runs failed, 2 for a mistake in the settings, and 130 if the command was interrupted.
@@ -25,11 +27,12 @@ def run_command(function: Callable[..., None], positional: bool = False, **defau
     Args:
         function: The function to call; `--config` reads its arguments from a file.
         positional: Give arguments without a default by their place, not by their name.
+        arguments: Arguments in place of those of the process.
         defaults: Defaults that replace those of its signature.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so child runs are ended
     try:
-        auto_cli(function, as_positional=positional, set_defaults=defaults, parser_class=_Parser)
+        auto_cli(function, args=arguments, as_positional=positional, set_defaults=defaults, parser_class=_Parser)
     except (ConfigurationError, TrainingError) as error:
         print(f"\nerror: {shortened(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
