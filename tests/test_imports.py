@@ -78,10 +78,20 @@ RULES = {
         | rooms("inference.base", "inference.sampling", "inference.trial", "inference.embedded"),
         never=LIGHTNING,
     ),
+    "collm.inference.endpoint": Rule(
+        rooms("trajectory", "errors", "models", "inference.base", "inference.endpoint"),
+        never=LIGHTNING | {"transformers", "peft"},
+    ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
         rooms("trajectory", "packing", "errors", "runtime", "architectures", "models")
         | rooms("inference.base", "inference.sampling", "inference.trial"),
+        never=LIGHTNING,
+    ),
+    # A served agent is no run: nothing of the training loop.
+    "collm.serving": Rule(
+        rooms("models", "inference", "errors", "runtime", "trajectory", "environments", "samplers", "metrics")
+        | rooms("serving"),
         never=LIGHTNING,
     ),
     "collm.critics": Rule(

@@ -26,6 +26,8 @@ from collm.trajectory import Trajectory, collate
 from served import listening, served, team
 from toy import Toy
 
+JSON = {"content-type": "application/json"}
+
 
 class Faulty:
     """A proxy in front of a server that breaks some of its answers.
@@ -52,7 +54,7 @@ class Faulty:
             kind = self.kinds[self.asked % len(self.kinds)]
             self.asked += 1
         async with httpx.AsyncClient(timeout=60) as client:
-            answer = await client.request(scope["method"], self.url + scope["path"], content=body)
+            answer = await client.request(scope["method"], self.url + scope["path"], content=body, headers=JSON)
         status, content = self.broken(kind, answer.status_code, answer.content)
         if kind in ("slow", "hang"):
             await asyncio.sleep({"slow": 0.3, "hang": 30}[kind])
@@ -209,19 +211,20 @@ def test_with_retries_faults_change_nothing(urls: dict[str, str], protocol: str)
 @pytest.mark.parametrize(("late", "second"), [("silent", ""), ("last", None)])
 def test_a_team_goes_on_without_a_mate(urls: dict[str, str], late: str, second: str | None) -> None:
     """One that answers in the first turn and not in the second."""
-    with listening(Faulty(urls["a2"], ["", "500"])) as proxy:
-        actors = remote({"a1": urls["a1"], "a2": f"{proxy}/v1"}, retries=0, late=late)
+    with listening(Faulty(urls["a1"], ["", "500"])) as proxy:
+        actors = remote({"a1": f"{proxy}/v1", "a2": urls["a2"]}, retries=0, late=late)
         (played,) = play(actors, episodes=1)
-    first, last = (turn.actions["a2"] for turn in played.turns)
+    first, last = (turn.actions["a1"] for turn in played.turns)
     assert first.text
     assert last.text == (first.text if second is None else second)
     assert (first.absent, last.absent) == ("", "status_500")
     assert played.error is None
-    assert [turn.get("absent") for turn in played.record()["turns"]] == [None, {"a2": "status_500"}]
+    assert [turn.get("absent") for turn in played.record()["turns"]] == [None, {"a1": "status_500"}]
 
 
 def test_a_dead_mate_is_waited_for_until_patience_ends(urls: dict[str, str]) -> None:
-    actors = remote({"a1": urls["a1"], "a2": "http://127.0.0.1:9/v1"}, late="wait", patience=1.0, retries=0)
+    mate = remote({"a2": "http://127.0.0.1:9/v1"}, late="wait", patience=2.0, retries=0)
+    actors = Actors(dict(remote({"a1": urls["a1"]}).policies) | dict(mate.policies))
     (played,) = play(actors, episodes=1)
     assert played.error == "a2 did not answer (unreachable)"
     assert actors.take_numbers()["retries/a2"][0] >= 2
