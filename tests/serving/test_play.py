@@ -48,6 +48,8 @@ def test_a_person_a_script_and_an_endpoint_play_together(
     (played,) = transcripts(tmp_path / "out")
     assert [turn["actions"]["a2"] for turn in played["turns"]] == ["first\nline 7", "second"]
     assert played["turns"][0]["actions"]["a1"]
+    # as it was trained to write, which its server says
+    assert all(len(policy.tokenizer(turn["actions"]["a1"]).input_ids) <= 6 for turn in played["turns"])
     said = capsys.readouterr().out
     assert "--- a2\ntask 0 a2" in said
     assert "absent/a1: 0" in said

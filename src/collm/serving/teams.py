@@ -16,6 +16,7 @@ from collm.environments.base import Environment
 from collm.environments.contract import begun, check_environment, measured
 from collm.errors import ConfigurationError
 from collm.inference.actors import Actors, check_engines
+from collm.inference.endpoint.engine import described
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
@@ -26,6 +27,8 @@ from collm.samplers.stand_ins import StandIn, saying, scripted
 from collm.serving.agents import load_agent
 from collm.serving.folders import agent_folders
 from collm.trajectory import Task, Trajectory
+
+_SAMPLING = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -112,7 +115,10 @@ class Team:
         elif who.startswith(("http://", "https://")):
             url, _, model = who.partition("#")
             endpoint = EndpointSpec(url, model=model or None, protocol="chat", **chat)
-            self._add_remote(agent_id, PolicySpec(engine="endpoint", endpoint=endpoint))
+            endpoint.check(f"--agent {agent_id}")
+            record = described(endpoint, endpoint.model or agent_id)  # of how it was trained to sample
+            sampling = {name: record[name] for name in _SAMPLING if name in record}
+            self._add_remote(agent_id, PolicySpec(engine="endpoint", endpoint=endpoint, **sampling))
         else:
             folder = Path(who)
             if not (folder / "collm_agent.json").is_file():

@@ -178,6 +178,19 @@ def _seconds(text: str | None) -> float | None:
     return min(seconds, 60.0) if seconds >= 0 else None
 
 
+async def described(url: str, key: str | None, model: str) -> dict[str, Any]:
+    """What a server of this project says of an agent; empty where another one has the model.
+
+    Raises:
+        Fault: The server cannot be used.
+    """
+    async with connection(key, 1) as client:
+        listed = (await asyncio.wait_for(request(client, "GET", f"{url}/models", None, 4_000_000), 60.0)).get("data")
+    models = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    records = [one["agent"] for one in models if one.get("id") == model and isinstance(one.get("agent"), dict)]
+    return records[0] if records else {}
+
+
 async def introduced(urls: Sequence[str], key: str | None, model: str, chats: bool, probe: dict[str, Any]) -> None:
     """Check that servers have a model, its tokenizer, and what is needed of its interface.
 

@@ -16,6 +16,7 @@ import torch
 from collm.errors import ConfigurationError
 from collm.inference.base import Engine, Prompts
 from collm.inference.endpoint.latency import Latency
+from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
@@ -216,6 +217,17 @@ class _Failed(Exception):
         """Seconds before the next attempt: doubled each time, and a random part of that."""
         longest = min(_LONGEST_PAUSE, 0.1 * 2**retries)
         return max(self.after or 0.0, longest * random.uniform(0.5, 1.0))
+
+
+def described(endpoint: EndpointSpec, model: str) -> dict[str, Any]:
+    """What the first server says of an agent of this project; empty for other models, and where it says nothing."""
+    from collm.inference.endpoint.client import Fault, described
+
+    key = os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else None
+    try:
+        return _run(described(endpoint.urls[0], key, model))
+    except (Fault, asyncio.TimeoutError, TimeoutError):  # the engine's own check says what is wrong
+        return {}
 
 
 def _key(spec: PolicySpec) -> str | None:
