@@ -84,10 +84,20 @@ RULES = {
         | rooms("inference.base", "inference.sampling", "inference.trial", "inference.embedded"),
         never=LIGHTNING,
     ),
+    "collm.inference.endpoint": Rule(
+        rooms("trajectory", "errors", "models", "inference.base", "inference.endpoint"),
+        never=LIGHTNING | {"transformers", "peft"},
+    ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
         rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "models")
         | rooms("inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks"),
+        never=LIGHTNING,
+    ),
+    # A served agent is no run: nothing of the training loop.
+    "collm.serving": Rule(
+        rooms("models", "inference", "errors", "runtime", "trajectory", "environments", "samplers", "metrics")
+        | rooms("serving"),
         never=LIGHTNING,
     ),
     "collm.critics": Rule(
@@ -111,7 +121,10 @@ RULES = {
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
-    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime", "replay")),
+    "collm.callbacks": Rule(
+        rooms("environments.base", "environments.contract", "trajectory", "errors", "metrics", "runtime", "callbacks")
+        | rooms("replay")
+    ),
     "collm.commands": Rule(cli=True),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),

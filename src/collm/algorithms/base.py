@@ -127,7 +127,8 @@ class MultiAgentModule(RolloutHooks):
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
         """Take the policy-gradient steps of every agent; `advantages` holds [B, T] by agent id."""
         advantages = {name: signed_shares(values, batch, name) for name, values in advantages.items()}
-        sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
+        learning = chain.from_iterable(self.team.values())
+        sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in learning}
         if self.policy_update_hook is not None:
             self.policy_update_hook(sequences, advantages)
             return

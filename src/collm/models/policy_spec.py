@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from collm.errors import ConfigurationError
+from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.specs import ModelSpec
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
 
-ENGINES = ("collm", "transformers", "vllm")
+ENGINES = ("collm", "transformers", "vllm", "endpoint", "human")
 """Short names of engines; `collm.inference.actors` knows their classes."""
 
 
@@ -42,8 +43,11 @@ class PolicySpec(ModelSpec):
             log-probabilities are normalized over the tokens that were kept while sampling. `uncut` trains the
             log-probabilities before the cut, as many libraries do: the gradient is then biased.
         engine: What generates responses: `collm`; `transformers` for the `generate` of that library, which is slower;
-            `vllm`, on a GPU or a processor, which needs a package (docs/engines.md) and works in one process; or the
+            `vllm`, on a GPU or a processor, which needs a package (docs/engines.md) and works in one process;
+            `endpoint` for servers anywhere, or `human` for somebody at the terminal, whose agents do not learn; or the
             import path of a subclass of `collm.inference.base.Engine`.
+        endpoint: The servers, for `engine: endpoint`.
+        frozen: Keep the weights as they are: a team mate that does not learn.
         engine_memory: Share of the GPU's memory that `vllm` may take for its own weights and cache.
         engine_sleep: Free the GPU's memory of `vllm` during updates.
         sampler_correction: Multiply the policy gradient by the truncated importance weight min(pi / mu, cap) of what
@@ -70,6 +74,8 @@ class PolicySpec(ModelSpec):
     top_k: int = 0
     trained_policy: Literal["sampled", "uncut"] = "sampled"
     engine: str = "collm"
+    endpoint: EndpointSpec | None = None
+    frozen: bool = False
     engine_memory: float = 0.3
     engine_sleep: bool = False
     sampler_correction: Literal["token", "response", "off"] | None = None
@@ -87,7 +93,10 @@ class PolicySpec(ModelSpec):
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        super().check(name)
+        if self.engine == "endpoint":
+            self._check_endpoint(name)
+        if not self.knows_text_only:
+            super().check(name)
         check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
         check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO, sampler_weight_cap=POSITIVE)
         check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
@@ -96,10 +105,12 @@ class PolicySpec(ModelSpec):
                 f"{name}.min_new_tokens is {self.min_new_tokens}; it must be between 0 and max_new_tokens, "
                 f"{self.max_new_tokens}."
             )
+        if self.knows_text_only:
+            return
         if self.engine not in ENGINES and "." not in self.engine:
             raise ConfigurationError(
-                f"{name}.engine is {self.engine!r}; choose collm, transformers or vllm, or give the import path of a "
-                "class like my_package.my_module.MyEngine."
+                f"{name}.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}, or give the import path "
+                "of a class like my_package.my_module.MyEngine."
             )
         if self.trained_policy not in ("sampled", "uncut"):
             raise ConfigurationError(f"{name}.trained_policy is {self.trained_policy!r}; choose sampled or uncut.")
@@ -113,6 +124,27 @@ class PolicySpec(ModelSpec):
                 f"{name}: max_new_tokens is {self.max_new_tokens}, which leaves no room for a prompt in a context of "
                 f"{self.max_new_tokens + self.prompt_room()} tokens; lower it."
             )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its weights are elsewhere."""
+        return self.engine in ("endpoint", "human")
+
+    @property
+    def knows_text_only(self) -> bool:
+        """Whether nothing is known about the tokens of its model."""
+        chats = self.endpoint is not None and self.endpoint.protocol == "chat"
+        return self.engine == "human" or (self.engine == "endpoint" and chats)
+
+    @property
+    def learns(self) -> bool:
+        """Whether its weights are updated."""
+        return not (self.frozen or self.is_remote)
+
+    def _check_endpoint(self, name: str) -> None:
+        if self.endpoint is None:
+            raise ConfigurationError(f"{name}.engine is 'endpoint', but no {name}.endpoint.url says where it is.")
+        self.endpoint.check(f"{name}.endpoint")
 
     def allowed_ids(self, name: str = "policy") -> list[int] | None:
         """Tokens of `allowed_words`, None where anything may be written."""
