@@ -10,7 +10,7 @@ from collm.commands import CONFIGS
 
 def main() -> int:
     """The command."""
-    from collm.benchmark.suite import main
+    from collm.benchmark.command import main
 
     return main(Path(__file__), CONFIGS)
 

@@ -183,7 +183,7 @@ def make_app(service: Service) -> FastAPI:
         if isinstance(ids, str):
             text = ids
             service.check_text([text])
-            ids = await asyncio.to_thread(lambda: list(encode(text).input_ids))
+            ids = await asyncio.to_thread(lambda: list(map(int, encode(text).input_ids)))
         action = await service.answer(ids, sampling, given.seed)
         choice = {"text": action.text, "logprobs": None, **service.choice(action, given)}
         if given.logprobs is not None:
