@@ -26,7 +26,8 @@ def run_command(function: Callable[..., None], **defaults: Any) -> int:
         function: The function to call; `--config` reads its arguments from a file.
         defaults: Defaults that replace those of its signature.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so child runs are ended
+    # raises KeyboardInterrupt, so child runs are ended
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         auto_cli(function, as_positional=False, set_defaults=defaults, parser_class=_Parser)
     except (ConfigurationError, TrainingError) as error:
@@ -35,4 +36,6 @@ def run_command(function: Callable[..., None], **defaults: Any) -> int:
     except KeyboardInterrupt:
         print("\nstopped; give the same command again to continue", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
