@@ -48,8 +48,9 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
-    "collm.trajectory": Rule(rooms(), only=TORCH),
-    "collm.packing": Rule(rooms("trajectory"), only=TORCH),
+    "collm.sampling_mask": Rule(rooms(), only=TORCH),
+    "collm.trajectory": Rule(rooms("sampling_mask"), only=TORCH),
+    "collm.packing": Rule(rooms("trajectory", "sampling_mask"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms("returns"), only=TORCH),
@@ -63,6 +64,7 @@ RULES = {
     "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
     "collm.runtime.messages": Rule(rooms(), only=frozenset({"jsonargparse"})),
     "collm.runtime.command": Rule(rooms("errors", "runtime.configuration"), only=frozenset({"jsonargparse"})),
+    "collm.replay": Rule(rooms("errors", "runtime.files", "runtime.command", "replay"), only=frozenset()),
     "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
@@ -74,17 +76,28 @@ RULES = {
     "collm.architectures": Rule(rooms("architectures"), never=LIGHTNING),
     "collm.kernels": Rule(rooms("architectures", "kernels"), never=LIGHTNING),
     "collm.models": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models"), never=LIGHTNING
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "kernels", "models"),
+        never=LIGHTNING,
     ),
     "collm.inference.embedded": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models")
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "kernels", "models")
         | rooms("inference.base", "inference.sampling", "inference.trial", "inference.embedded"),
         never=LIGHTNING,
     ),
+    "collm.inference.endpoint": Rule(
+        rooms("trajectory", "errors", "models", "inference.base", "inference.endpoint"),
+        never=LIGHTNING | {"transformers", "peft"},
+    ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "models")
-        | rooms("inference.base", "inference.sampling", "inference.trial"),
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "models")
+        | rooms("inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks"),
+        never=LIGHTNING,
+    ),
+    # A served agent is no run: nothing of the training loop.
+    "collm.serving": Rule(
+        rooms("models", "inference", "errors", "runtime", "trajectory", "environments", "samplers", "metrics")
+        | rooms("serving"),
         never=LIGHTNING,
     ),
     "collm.critics": Rule(
@@ -108,7 +121,11 @@ RULES = {
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
-    "collm.callbacks": Rule(rooms("environments.contract", "trajectory", "errors", "metrics", "runtime")),
+    "collm.callbacks": Rule(
+        rooms("environments.base", "environments.contract", "trajectory", "errors", "metrics", "runtime", "callbacks")
+        | rooms("replay")
+    ),
+    "collm.commands": Rule(cli=True),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
     "collm.studies.variance": Rule(rooms("metrics"), only=TORCH | {"numpy"}),
@@ -125,7 +142,7 @@ RULES = {
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.studies.comparison": Rule(
-        rooms("cli", "runtime", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
+        rooms("cli", "runtime", "errors", "metrics", "replay") | studies("plots", "runs", "tables"), cli=True
     ),
     "collm.studies.report": Rule(
         rooms("runtime", "errors")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
+from collm.models.policy_spec import PolicySpec
 from collm.schedules import follow_learning_rates
 
 # The optimizers of torch.optim keep tensors of the shape of the weight, except under these keys.
@@ -27,6 +28,7 @@ class Checkpointed(L.LightningModule):
 
     agent_ids: tuple[str, ...]
     parameters_mode: str
+    specs: Mapping[str, PolicySpec]
     learners: dict[str, list[nn.Parameter]]  # trained parameters, by the name of their optimizer
     optimizer: Callable[..., torch.optim.Optimizer]
     joint_samples: int
@@ -49,6 +51,8 @@ class Checkpointed(L.LightningModule):
             **self.identity(),
             "joint_samples": self.joint_samples,
             "num_rollouts": self.num_rollouts,
+            "endpoints": {name: spec.endpoint.urls for name, spec in self.specs.items() if spec.endpoint},
+            "frozen": [name for name, spec in self.specs.items() if spec.frozen],
             "learning_rates": {name: rates[name] for name in self.learners},
         }
 

@@ -33,6 +33,8 @@ class StateCritic(Critic):
         horizon: Largest number of turns of an episode.
     """
 
+    depends_on = "s"
+
     def __init__(self) -> None:
         super().__init__()
         self.names: tuple[str, ...] = ()

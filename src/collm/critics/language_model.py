@@ -69,6 +69,7 @@ class LanguageModelCritic(Critic):
         super().__init__()
         self.model = model
         self.reads = reads
+        self.depends_on = {"history": "h", "state": "s", "both": "h, s"}.get(reads, "h")
         self.learning_rate = model.learning_rate
         self.progress = progress
         self.epochs = epochs

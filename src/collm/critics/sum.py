@@ -25,6 +25,8 @@ class SumCritic(Critic):
             by default.
     """
 
+    depends_on = "h, s"
+
     def __init__(self, features: FeaturesCritic | None = None, rest: LanguageModelCritic | None = None):
         super().__init__()
         parts = {"features": features or FeaturesCritic(), "rest": rest or LanguageModelCritic()}

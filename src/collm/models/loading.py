@@ -30,8 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_path(path: str) -> str:
-    """The folder or hub name behind `path`; built-in names are `tiny`, `tiny_house`, `relay` and `smollm2`."""
-    if path in ("tiny", "tiny_house", "relay"):
+    """The folder or hub name behind `path`; built-in: `tiny`, `tiny_house`, `tiny_games`, `relay`, `smollm2`."""
+    if path in ("tiny", "tiny_house", "tiny_games", "relay"):
         return str(ASSETS / path)
     if path == "smollm2":
         return smollm2_folder()
@@ -87,7 +87,7 @@ def _config_at(path: str, resolved: str) -> PretrainedConfig:
     if looks_local and not Path(resolved).is_dir():
         raise ConfigurationError(
             f"model folder {path!r} does not exist; give an existing folder, a hub name such as 'Qwen/Qwen3-1.7B', "
-            "or one of the built-in names 'tiny', 'tiny_house', 'relay', 'smollm2'."
+            "or one of the built-in names 'tiny', 'tiny_house', 'tiny_games', 'relay', 'smollm2'."
         )
     try:
         config = AutoConfig.from_pretrained(resolved)

@@ -85,9 +85,9 @@ def test_groups_are_sampled_as_from_copies(
     assert branched.shares_prefixes
     whole = TransformersModel(backbone, [None])
     found, expected = (rollout(model, copies) for model in (branched, whole))
-    assert len({len(tokens) for tokens, _ in expected}) > 1  # rows leave one after the other
-    assert len({tuple(tokens) for tokens, _ in expected}) > len(PROMPTS)
-    for (tokens, log_probs), (other, other_log_probs) in zip(found, expected, strict=True):
+    assert len({len(tokens) for tokens, _, _ in expected}) > 1  # rows leave one after the other
+    assert len({tuple(tokens) for tokens, _, _ in expected}) > len(PROMPTS)
+    for (tokens, log_probs, _), (other, other_log_probs, _) in zip(found, expected, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=2e-5)
 
@@ -97,7 +97,7 @@ def rollout(model: CachedModel, copies: list[int]) -> list[tuple[list[int], list
     chance, cache = torch.Generator().manual_seed(0), PrefixCache()
     sampling, ends = Sampling(12, temperature=2.0), range(0, 97, 9)
     first = generate(model, [PROMPTS[copy] for copy in copies], sampling, ends, chance, cache)
-    histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _) in zip(copies, first, strict=True)]
+    histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _, _) in zip(copies, first, strict=True)]
     return [*first, *generate(model, histories + histories, sampling, ends, chance, cache)]
 
 
