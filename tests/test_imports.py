@@ -54,7 +54,6 @@ RULES = {
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms("returns"), only=TORCH),
-    "collm.schedules": Rule(rooms(), only=frozenset()),
     "collm.runtime.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
     "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
     "collm.runtime.run_folder": Rule(rooms("errors", "runtime")),
@@ -115,7 +114,7 @@ RULES = {
     "collm.algorithms": Rule(
         rooms(
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
-            *("schedules", "runtime"),
+            "runtime",
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
             *("algorithms.settings", "algorithms.agents", "algorithms.rollout_hooks"),
         )

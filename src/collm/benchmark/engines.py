@@ -20,10 +20,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.benchmark.operations import Iterations
+from collm.benchmark.operations import Iterations, play_and_learn
 from collm.benchmark.timed_table import Table
 from collm.benchmark.tiny_model import VOCABULARY, build_tokenizer
-from collm.callbacks.resources import LogResources
 from collm.critics.language_model import LanguageModelCritic
 from collm.data import RolloutDataModule
 from collm.environments.workload import Workload
@@ -111,21 +110,8 @@ def iteration(known: argparse.Namespace, table: Table, name: str, path: str, eng
     )
     critic = LanguageModelCritic(ModelSpec(path, context_length=512, **LORA))
     module = CoLLMCC(agent_ids=data.agent_ids, policy=policy, critic=critic, parameters="lora")
-    module.hparams.clear()  # they hold objects that cannot be logged
     rounds, cpu = Iterations(lora=True), CpuSeconds()
-    trainer = L.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[LogResources(synchronize=True), rounds, cpu],
-    )
-    trainer.fit(module, datamodule=data)
+    play_and_learn(module, data, "auto", rounds, cpu)
     warm = rounds.measured[1:]
     seconds, generate = (statistics.median(one[key] for one in warm) for key in ("seconds", "generate"))
     table.add(

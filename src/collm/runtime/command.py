@@ -37,7 +37,8 @@ def run_command(
 
 def exit_status(call: Callable[[], None]) -> int:
     """Run `call`; 0, 1 if runs failed, 2 for a mistake in the settings, and 130 if the command was interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so child runs are ended
+    # raises KeyboardInterrupt, so child runs are ended
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         call()
     except (ConfigurationError, TrainingError) as error:
@@ -46,4 +47,6 @@ def exit_status(call: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; give the same command again to continue", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
