@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from collm.objectives import generalized_advantages, next_turn
 from collm.returns import (
     clip_advantages,
     discounted_returns,
     equal_groups,
     explained_variance,
-    generalized_advantages,
     group_max_baseline,
     group_mean_baseline,
     group_standardize,
     leave_one_out_baseline,
-    next_turn,
     node_returns,
     normalize_advantages,
 )

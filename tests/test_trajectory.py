@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import pickle
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from collm.packing import (
     pad_sequences,
     pool_shared_actions,
 )
-from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions, first_non_finite
+from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions
 from tabular import copies
 
 
@@ -233,10 +232,3 @@ def test_record_is_plain_data() -> None:
         "info": {"rejected": ["fly"]},
     }
     assert record["turns"][1]["truncated"] == []
-
-
-@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
-def test_first_non_finite(reward: float) -> None:
-    broken = make_trajectory(make_turn(1.0), make_turn(reward))
-    assert first_non_finite([CHAIN, broken, CUT]) is broken
-    assert first_non_finite([CHAIN, CUT]) is None

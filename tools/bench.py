@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from collm.benchmark.suite import main
+from collm.benchmark.command import main
 
 if __name__ == "__main__":
     here = Path(__file__).resolve()

@@ -6,17 +6,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
-import inspect
 import os
 import pkgutil
-import re
 import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -36,6 +32,7 @@ from collm.runtime.checks import SEED, check_number
 from collm.runtime.collectives import is_about_a_lost_rank
 from collm.runtime.configuration import StrictFiles
 from collm.runtime.files import is_about_a_full_disk, unwritable
+from collm.runtime.messages import readable
 from collm.runtime.resuming import NAMED, find_named, while_restoring
 from collm.runtime.run_folder import RunFolder
 from collm.runtime.trainer_settings import check_trainer
@@ -43,6 +40,13 @@ from collm.samplers.base import Sampler
 from collm.strategies.checkpoints import FileOrFolder, meta_file, read_meta
 
 _TRACEBACK = "COLLM_TRACEBACK"
+_COMPONENTS = {
+    "model": MultiAgentModule,
+    "environment": Environment,
+    "sampler": Sampler,
+    "eval_sampler": Sampler,
+    "callbacks": Callback,
+}
 
 
 class _Parser(StrictFiles, LightningArgumentParser):
@@ -52,7 +56,7 @@ class _Parser(StrictFiles, LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # an abbreviated name is a mistake
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigurationError(_readable(shortened(message, 20_000), self)) from ex
+        raise ConfigurationError(readable(shortened(message, 20_000), self, _COMPONENTS)) from ex
 
 
 class CollmCLI(LightningCLI):
@@ -228,93 +232,3 @@ def _check_writable(trainer: Any) -> None:
                 f"the log folder {folder!r} cannot be written ({existing} is not a writable folder); set "
                 "trainer.logger.init_args.save_dir to one that is."
             )
-
-
-# Parsing of jsonargparse's messages
-
-_NOISE = re.compile(
-    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a path but|Expected a None$|"
-    r"Subclass types expect|a class path \(str\)|a dict with"
-)
-_UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'(?! is not accepted as)|unrecognized arguments: -*([\w.]+)")
-_CLASS = re.compile(r"(?:dot import path string:|given class_path|Import path) '?([\w.]+)")
-_COMPONENTS = {
-    "model": MultiAgentModule,
-    "environment": Environment,
-    "sampler": Sampler,
-    "eval_sampler": Sampler,
-    "callbacks": Callback,
-}
-
-
-def _readable(message: str, parser: LightningArgumentParser) -> str:
-    """The cause in jsonargparse's message, with the closest valid name for an unknown one."""
-    keys: list[str] = []  # nested keys of the setting, outermost first
-    causes: list[str] = []
-    given = ""
-    for line in message.splitlines():
-        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line.strip().removeprefix("- "))
-        text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", text.replace("NoneType", "None"))
-        if match := re.match(r'Parser key "([^"]+)":\s*', text):
-            keys.append(match[1])
-            text = text[match.end() :]
-        if match := re.match(r"Given value: (?!NestedArg)(.{1,200})$", text):
-            given = f"got {match[1]}"
-        elif text and not _NOISE.match(text):
-            causes.append(text)
-    where = ".".join(dict.fromkeys(keys))
-    causes = [_explained(cause, where, parser) for cause in dict.fromkeys(causes)]
-    if (missing := re.search(r"No module named '([\w.]+)'", message)) and f"'{missing[1]}." not in message:
-        given, causes = "", [f"no module named {missing[1]!r}, which it imports; install it or correct the name"]
-    if given and all(cause.startswith("Expected") and "Got value" not in cause for cause in causes):
-        causes.append(given)
-    text = (f"{where}: " if where else "") + "; ".join(causes or [message.strip()])
-    return re.sub(r"^([\w.]+): ([\w.]+): ", r"\1.\2: ", text)
-
-
-def _arguments(cls: type) -> set[str]:
-    """Names of the constructor arguments of `cls`, those it passes on to its base classes included."""
-    own = [base for base in cls.__mro__ if base.__module__.startswith("collm.") and "__init__" in vars(base)]
-    return {name for base in own for name in inspect.signature(base).parameters} - {"kwargs"}
-
-
-def _explained(cause: str, where: str, parser: LightningArgumentParser) -> str:
-    """`cause` in plain words, with the closest valid name for an unknown one."""
-    if cause.startswith("unknown setting"):  # already explained by the parser of a component
-        return cause
-    if cause.endswith(" is abstract"):
-        return f"no class is chosen yet; put --{where}=... before its settings"
-    if match := re.search(r"arguments are required: (.*)", cause):
-        return f"{match[1]} missing; give a --config that sets it, such as a complete one of configs/experiments"
-    if match := _UNKNOWN.search(cause):
-        name = match[1] or match[2]
-        subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
-        known = {action.dest for one in (parser, *subcommands) for action in one._actions} - {"help"}
-        settings = {dest.partition(".")[0] for dest in known} - {"print_shtab"}
-        if settings == _arguments(MultiAgentModule):
-            return (
-                f"unknown setting {name!r}; no algorithm is chosen yet, or one without this setting: put --model=... "
-                "before its settings"
-            )
-        return f"unknown setting {name!r}; {_nearest(name, known, 1)}"
-    if match := _CLASS.search(cause):
-        name = match[1]
-        bases = [base for key, base in _COMPONENTS.items() if key in where.split(".")[-1:]] or _COMPONENTS.values()
-        known = {cls.__name__ for base in bases for cls in _subclasses(base)}
-        return f"{name!r} is not a class that fits here; {_nearest(name.split('.')[-1], known, 2)}"
-    return cause
-
-
-def _nearest(name: str, known: set[str], num: int) -> str:
-    if near := difflib.get_close_matches(name, sorted(known), num, 0.6):
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"there are {', '.join(sorted(known))}" if len(known) <= 50 else "--help lists all there are"
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    """Concrete subclasses of `cls` in this package."""
-    subclasses: list[type] = cls.__subclasses__()
-    for subclass in subclasses:
-        yield from _subclasses(subclass)
-        if subclass.__module__.startswith("collm.") and not inspect.isabstract(subclass):
-            yield subclass

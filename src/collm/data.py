@@ -16,12 +16,12 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from collm.environments.base import Environment, EpisodeFailure, check_tasks
+from collm.environments.base import SPLITS, Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, measured, tasks_of
 from collm.errors import ConfigurationError
 from collm.inference.actors import Actors, check_engines
 from collm.returns import equal_groups
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_choice, check_numbers
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
@@ -73,7 +73,7 @@ class RolloutDataModule(L.LightningDataModule):
         eval_episodes_per_task: int = 4,
         eval_greedy: bool = False,
         eval_batch_size: int = 64,
-        predict_split: str = "eval",
+        predict_split: Literal["train", "eval"] = "eval",
         episode_retries: int = 1,
         failed_episodes: Literal["drop", "zero"] = "drop",
         seed: int = 0,
@@ -98,16 +98,14 @@ class RolloutDataModule(L.LightningDataModule):
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
         check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
         check_numbers("data", self, episode_retries=COUNT_OR_ZERO, replace_equal_groups=COUNT_OR_ZERO)
-        if failed_episodes not in ("drop", "zero"):
-            raise ConfigurationError(f"data.failed_episodes is {failed_episodes!r}; use 'drop' or 'zero'.")
+        check_choice("data.failed_episodes", failed_episodes, ("drop", "zero"))
+        check_choice("data.predict_split", predict_split, SPLITS)
         if replace_equal_groups and (num_generations < 2 or not self.sampler.independent):
             raise ConfigurationError(
                 f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} with "
                 f"data.num_generations {num_generations} does not play groups of independent episodes; set it to 0, or "
                 "use Parallel and groups of 2 or more."
             )
-        if predict_split not in ("train", "eval"):
-            raise ConfigurationError(f"data.predict_split is {predict_split!r}; use 'train' or 'eval'.")
         check_environment(environment)
         self.train_tasks = tasks_of(environment, "train")
         self.eval_tasks = tasks_of(environment, "eval")
@@ -161,9 +159,8 @@ class RolloutDataModule(L.LightningDataModule):
         chosen = []
         for position in range(first, first + self.tasks_per_rollout):
             epoch, index = divmod(position, len(self.train_tasks))
-            order = torch.randperm(
-                len(self.train_tasks), generator=torch.Generator().manual_seed(self.seed * 7919 + epoch)
-            )
+            generator = torch.Generator().manual_seed(self.seed * 7919 + epoch)
+            order = torch.randperm(len(self.train_tasks), generator=generator)
             chosen.append(self.train_tasks[order[index]])
         return chosen
 
@@ -296,7 +293,6 @@ class _EvalRollouts(IterableDataset):
     def __iter__(self) -> Iterator[RolloutBatch]:
         data = self.data
         for index, tasks in enumerate(self.batches):
-            seed = (
-                _EVALUATION_SEED + (data.seed * 1_000_003 + index) * data.trainer.world_size + data.trainer.global_rank
-            )
+            seed = (data.seed * 1_000_003 + index) * data.trainer.world_size + data.trainer.global_rank
+            seed += _EVALUATION_SEED
             yield data.play(data.eval_sampler, tasks, seed, data.eval_episodes_per_task, data.eval_greedy)

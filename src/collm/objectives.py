@@ -1,4 +1,4 @@
-"""Loss functions of policies and critics, and their terms.
+"""The equations of an update: advantages, and loss functions of policies and critics with their terms.
 
 Pure functions of tensors. Losses are SUMS over the entries where the mask is True, never means, so that the losses of
 micro-batches add up to the loss of the batch; the caller divides by the number of trajectories. A mask may select any
@@ -13,8 +13,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from collm.returns import discounted_returns
+
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this magnitude to keep `exp` finite; a clamped ratio has no gradient."""
+
+
+def next_turn(values: Tensor, turn_mask: Tensor) -> Tensor:
+    """V(h_{t+1}) from V(h_t), with 0 after the last played turn of a row.
+
+    Args:
+        values: V(h_t), [B, T].
+        turn_mask: True at played turns, [B, T].
+
+    Returns:
+        Values of the next turn, [B, T].
+    """
+    values = _masked(values, turn_mask)
+    # The value after the last column is 0; a shorter row takes the 0 of its first masked turn.
+    return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    turn_mask: Tensor,
+    discount: float,
+    gae_lambda: float,
+    next_values: Tensor | None = None,
+) -> Tensor:
+    """Generalized advantage estimates over turns (Schulman et al., arXiv 1506.02438).
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}. With lambda 0 this is the TD error
+    of arXiv 2601.21972, eq. 2 and 4; with lambda 1 the return minus the value. The lambda-return that a critic
+    regresses on is `generalized_advantages(...) + values` at the played turns.
+
+    Args:
+        rewards: Team reward of each turn, [B, T].
+        values: V(h_t), [B, T].
+        turn_mask: True at played turns, [B, T].
+        discount: gamma.
+        gae_lambda: lambda.
+        next_values: V(h_{t+1}), [B, T]; by default from `values`. With those of another critic, lambda 1 no longer
+            gives the return minus the value. The entry at the last played turn of a row is ignored.
+
+    Returns:
+        Advantages, 0 at masked turns, [B, T].
+    """
+    if next_values is None:
+        next_values = next_turn(values, turn_mask)
+    is_followed = torch.cat([turn_mask[:, 1:], torch.zeros_like(turn_mask[:, :1])], dim=1)
+    next_values = _masked(next_values, is_followed)
+    deltas = _masked(rewards + discount * next_values - values, turn_mask)
+    return discounted_returns(deltas, turn_mask, discount * gae_lambda)
 
 
 def policy_gradient_loss(

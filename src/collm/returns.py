@@ -1,4 +1,4 @@
-"""Returns, value targets, advantages and baselines of turns.
+"""Returns of turns, baselines of groups, and scales of advantages.
 
 Pure functions of tensors [B, T] (B trajectories, T turns). `turn_mask` is True at played turns, which are a prefix of
 each row. Three rules hold for every function:
@@ -27,56 +27,13 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, discount: float) -> T
     Returns:
         G, 0 at masked turns, [B, T].
     """
-    return _discounted_sum(_masked(rewards, turn_mask), discount)
-
-
-def next_turn(values: Tensor, turn_mask: Tensor) -> Tensor:
-    """V(h_{t+1}) from V(h_t), with 0 after the last played turn of a row.
-
-    Args:
-        values: V(h_t), [B, T].
-        turn_mask: True at played turns, [B, T].
-
-    Returns:
-        Values of the next turn, [B, T].
-    """
-    values = _masked(values, turn_mask)
-    # The value after the last column is 0; a shorter row takes the 0 of its first masked turn.
-    return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-
-
-def generalized_advantages(
-    rewards: Tensor,
-    values: Tensor,
-    turn_mask: Tensor,
-    discount: float,
-    gae_lambda: float,
-    next_values: Tensor | None = None,
-) -> Tensor:
-    """Generalized advantage estimates over turns (Schulman et al., arXiv 1506.02438).
-
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}. With lambda 0 this is the TD error
-    of arXiv 2601.21972, eq. 2 and 4; with lambda 1 the return minus the value. The lambda-return that a critic
-    regresses on is `generalized_advantages(...) + values` at the played turns.
-
-    Args:
-        rewards: Team reward of each turn, [B, T].
-        values: V(h_t), [B, T].
-        turn_mask: True at played turns, [B, T].
-        discount: gamma.
-        gae_lambda: lambda.
-        next_values: V(h_{t+1}), [B, T]; by default from `values`. With those of another critic, lambda 1 no longer
-            gives the return minus the value. The entry at the last played turn of a row is ignored.
-
-    Returns:
-        Advantages, 0 at masked turns, [B, T].
-    """
-    if next_values is None:
-        next_values = next_turn(values, turn_mask)
-    is_followed = torch.cat([turn_mask[:, 1:], torch.zeros_like(turn_mask[:, :1])], dim=1)
-    next_values = _masked(next_values, is_followed)
-    deltas = _masked(rewards + discount * next_values - values, turn_mask)
-    return _discounted_sum(deltas, discount * gae_lambda)
+    rewards = _masked(rewards, turn_mask)
+    returns = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for turn in reversed(range(rewards.shape[1])):
+        following = rewards[:, turn] + discount * following  # 0 after the last played turn
+        returns[:, turn] = following
+    return returns
 
 
 def node_returns(returns: Tensor, nodes: Tensor, weights: Tensor, turn_mask: Tensor) -> Tensor:
@@ -270,16 +227,6 @@ def _within_turns(entries: Tensor, mask: Tensor) -> Tensor:
     """Sum of squared deviations from the mean of each turn, over the rows where `mask` is True, [T]."""
     mean = entries.sum(0) / mask.sum(0).clamp(min=1)
     return _masked(entries - mean, mask).square().sum(0)
-
-
-def _discounted_sum(terms: Tensor, factor: float) -> Tensor:
-    """S_t = terms_t + factor S_{t+1} along T, [B, T]. Masked turns, all at the end of a row, hold 0 and stay 0."""
-    sums = torch.zeros_like(terms)
-    following = torch.zeros_like(terms[:, 0])
-    for turn in reversed(range(terms.shape[1])):
-        following = terms[:, turn] + factor * following
-        sums[:, turn] = following
-    return sums
 
 
 def _peers(groups: Tensor, turn_mask: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ Masks are True where an element counts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -78,10 +79,6 @@ class Message:
     action: Action
     round: int = 0
 
-    def record(self) -> dict[str, Any]:
-        """The message as plain data."""
-        return {"agent_id": self.agent_id, "observation": self.observation, "text": self.action.text}
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -125,6 +122,27 @@ class Turn:
         messages = [message for message in self.messages if message.agent_id == agent_id]
         return messages or [Message(agent_id, self.observations[agent_id], self.actions[agent_id])]
 
+    def record(self) -> dict[str, Any]:
+        """The turn as plain data."""
+        optional = {
+            "messages": [
+                {"agent_id": message.agent_id, "observation": message.observation, "text": message.action.text}
+                for message in self.messages
+            ],
+            "features": self.features,
+            "state_text": self.state_text,
+            "progress": self.progress,
+        }
+        return {
+            "observations": self.observations,
+            "actions": {agent_id: action.text for agent_id, action in self.actions.items()},
+            "truncated": [agent_id for agent_id, action in self.actions.items() if action.truncated],
+            "reward": self.reward,
+            "terms": self.terms,
+            "info": self.info,
+            **{name: value for name, value in optional.items() if value not in ([], {}, "", None)},
+        }
+
 
 @dataclass
 class Trajectory:
@@ -165,23 +183,7 @@ class Trajectory:
             "metrics": self.metrics,
             "error": self.error,
             "failures": [{"cause": cause, "message": message} for cause, message in self.failures],
-            "turns": [
-                {
-                    "observations": turn.observations,
-                    "actions": {agent_id: action.text for agent_id, action in turn.actions.items()},
-                    "truncated": [agent_id for agent_id, action in turn.actions.items() if action.truncated],
-                    "reward": turn.reward,
-                    "terms": turn.terms,
-                    "info": turn.info,
-                }
-                | ({"messages": [message.record() for message in turn.messages]} if turn.messages else {})
-                | {
-                    name: value
-                    for name in ("features", "state_text", "progress")
-                    if (value := getattr(turn, name)) not in ({}, "", None)
-                }
-                for turn in self.turns
-            ],
+            "turns": [turn.record() for turn in self.turns],
         }
 
 
@@ -236,16 +238,8 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The batch with its tensors on `device`."""
-        return RolloutBatch(
-            self.trajectories,
-            self.rewards.to(device),
-            self.turn_mask.to(device),
-            self.groups.to(device),
-            self.seconds,
-            None if self.tree is None else self.tree.to(device),
-            self.left_out,
-            self.replaced_joint_samples,
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("rewards", "turn_mask", "groups")}
+        return replace(self, **moved, tree=self.tree and self.tree.to(device))
 
 
 def without_failed(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], list[Trajectory]]:
@@ -256,14 +250,10 @@ def without_failed(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory]
     """
     left = [trajectory for trajectory in trajectories if trajectory.error is None]
     failed = [trajectory for trajectory in trajectories if trajectory.error is not None]
-    children: dict[int, set[int]] = {}
-    for branch in (turn.branch for trajectory in left for turn in trajectory.turns):
-        if branch:
-            children.setdefault(branch.parent, set()).add(branch.node)
-    if failed:
-        for trajectory in left:
-            chosen = [len(children[turn.branch.parent]) for turn in trajectory.turns if turn.branch]
-            trajectory.weight = 1 / math.prod(chosen)
+    nodes = {turn.branch for trajectory in left for turn in trajectory.turns if turn.branch}
+    num_siblings = Counter(branch.parent for branch in nodes)
+    for trajectory in left if failed else ():
+        trajectory.weight = 1 / math.prod(num_siblings[turn.branch.parent] for turn in trajectory.turns if turn.branch)
     return left, failed
 
 
@@ -286,10 +276,9 @@ def collate(
 
 def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:
     """The structure of the rollout trees of `trajectories` with T = `width`; None if no turn has a `branch`."""
-    if not any(turn.branch for trajectory in trajectories for turn in trajectory.turns):
+    branches = [[turn.branch for turn in trajectory.turns if turn.branch] for trajectory in trajectories]
+    if not any(branches):
         return None
-    # where one turn has a branch, all have
-    branches = [[cast(Branch, turn.branch) for turn in trajectory.turns] for trajectory in trajectories]
     distinct = list({branch.node: branch for path in branches for branch in path}.values())
     numbers = {branch.node: index for index, branch in enumerate(distinct)}
     nodes = torch.tensor([[numbers[b.node] for b in path] + [0] * (width - len(path)) for path in branches])
@@ -307,11 +296,3 @@ def distinct_actions(trajectories: Iterable[Trajectory]) -> list[Action]:
         for message in turn.written_by(agent_id)
     )
     return list({action.uid: action for action in written}.values())
-
-
-def first_non_finite(trajectories: Iterable[Trajectory]) -> Trajectory | None:
-    """The first trajectory with a reward that is NaN or infinite, if there is one."""
-    for trajectory in trajectories:
-        if not all(math.isfinite(turn.reward) for turn in trajectory.turns):
-            return trajectory
-    return None

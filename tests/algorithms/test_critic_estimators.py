@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from collm.returns import discounted_returns, generalized_advantages
+from collm.objectives import generalized_advantages
+from collm.returns import discounted_returns
 from enumerated import FULL, STOPS, Enumerated
 from tabular import AGENTS, TwoTurns
 

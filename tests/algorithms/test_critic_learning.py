@@ -15,7 +15,7 @@ from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
-from collm.returns import next_turn
+from collm.objectives import next_turn
 from collm.studies.runs import read_run
 from collm.trajectory import RolloutBatch
 

@@ -18,8 +18,8 @@ from collm.algorithms.mareinforce import MAREINFORCE
 from collm.algorithms.maremax import MAReMax
 from collm.algorithms.marloo import MARLOO
 from collm.algorithms.monte_carlo import MonteCarlo
-from collm.objectives import policy_gradient_loss
-from collm.returns import discounted_returns, generalized_advantages
+from collm.objectives import generalized_advantages, policy_gradient_loss
+from collm.returns import discounted_returns
 
 PAYOFF = torch.tensor([[3.0, -1.0, 0.5], [0.0, 2.0, -2.0], [1.0, 0.0, 5.0]], dtype=torch.float64)
 LOGITS = torch.tensor([[0.3, -0.4, 0.1], [-0.2, 0.5, 0.2]], dtype=torch.float64)  # one row per agent

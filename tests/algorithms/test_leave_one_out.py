@@ -15,8 +15,8 @@ from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
+from collm.objectives import generalized_advantages
 from collm.packing import micro_batches
-from collm.returns import generalized_advantages
 from collm.trajectory import Action, Message, RolloutBatch, Task, Trajectory, Turn
 from enumerated import FULL, STOPS, Enumerated
 from tabular import AGENTS, TwoTurns

@@ -20,8 +20,8 @@ from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.objectives import generalized_advantages
 from collm.packing import TokenSequence, pad_sequences
-from collm.returns import generalized_advantages
 from collm.samplers.parallel import Parallel
 from collm.studies.oracle_sampler import Oracle
 from collm.studies.runs import read_run

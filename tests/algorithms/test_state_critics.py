@@ -21,7 +21,8 @@ from collm.critics.language_model import LanguageModelCritic
 from collm.critics.sum import SumCritic
 from collm.errors import ConfigurationError
 from collm.models.policy import PolicySpec
-from collm.returns import generalized_advantages, leave_one_out_baseline
+from collm.objectives import generalized_advantages
+from collm.returns import leave_one_out_baseline
 from collm.samplers.tree import Tree
 from collm.trajectory import RolloutBatch, collate
 from enumerated import FULL, STOPS, Enumerated

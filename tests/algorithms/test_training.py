@@ -26,7 +26,9 @@ LEARNERS = {
     "mareinforce": ACTORS,
     "marloo": ACTORS,
     "maremax": ACTORS,
+    "c3": ACTORS,
 }
+JOINT_SAMPLES = {"c3": 16 * (1 + 2 * 3)}  # three other responses of two agents at the one turn of 16 episodes
 METRICS = {
     "collm_cc": {"loss/critic", "critic/explained_variance", "loss/policy/player_1"},
     "collm_cc_q": {"loss/critic", "critic/explained_variance", "critic/baseline/explained_variance"},
@@ -77,7 +79,8 @@ def test_exactly_what_should_learn_moves(play: Callable[..., int], run_folder: P
     assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm])
     logged = scalars(run_folder)
     assert METRICS.get(algorithm, set()) <= set(logged)
-    assert logged["rollout/joint_samples"] == [64, 128]
+    played = JOINT_SAMPLES.get(algorithm, 64)
+    assert logged["rollout/joint_samples"] == [played, 2 * played]
 
 
 @pytest.mark.parametrize("algorithm", ["collm_cc", "collm_cc_q", "collm_cc_loo", "collm_dc", "magrpo"])
@@ -124,6 +127,15 @@ def test_trees_train(play: Callable[..., int], run_folder: Path, algorithm: str,
     assert play(algorithm, *args, *NO_DECAY, f"--data.sampler.joint={joint}", "--data.tasks_per_rollout=2") == 0
     size = {"aligned": 6, "cross": 20}[joint]
     assert scalars(run_folder)["rollout/joint_samples"] == [2 * size, 4 * size]
+
+
+def test_c3_refuses_samplers_without_counterfactual_responses(
+    play: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert play("c3", "--data.sampler=collm.samplers.parallel.Parallel") == 2
+    message = capsys.readouterr().err
+    assert "C3 compares counterfactual responses, and Parallel plays none; set data.sampler" in message
+    assert "Loading weights" not in message
 
 
 def test_a_tree_that_is_too_large_loads_nothing(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from collm.benchmark import suite
+from collm.benchmark import command, gpu
 from collm.benchmark.gpu import Bench
 from collm.benchmark.timed_table import Table
 from toy import REPOSITORY
@@ -22,7 +22,7 @@ SMALL = (
 
 def test_the_table_of_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["gpu", *SMALL.split(), "--dtype=float32", f"--out={tmp_path}"]
-    assert suite.main(REPOSITORY / "tools" / "bench.py", REPOSITORY / "configs", arguments) == 0
+    assert command.main(REPOSITORY / "tools" / "bench.py", REPOSITORY / "configs", arguments) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "gpu.json").read_text())["rows"]}
     iterations = [f"iteration, {name}" for name in ("separate, collm", "separate, transformers", "lora, collm")]
     updates = [f"{name}: update and values" for name in iterations]
@@ -48,12 +48,12 @@ def test_the_table_of_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_limit_of_decoding_worked_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parser = argparse.ArgumentParser()
-    suite.gpu.add_arguments(parser)
+    gpu.add_arguments(parser)
     known = parser.parse_args([*SMALL.split(), f"--out={tmp_path}"])
     table = Table(known)
     bench = Bench(known, table)
     bench.folder = str(tmp_path / "model")
-    suite.gpu.build_tokenizer(bench.folder, 512)
+    gpu.build_tokenizer(bench.folder, 512)
     bench.config().save_pretrained(bench.folder)
     bench.bandwidth = 1e6
     took = iter([0.5, 4.0])  # reading prompts, and reading them and writing

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from collm.benchmark import plan
+from collm.benchmark.memory import Plan, Shape
 from toy import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -21,8 +22,8 @@ QWEN3_4B = (
 HEAD = 2560 + 1  # of the critic, in float32
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, *args: str) -> plan.Plan:
-    found: list[plan.Plan] = []
+def planned(monkeypatch: pytest.MonkeyPatch, *args: str) -> Plan:
+    found: list[Plan] = []
     monkeypatch.setattr(plan, "describe", lambda made, options: found.append(made) or [])
     assert plan.main(CONFIGS / "base.yaml", list(args)) == 0
     return found[0]
@@ -33,20 +34,20 @@ def files(*names: str) -> list[str]:
 
 
 @pytest.fixture
-def house_build(monkeypatch: pytest.MonkeyPatch) -> plan.Plan:
+def house_build(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """The paper's game with two agents and a critic of Qwen3-4B, each trained in full in bfloat16."""
     names = ("algorithms/collm_cc", "environments/house_build", "models/qwen3_4b", "critics/qwen3_4b")
     return planned(monkeypatch, *files(*names))
 
 
-def test_the_models_of_the_paper_have_their_published_size(house_build: plan.Plan) -> None:
+def test_the_models_of_the_paper_have_their_published_size(house_build: Plan) -> None:
     assert QWEN3_4B == 4_022_468_096  # "4.0B"
     sizes = {name: sum(w.numel() for w in one.lm.parameters()) for name, one in house_build.module.backbones.items()}
     assert sizes == {"builder_1": QWEN3_4B, "builder_2": QWEN3_4B, "critic": QWEN3_4B}
     assert all(weight.is_meta for weight in house_build.module.parameters())
 
 
-def test_memory_of_one_device(house_build: plan.Plan) -> None:
+def test_memory_of_one_device(house_build: Plan) -> None:
     needs = house_build.needs(1, sharded=False)
     weights = 3 * QWEN3_4B * 2 + HEAD * 4
     assert needs.parameters == weights
@@ -69,7 +70,7 @@ def test_without_float32_copies_optimizer_states_are_half_as_large(monkeypatch: 
     assert needs.optimizer == pytest.approx(2 * QWEN3_4B * 4, rel=1e-6)
 
 
-def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
+def test_shards_divide_what_replicas_repeat(house_build: Plan) -> None:
     one, ddp, fsdp = (house_build.needs(*how) for how in ((1, False), (8, False), (8, True)))
     assert (ddp.parameters, ddp.optimizer) == (one.parameters, one.optimizer)
     assert ddp.gradients == one.gradients + one.parameters  # with the buckets
@@ -81,7 +82,7 @@ def test_shards_divide_what_replicas_repeat(house_build: plan.Plan) -> None:
     assert fsdp.gathered == 2 * (QWEN3_4B - 34 * layer)
 
 
-def test_a_network_on_its_own_device_needs_the_memory_of_one_network(house_build: plan.Plan) -> None:
+def test_a_network_on_its_own_device_needs_the_memory_of_one_network(house_build: Plan) -> None:
     one, agent, critic = (house_build.needs(1, sharded=False), *map(house_build.needs_of, ("builder_1", "critic")))
     assert (agent.parameters, agent.gradients) == (QWEN3_4B * 2, QWEN3_4B * 4)
     assert (critic.parameters, critic.gradients) == (QWEN3_4B * 2 + HEAD * 4, QWEN3_4B * 4 + HEAD * 4)
@@ -125,7 +126,7 @@ def test_activations_are_what_autograd_keeps(kind: type, dtype: torch.dtype) -> 
         weights = {weight.data_ptr() for weight in lm.parameters()}
         return sum(size for place, (size, _) in found.items() if place not in weights), lm
 
-    shape = plan.Shape.of(kept(1)[1])
+    shape = Shape.of(kept(1)[1])
     per_token = (kept(3)[0] - kept(1)[0]) / 2 / 512
     assert (shape.queries, shape.keys, shape.normalized) == (384, 96, kind is Qwen3Config)
     assert shape.activation_bytes(dtype.itemsize) == pytest.approx(per_token, rel=0.02)

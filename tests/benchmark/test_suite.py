@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from collm.benchmark import suite
+from collm.benchmark import command, suite
 from collm.benchmark.cells import Cell, Work, cells, chosen
 from collm.benchmark.rounds import overhead_share, summarize
 from collm.benchmark.sides import Side, alternate, ratio
@@ -112,7 +112,7 @@ def test_any_configuration_is_compared_with_the_floor(tmp_path: Path, tiny_folde
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
     args = ["run", "--rounds=2", "--warmup=1", "--out=result.json", "--config=toy.yaml", "--data.num_generations=2"]
-    assert suite.main(REPOSITORY / "tools" / "bench.py", CONFIGS, args) == 0
+    assert command.main(REPOSITORY / "tools" / "bench.py", CONFIGS, args) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result.keys() == {"num_threads", "clock", "device", "warmup", "memory", "rounds", "summary"}
     assert (result["num_threads"], result["device"], result["warmup"]) == (1, "cpu", 1)
@@ -221,7 +221,7 @@ def test_arguments_of_workloads_are_accepted_by_the_command_line(tmp_path, model
     options = ["--clock=cpu", "--rounds=1", "--warmup=0", "--no-floor", "--in-turn", "--out=here.json"]
     args = ["run", *options, *work.arguments(CONFIGS, str(model)), "--trainer.accelerator=cpu"]
     args += ["--model.policy.min_new_tokens=4", "--model.policy.max_new_tokens=4"]
-    assert suite.main(Path("bench.py"), CONFIGS, args) == 0
+    assert command.main(Path("bench.py"), CONFIGS, args) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("@round ")]
     one = json.loads(line.removeprefix("@round "))
     assert one["joint_samples"] == 2 + 4
@@ -266,5 +266,5 @@ def test_a_row_says_whether_the_target_is_reached() -> None:
 @pytest.mark.parametrize("args", [["run", "--rounds=0"], ["table", "--nonsense"], ["table", "--warmup=-1"]])
 def test_mistakes_are_named(args: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        suite.main(Path("bench.py"), CONFIGS, args)
+        command.main(Path("bench.py"), CONFIGS, args)
     assert "error: " in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_without_retries_a_failure_is_final() -> None:
     ("kwargs", "message"),
     [
         ({"episode_retries": -1}, "data.episode_retries is -1; it must be a whole number of at least 0"),
-        ({"failed_episodes": "keep"}, "data.failed_episodes is 'keep'; use 'drop' or 'zero'"),
+        ({"failed_episodes": "keep"}, "data.failed_episodes is 'keep'; choose one of drop, zero"),
     ],
 )
 def test_settings_that_make_no_sense(kwargs: dict, message: str) -> None:

@@ -16,7 +16,8 @@ from collm.errors import ConfigurationError
 from collm.returns import discounted_returns
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
-from collm.studies.ceiling import MeasureCeiling, branch, ceiling, critic_values, main, variance_parts
+from collm.studies.ceiling import MeasureCeiling, branch, critic_values, main
+from collm.studies.variance import ceiling, variance_parts
 from collm.trajectory import RolloutBatch
 from enumerated import FIRST, FULL, SECOND, STOPS, Enumerated
 from tabular import TwoTurns

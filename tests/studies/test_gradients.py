@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from collm.models.backbone import Backbone
-from collm.objectives import policy_gradient_loss
-from collm.returns import discounted_returns, generalized_advantages
+from collm.objectives import generalized_advantages, policy_gradient_loss
+from collm.returns import discounted_returns
 from collm.studies.gradient_test import main
 from collm.studies.gradients import Measured, load, statistics
 from collm.studies.report import report

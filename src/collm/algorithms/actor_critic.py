@@ -13,7 +13,8 @@ from collm.algorithms.base import MultiAgentModule
 from collm.critics.base import Critic, Learner
 from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
-from collm.returns import discounted_returns, explained_variance, generalized_advantages
+from collm.objectives import generalized_advantages
+from collm.returns import discounted_returns, explained_variance
 from collm.runtime.checks import COUNT_OR_ZERO, SHARE, check_numbers
 from collm.runtime.collectives import on_all_rows, sum_over_ranks
 from collm.runtime.naming import NamedModules

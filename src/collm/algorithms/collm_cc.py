@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.errors import ConfigurationError
-from collm.returns import generalized_advantages, leave_one_out_baseline
+from collm.objectives import generalized_advantages
+from collm.returns import leave_one_out_baseline
 from collm.runtime.checks import COUNT, check_numbers
 from collm.trajectory import RolloutBatch
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.counterfactual import CounterfactualEncoder
-from collm.returns import generalized_advantages
+from collm.objectives import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 

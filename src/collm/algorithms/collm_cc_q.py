@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.action_value import ActionValueEncoder
-from collm.returns import generalized_advantages
+from collm.objectives import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 

@@ -13,7 +13,7 @@ released code (1.3.2) combines Monte-Carlo targets with the TD errors of (2): `g
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.returns import generalized_advantages
+from collm.objectives import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
+from collm.objectives import generalized_advantages
 from collm.packing import action_sequences, signed_shares
-from collm.returns import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 

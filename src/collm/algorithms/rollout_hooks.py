@@ -18,7 +18,7 @@ from collm.errors import TrainingError
 from collm.metrics import BootstrapMean, episode_numbers, group_numbers, groups_of_one, merged, summarized
 from collm.runtime.collectives import gather_objects, sum_over_ranks
 from collm.runtime.files import write_text
-from collm.trajectory import RolloutBatch, Trajectory, distinct_actions, first_non_finite
+from collm.trajectory import RolloutBatch, Trajectory, distinct_actions
 
 MAX_EMPTY_ROLLOUTS = 3
 """A run stops after this many consecutive rollouts in which every episode failed."""
@@ -51,7 +51,8 @@ class RolloutHooks(Agents):
             # `optimize` sums gradients once per step; Lightning turns this flag on again after every step
             wrapped.require_backward_grad_sync = False
         self._rollout = batch.trajectories
-        offending = first_non_finite(batch.trajectories)
+        finite = batch.rewards.isfinite().all(1).tolist()
+        offending = next((path for path, ok in zip(batch.trajectories, finite, strict=True) if not ok), None)
         task_ids = [task_id for task_id in gather_objects(offending and offending.task.task_id) if task_id is not None]
         if task_ids:
             self.stop(f"a reward of task {task_ids[0]!r} is not finite", [offending] if offending else [])

@@ -1,15 +1,6 @@
-"""Benchmarks: any configuration against the floor, and the table of the README.
+"""The table of the README: ratios of the project to the floor, to other libraries, and of one workload to another.
 
-    python tools/bench.py run --config configs/experiments/str_build_tiny.yaml
-    python tools/bench.py table --out bench [--comlrl PYTHON] [--trl PYTHON] [--only floor/tiny growth]
-    python tools/bench.py scaling --processes 2 --tasks 8 --config configs/experiments/tldr_smollm2.yaml
-    python tools/bench.py gpu --out bench_gpu
-
-`run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures each ratio in
-separate processes and writes a JSON file for it; existing files are not measured again. Ratios to other libraries need
-the Python interpreter of an environment in which the library is installed. `scaling` compares several processes with
-one, with one thread and equally many tasks for each; it needs as many cores. `gpu` measures a GPU and the performance
-of a model with the shape of Qwen3-1.7B on it, in five minutes.
+Each is measured in processes of its own and kept in a JSON file.
 """
 
 from __future__ import annotations
@@ -23,151 +14,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from collm import cli
-from collm.benchmark import gpu
 from collm.benchmark.cells import PROMPT_WORDS, Cell, Work, cells, chosen
+from collm.benchmark.measure import CLOCKS
 from collm.benchmark.rounds import overhead_share
-from collm.benchmark.scaling import measure_scaling
 from collm.benchmark.sides import Side, alternate, ratio
 from collm.benchmark.tiny_model import build_benchmark_model
 from collm.data import RolloutDataModule
 from collm.environments.workload import LATER, Workload
-from collm.errors import ConfigurationError, TrainingError
+from collm.errors import TrainingError
 from collm.models.loading import resolve_path
 from collm.models.policy import make_dialogue
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.files import write_text
-from collm.runtime.profiler import meter
 from collm.trajectory import Action
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PEERS = {"comlrl": "peer_comlrl.py", "trl": "peer_trl.py"}
-
-
-def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
-    """The command line; the exit status is 0, 1 for a run that failed, 2 for a mistake in the settings.
-
-    Args:
-        script: The script that calls this function; it is started for each measured process.
-        configs: Folder of configurations.
-        args: Arguments that replace those of the process.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="measure one configuration; all other arguments are those of fit")
-    run.add_argument("--no-floor", action="store_true", help="do not measure the floor for comparison")
-    run.add_argument("--in-turn", action="store_true", help="wait for a line on standard input before every round")
-    run.add_argument("--threads", type=int, default=1, help="threads of the computation (1)")
-    table = commands.add_parser("table", help="measure all ratios of the README, with one thread on one core")
-    table.add_argument("--only", nargs="*", default=[], help="prefixes of the names of the ratios to measure")
-    for peer in PEERS:
-        table.add_argument(f"--{peer}", metavar="PYTHON", help=f"interpreter of an environment with {peer}")
-    scaling = commands.add_parser("scaling", help="several processes against one; all other arguments are those of fit")
-    scaling.add_argument("--processes", type=int, default=2, help="processes with one thread each (2)")
-    scaling.add_argument("--tasks", type=int, default=8, help="tasks per rollout of each process (8)")
-    card = commands.add_parser("gpu", help="performance of a GPU and the share that a run reaches, with random weights")
-    gpu.add_arguments(card)
-    for command, out in ((run, "bench.json"), (table, "bench")):
-        command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
-    for command in (run, table, scaling):
-        command.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
-        command.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
-    for command in (run, table):
-        command.add_argument(
-            "--clock",
-            choices=list(CLOCKS),
-            default="wall",
-            help="wall time or CPU time (wall); CPU time is more reliable on a shared machine",
-        )
-    known, rest = parser.parse_known_args(args)
-    if known.command == "gpu":
-        if rest:
-            parser.error(f"unknown arguments: {' '.join(rest)}")
-        return gpu.measure_gpu(known)
-    if known.rounds < 1 or known.warmup < 0:
-        parser.error("--rounds must be at least 1 and --warmup at least 0")
-    if known.command == "run":
-        return measure(known, rest, configs)
-    if known.command == "scaling":
-        print(measure_scaling(script, rest, known.processes, known.tasks, known.rounds, known.warmup))
-        return 0
-    if rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    try:
-        return 0 if Suite(script, configs, known).measure() else 1
-    except ConfigurationError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-
-
-def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:
-    """Measure rounds of one configuration with `fit`, without checkpoints, evaluations and exports."""
-    torch.set_num_threads(known.threads)
-    meter.clock = CLOCKS[known.clock]
-    known.out.parent.mkdir(parents=True, exist_ok=True)
-    rounds = {
-        "path": str(known.out),
-        "warmup": known.warmup,
-        "floor": not known.no_floor,
-        "in_turn": known.in_turn,
-    }
-    callbacks = [
-        {"class_path": "collm.callbacks.resources.LogResources"},
-        {"class_path": "collm.benchmark.rounds.Rounds", "init_args": rounds},
-    ]
-    with tempfile.TemporaryDirectory() as logs:
-        overrides = {
-            "trainer.callbacks": json.dumps(callbacks),
-            "trainer.max_epochs": 1,
-            "data.rollouts_per_epoch": known.warmup + known.rounds,
-            "trainer.limit_val_batches": 0,
-            "trainer.enable_checkpointing": "false",
-            "trainer.enable_progress_bar": "false",
-            "trainer.enable_model_summary": "false",
-            "trainer.logger.init_args.save_dir": logs,
-        }
-        arguments = ["fit", *fit_arguments, *(f"--{name}={value}" for name, value in overrides.items())]
-        try:
-            status = cli.main(configs / "base.yaml", arguments)
-        finally:
-            meter.clock = CLOCKS["wall"]
-    if status == 0 and not known.in_turn:
-        print(as_text(json.loads(known.out.read_text())))
-    return status
-
-
-def as_text(result: Mapping[str, Any]) -> str:
-    """The summary of `run` for a terminal."""
-    summary = result["summary"]
-    floor = summary.get("floor", {"phases": {}})
-    lines = [f"{'seconds per round':24}{'here':>10}" + (f"{'floor':>10}" if "seconds" in floor else "")]
-    for name, seconds in [*summary["phases"].items(), ("all", summary["seconds"])]:
-        under = floor.get("seconds") if name == "all" else floor["phases"].get(name)
-        lines.append(f"{name:24}{seconds:10.3f}" + (f"{under:10.3f}" if under is not None else ""))
-    if "ratio" in floor:
-        low, high = floor["ratio_range"]
-        lines.append(f"ratio to the floor {floor['ratio']:.2f} [{low:.2f}, {high:.2f}]")
-    lines.append(
-        f"{summary['joint_samples_per_hour']:,.0f} joint samples per hour, {summary['tokens_per_second']:,.0f} tokens "
-        f"per second ({summary['generated_tokens_per_second']:,.0f} while generating)"
-    )
-    lines.append(
-        "padding " + ", ".join(f"{share:.1%} of {name}" for name, share in summary["padding_share"].items()) + "; "
-        f"overhead {summary['overhead_share']:.1%}; peak "
-        + ", ".join(f"{value:.2f} ({name})" for name, value in result["memory"].items())
-    )
-    lines.append(
-        f"medians of {summary['num_rounds']} rounds after {result['warmup']} on {result['device']} with "
-        f"{result['num_threads']} thread(s), {result['clock']}"
-    )
-    return "\n".join(lines)
 
 
 class Suite:

@@ -18,8 +18,8 @@ from collm.critics.histories import HistoryEncoder
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.specs import ModelSpec
+from collm.objectives import next_turn
 from collm.packing import SequenceBatch, TokenSequence
-from collm.returns import next_turn
 from collm.trajectory import RolloutBatch
 
 

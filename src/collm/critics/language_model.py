@@ -22,7 +22,7 @@ from collm.models.loading import same_tokens
 from collm.models.specs import ModelSpec
 from collm.objectives import clipped_value_loss, value_loss
 from collm.packing import TokenSequence
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_choice, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
 from collm.runtime.naming import module_name
 from collm.runtime.profiler import meter
@@ -80,8 +80,7 @@ class LanguageModelCritic(Critic):
         self.value_clip = value_clip
         self.normalize = normalize
         model.check("critic.model")
-        if reads not in ("history", "state", "both"):
-            raise ConfigurationError(f"critic.reads is {reads!r}; choose history, state or both.")
+        check_choice("critic.reads", reads, ("history", "state", "both"))
         check_numbers("critic", self, epochs=COUNT, replay=COUNT_OR_ZERO, replay_steps=COUNT)
         check_numbers("critic", self, replay_batch=COUNT.or_none, loss_weight=POSITIVE, value_clip=POSITIVE.or_none)
         self.buffer = ReplayBuffer(replay) if replay else None

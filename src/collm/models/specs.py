@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from collm.errors import ConfigurationError
 from collm.models.loading import DTYPES, check_source, load_config
-from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_numbers
+from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_choice, check_numbers
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
 
@@ -52,8 +51,7 @@ class ModelSpec:
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        if self.dtype not in DTYPES:
-            raise ConfigurationError(f"{name}.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        check_choice(f"{name}.dtype", self.dtype, DTYPES)
         check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
         check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
         check_source(self.path, self.random_weights)

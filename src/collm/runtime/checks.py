@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -97,6 +98,13 @@ def check_numbers(prefix: str, owner: object, **ranges: Range) -> None:
     """Check attributes of `owner` against their ranges; messages call an attribute `prefix.attribute`."""
     for name, allowed in ranges.items():
         check_number(f"{prefix}.{name}" if prefix else name, getattr(owner, name), allowed)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
+    """The `value`; raises `ConfigurationError` unless it is one of `choices`."""
+    if value not in (known := list(choices)):
+        raise ConfigurationError(f"{name} is {shown(value)}; choose one of {', '.join(known)}.")
+    return value
 
 
 def shown(value: Any, most: int = 100) -> str:

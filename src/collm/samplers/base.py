@@ -190,7 +190,9 @@ class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
 
     independent = True
-    """Whether every trajectory is an episode of its own; False where trajectories of a task share turns."""
+    """Whether every trajectory is an episode of its own; False where those of a task begin as one and share turns."""
+    counterfactual = False
+    """Whether several responses of one agent are played beside the same actions of the others, as C3 needs them."""
     asks_once = True
     """Whether every agent generates once in a turn; otherwise key/value states are kept within a turn too."""
 
@@ -231,19 +233,28 @@ class Sampler(ABC):
             The trajectories, those of one task next to each other.
         """
         generator = torch.Generator(device).manual_seed(seed)
+        self.check(environment, len(tasks), num_generations)
         episodes = [
             Episode(environment, task, group, seed * 1_000_003 + group, retries)
             for group, task in enumerate(tasks)
-            for _ in range(num_generations)
+            for _ in range(num_generations if self.independent else 1)
         ]
         for turn in range(environment.horizon):
             active = [episode for episode in episodes if not episode.done]
             if not active:
                 break
             if on_turn is not None:
-                on_turn(turn, len(active))
-            act_all(active, self.joint_actions(active, actors, generator, greedy))
+                on_turn(turn, len(active) * (1 if self.independent else num_generations))
+            episodes = self.play_turn(episodes, actors, generator, num_generations, greedy)
         return [episode.trajectory for episode in episodes]
+
+    def play_turn(
+        self, episodes: list[Episode], actors: Actors, generator: torch.Generator, num_generations: int, greedy: bool
+    ) -> list[Episode]:
+        """The episodes after the next turn of those that are not done."""
+        active = [episode for episode in episodes if not episode.done]
+        act_all(active, self.joint_actions(active, actors, generator, greedy))
+        return episodes
 
     @abstractmethod
     def joint_actions(

@@ -11,19 +11,19 @@ responses per task, all nodes of a turn in one batch per agent.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count, product
+from itertools import accumulate, count, product
 from typing import Literal
 
 import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, check_number
+from collm.runtime.checks import COUNT, check_choice, check_number
 from collm.samplers.base import Actors, Episode, act_all
 from collm.samplers.parallel import Parallel
-from collm.trajectory import Action, Branch, Task, Trajectory
+from collm.trajectory import Action, Branch
 
 
 class Tree(Parallel):
@@ -42,10 +42,8 @@ class Tree(Parallel):
     independent = False
 
     def __init__(self, joint: Literal["aligned", "cross"] = "aligned", max_joint_samples: int = 4096):
-        self.joint = joint
+        self.joint = check_choice("Tree.joint", joint, ("aligned", "cross"))
         self.max_joint_samples = check_number("Tree.max_joint_samples", max_joint_samples, COUNT)
-        if joint not in ("aligned", "cross"):
-            raise ConfigurationError(f"joint is {joint!r}; choose aligned or cross.")
 
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
         """Refuse trees with more joint samples than `max_joint_samples`."""
@@ -65,43 +63,29 @@ class Tree(Parallel):
                 f"{self.max_joint_samples:,}. Lower num_generations, the horizon or tasks_per_rollout, or raise it."
             )
 
-    def rollout(
-        self,
-        environment: Environment,
-        tasks: Sequence[Task],
-        actors: Actors,
-        seed: int,
-        device: torch.device | str,
-        num_generations: int = 1,
-        greedy: bool = False,
-        on_turn: Callable[[int, int], None] | None = None,
-        retries: int = 0,
-    ) -> list[Trajectory]:
-        """Grow one tree per task, all of them turn by turn; see `Sampler.rollout`."""
-        self.check(environment, len(tasks), num_generations)
-        generator = torch.Generator(device).manual_seed(seed)
-        numbers = count()
-        paths = [
-            Episode(environment, task, group, seed * 1_000_003 + group, retries) for group, task in enumerate(tasks)
-        ]
-        for turn in range(environment.horizon):
-            active = [path for path in paths if not path.done]
-            if not active:
-                break
-            if on_turn is not None:
-                on_turn(turn, len(active) * num_generations)
-            asked = [path for path in active for _ in range(num_generations)]
-            drawn = self.joint_actions(asked, actors, generator, greedy)
-            starts = range(0, len(drawn), num_generations)
-            chosen = [self.combine(drawn[start : start + num_generations]) for start in starts]
-            children = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
-            # one call for all nodes, so that slow rewards are computed side by side
-            act_all([child for own in children for child in own], [action for own in chosen for action in own])
-            for path, own in zip(active, children, strict=True):
-                self.number(path, own, numbers)
-            of_active = iter(children)
-            paths = [child for path in paths for child in ([path] if path.done else next(of_active))]
-        return [path.trajectory for path in paths]
+    def play_turn(
+        self, episodes: list[Episode], actors: Actors, generator: torch.Generator, num_generations: int, greedy: bool
+    ) -> list[Episode]:
+        """All paths after the next turn: each that is not done is continued by every joint action of its node."""
+        active = [path for path in episodes if not path.done]
+        counts = self.num_responses(episodes, num_generations)
+        asked = [path for path, times in zip(active, counts, strict=True) for _ in range(times)]
+        drawn = self.joint_actions(asked, actors, generator, greedy)
+        ends = accumulate(counts)
+        chosen = [self.combine(drawn[end - times : end]) for end, times in zip(ends, counts, strict=True)]
+        children = [self.branch(path, len(actions)) for path, actions in zip(active, chosen, strict=True)]
+        # one call for all nodes, so that slow rewards are computed side by side
+        act_all([child for own in children for child in own], [action for own in chosen for action in own])
+        numbered = (turn.branch.node for path in episodes for turn in path.trajectory.turns if turn.branch)
+        numbers = count(1 + max(numbered, default=-1))
+        for path, own in zip(active, children, strict=True):
+            self.number(path, own, numbers)
+        of_active = iter(children)
+        return [child for path in episodes for child in ([path] if path.done else next(of_active))]
+
+    def num_responses(self, paths: Sequence[Episode], num_generations: int) -> list[int]:
+        """How many responses every agent gives after the history of each path that is not over."""
+        return [num_generations for path in paths if not path.done]
 
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
         """Joint actions of one node from K responses of every agent; crossed ones share the responses."""

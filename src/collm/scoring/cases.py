@@ -7,10 +7,10 @@ from typing import Any
 
 from collm.environments.building.blocks import Reading, Rules, World, build, command_shares, iou, is_air, read_commands
 from collm.environments.building.blueprints import Blueprint, blueprint_data
-from collm.environments.building.game import Score
-from collm.environments.building.house_rules import score_house, stock
+from collm.environments.building.house_rules import block_limits, score_house
 from collm.environments.building.lettering import targets
-from collm.environments.building.str_build import score_build
+from collm.environments.building.state import Score
+from collm.environments.building.str_rules import score_build
 from collm.errors import ConfigurationError
 
 Result = dict[str, Any]
@@ -47,7 +47,7 @@ def score_house_build(task: Mapping[str, Any], completions: Sequence[str], form:
     # An empty palette stands for all block kinds of the house.
     palettes = [palette or list(house.kinds) for palette in palettes_of(task, completions)]
     named = {str(index): palette for index, palette in enumerate(palettes)}
-    limits = list(stock(house, named).values()) if task.get("limited_resource", True) else None
+    limits = list(block_limits(house, named).values()) if task.get("limited_resource", True) else None
     readings, world = play({"fill", "kill"}, house.box, palettes, completions, task, limits)
     killed = any(command.verb == "kill" for reading in readings for command in reading.accepted)
     attacks = task.get("spider_attacks", [])

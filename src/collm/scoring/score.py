@@ -26,7 +26,8 @@ from collm.environments.building.lettering import targets
 from collm.environments.coding.data import check_problem
 from collm.environments.coding.reward import READINGS
 from collm.environments.writing.arxiv import ArXiv
-from collm.environments.writing.base import score_pair, split_paragraphs
+from collm.environments.writing.base import split_paragraphs
+from collm.environments.writing.pair_score import score_pair
 from collm.environments.writing.tldr import TLDR
 from collm.errors import ConfigurationError
 from collm.sandbox.pool import Sandbox, SandboxFailure

@@ -6,7 +6,8 @@ responses under the current policies. No agent observes any of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -38,15 +39,11 @@ class Oracle(Parallel):
         actors: Actors,
         seed: int,
         device: torch.device | str,
-        num_generations: int = 1,
-        greedy: bool = False,
-        on_turn: Callable[[int, int], None] | None = None,
-        retries: int = 0,
+        *args: Any,
+        **kwargs: Any,
     ) -> list[Trajectory]:
         """Play episodes, then compute the value of every history; arguments as in `Sampler.rollout`."""
-        trajectories = super().rollout(
-            environment, tasks, actors, seed, device, num_generations, greedy, on_turn, retries
-        )
+        trajectories = super().rollout(environment, tasks, actors, seed, device, *args, **kwargs)
         answers = [environment.right_answers(trajectory) for trajectory in trajectories]
         probabilities = [[dict.fromkeys(actors.policies, 0.0) for _ in trajectory.turns] for trajectory in trajectories]
         for agent_id in actors.policies:

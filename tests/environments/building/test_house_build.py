@@ -10,7 +10,7 @@ import pytest
 from collm.environments.building.blocks import Command, build
 from collm.environments.building.blueprints import Blueprint, as_data, blueprint_data, halves, read_blueprints
 from collm.environments.building.house_build import HouseBuild
-from collm.environments.building.house_rules import compare, corrections, divide_fills, score_house, stock
+from collm.environments.building.house_rules import block_limits, compare, corrections, divide_fills, score_house
 from collm.environments.building.random_houses import random_houses
 from collm.errors import ConfigurationError
 from collm.trajectory import Action, Task, Trajectory, Turn
@@ -64,7 +64,7 @@ def perfect(environment, task):
     house = Blueprint.of(task.data)
     state, _ = environment.reset(task, random.Random(0))
     palettes = {agent_id: palette or house.kinds for agent_id, palette in environment.blocks.items()}
-    left = stock(house, palettes) if environment.limited_resources else {}
+    left = block_limits(house, palettes) if environment.limited_resources else {}
     shares = divide_fills(house.rectangles(house.world), palettes, left)
     texts = {
         agent_id: "\n".join(
@@ -125,7 +125,7 @@ class TestScore:
         assert [reading.used for reading in readings] == vector["used"]
         if vector["limited"]:
             house = Blueprint.of(task.data)
-            assert stock(house, dict.fromkeys(agent_ids, house.kinds))["builder_0"] == vector["limits"]
+            assert block_limits(house, dict.fromkeys(agent_ids, house.kinds))["builder_0"] == vector["limits"]
 
     @pytest.mark.parametrize("reward", ["paper", "released"])
     @pytest.mark.parametrize("limited", [False, True])
@@ -366,8 +366,8 @@ class TestBlueprints:
         # 7 W of two agents: ceil(7/2) + floor(7/4) = 4 + 1; of one: 7 + 3. X has no cell.
         record = {"inventory": {"W": "w", "X": "x"}, "target_spec": {"layers": {"0": ["WWWWWWW"]}}}
         house = Blueprint.of(blueprint_data(record, "here"))
-        assert stock(house, {"a": ("w", "x", "y"), "b": ("w",)}) == {"a": {"w": 5, "x": 0}, "b": {"w": 5}}
-        assert stock(house, {"a": ("w",), "b": ("y",)}) == {"a": {"w": 10}, "b": {}}
+        assert block_limits(house, {"a": ("w", "x", "y"), "b": ("w",)}) == {"a": {"w": 5, "x": 0}, "b": {"w": 5}}
+        assert block_limits(house, {"a": ("w",), "b": ("y",)}) == {"a": {"w": 10}, "b": {}}
 
     def test_divide_fills_splits_a_fill_that_is_too_large_for_every_agent(self):
         fill = Command("fill", (0, 0, 0), (3, 0, 1), "w")

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from collm.environments.building.lettering import GLYPHS, area, compare, draw_word, random_figures, targets
-from collm.environments.building.str_build import (
-    StrBuild,
-    checkerboard,
-    command,
-    score_build,
-)
+from collm.environments.building.str_build import StrBuild
+from collm.environments.building.str_rules import checkerboard, command, score_build
 from collm.errors import ConfigurationError
 from collm.trajectory import Action, Task, Trajectory, Turn
 

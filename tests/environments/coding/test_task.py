@@ -200,7 +200,7 @@ def test_the_samples_are_sound(sandbox: Sandbox) -> None:
     assert len(load_problems("samples")) == 12
     environment = Coding(sandbox=sandbox)
     assert [len(environment.tasks(split)) for split in ("train", "eval")] == [8, 4]
-    with pytest.raises(ConfigurationError, match="split 'test' is unknown"):
+    with pytest.raises(ConfigurationError, match="split is 'test'; choose one of train, eval"):
         environment.tasks("test")
 
 

@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from collm.environments.writing.arxiv import ArXiv
-from collm.environments.writing.base import (
-    MARKER,
-    Band,
-    logarithmic,
-    measure,
-    score_pair,
-    split_paragraphs,
-    stepwise,
-)
+from collm.environments.writing.base import MARKER, split_paragraphs
+from collm.environments.writing.pair_score import Band, logarithmic, measure, score_pair, stepwise
 from collm.environments.writing.tldr import TLDR
 from collm.environments.writing.words import TRANSITIONS, content_words, jaccard, transition_categories, vocabulary
 from collm.trajectory import Action, Trajectory, Turn

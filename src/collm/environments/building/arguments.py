@@ -10,13 +10,6 @@ from collm.errors import ConfigurationError
 from collm.runtime.checks import FINITE, Range, check_number
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Raise `ConfigurationError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigurationError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-    return str(value)
-
-
 def check_count(name: str, value: Any, least: int, most: int = 1_000_000) -> int:
     """Raise `ConfigurationError` unless `value` is an integer from `least` to `most`."""
     return int(check_number(name, value, Range(least, most, whole=True)))

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 from collm.environments.base import Environment, Step
-from collm.environments.building.arguments import check_blocks, check_choice, check_count, check_flag, check_threshold
+from collm.environments.building.arguments import check_blocks, check_count, check_flag, check_threshold
 from collm.environments.building.blocks import (
     REASONS,
     Reading,
@@ -28,7 +30,9 @@ from collm.environments.building.blocks import (
     from_plain,
     plain,
 )
+from collm.environments.building.state import BuildState, Score
 from collm.environments.pay import DENSITIES, paid
+from collm.runtime.checks import check_choice
 from collm.trajectory import Task, Trajectory
 
 # Number of rejected lines in feedback; further ones are only counted, to keep feedback short.
@@ -36,72 +40,49 @@ MAX_TOLD_LINES = 3
 MAX_TOLD_CHARACTERS = 60
 
 
-@dataclass(frozen=True)
-class Score:
-    """Score of a world.
-
-    Args:
-        terms: Weighted terms; their sum is the score.
-        counts: Integer counts from which the terms are computed.
-    """
-
-    terms: dict[str, float]
-    counts: dict[str, int]
-
-    @property
-    def total(self) -> float:
-        """Sum of the terms."""
-        return sum(self.terms.values())
-
-
-@dataclass(frozen=True)
-class BuildState:
-    """State of an episode.
-
-    Args:
-        task: The task.
-        turn: Number of turns played.
-        world: Blocks at the beginning of the next turn; empty unless the game is persistent.
-        terms: Terms of the last score, from which the next improvement is computed.
-        attacks: Damage of each spider; empty in games without spiders.
-        killed: Whether the spiders are dead; false again at each turn unless the game is persistent.
-        used: Number of cells filled so far, by agent and block; empty unless the game is persistent.
-        built: Blocks at the end of the last turn; equal to `world` if the game is persistent.
-    """
-
-    task: Task
-    turn: int = 0
-    world: World = field(default_factory=dict)
-    terms: Mapping[str, float] = field(default_factory=dict)
-    attacks: tuple[int, ...] = ()
-    killed: bool = False
-    used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    built: World = field(default_factory=dict)
-
-
 class BuildingGame(Environment):
     """Base class of the building games. A game adds tasks, rules, a score, observations and an image.
 
-    Subclasses document the arguments, and call `set_reward_bounds` after they created their tasks.
+    A dense reward is the score of the turn. In a persistent game it is the improvement of the score in this turn (in
+    the first turn, the score), so that the return is the final score. A sparse reward is the score of the world at the
+    last turn, and 0 before. Subclasses fill `splits` with their tasks, and then call `set_reward_bounds`.
+
+    Args:
+        blocks: Kinds of block of each agent, by agent id; the number of entries is the number of agents.
+        horizon: Largest number of turns of an episode.
+        persistent: Keep everything from turn to turn: blocks (`air` removes one), block limits and dead spiders. False,
+            as in the paper: each turn begins with an empty world, full block limits and living spiders.
+        reward: Form of the score, "paper" or "released".
+        reward_density: "dense" gives a reward at every turn, "sparse" at the last one only.
+        termination_score: End the episode when the score after a turn is greater than this; null for never. If each
+            turn is rewarded with its score, an early end loses the rewards of the turns left.
+        max_commands: Number of commands of all agents together per turn, divided equally; lines beyond an agent's
+            share are rejected.
+        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between tasks,
+            for small models that start from random weights.
+        feedback: What agents are told after a turn.
     """
 
     feedback_modes = ("score", "position", "perfect", "none")
+    empty_palettes: ClassVar[bool] = False
+    """Whether an agent without listed blocks has all kinds."""
+    splits: Mapping[str, Sequence[Task]]
+    """Tasks to train on under `train`, held-out ones under `eval`."""
 
     def __init__(
         self,
         *,
-        blocks: Mapping[str, Sequence[str]],
-        horizon: int,
-        persistent: bool,
-        reward: str,
-        reward_density: str,
-        termination_score: float | None,
-        max_commands: int,
-        prompt: str,
-        feedback: str,
-        empty_palettes: bool = False,
+        blocks: dict[str, list[str]],
+        horizon: int = 4,
+        persistent: bool = False,
+        reward: Literal["paper", "released"] = "paper",
+        reward_density: Literal["dense", "sparse"] = "dense",
+        termination_score: float | None = None,
+        max_commands: int = 300,
+        prompt: Literal["full", "compact"] = "full",
+        feedback: Literal["score", "position", "perfect", "none"] = "position",
     ) -> None:
-        self.blocks = check_blocks(blocks, empty_palettes)
+        self.blocks = check_blocks(blocks, self.empty_palettes)
         self.agent_ids = tuple(self.blocks)
         self.horizon = check_count("horizon", horizon, 1)
         self.persistent = check_flag("persistent", persistent)
@@ -175,6 +156,10 @@ class BuildingGame(Environment):
             return None
         return self.score(state, state.built).total / self.best_score
 
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Tasks to train on (`train`), or held-out ones (`eval`)."""
+        return self.splits[split]
+
     def reset(self, task: Task, rng: random.Random) -> tuple[BuildState, dict[str, str]]:
         """Begin an episode."""
         state = self.begin(task, rng)
@@ -198,7 +183,9 @@ class BuildingGame(Environment):
         over = terminated or after.turn >= self.horizon
         reward = paid(self.reward_density, sum(terms.values()), score.total, over)
         if self.persistent:
-            used = {agent_id: _add(state.used.get(agent_id, {}), readings[agent_id].used) for agent_id in readings}
+            used = {
+                name: Counter(state.used.get(name, {})) + Counter(reading.used) for name, reading in readings.items()
+            }
             after = replace(after, world=world, terms=score.terms, used=used)
         else:
             after = replace(after, killed=False)
@@ -281,7 +268,3 @@ class BuildingGame(Environment):
             if len(rejected) > MAX_TOLD_LINES:
                 lines.append(f"- and {len(rejected) - MAX_TOLD_LINES} more")
         return lines
-
-
-def _add(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    return {block: first.get(block, 0) + second.get(block, 0) for block in {**first, **second}}

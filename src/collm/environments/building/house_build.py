@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from collm.environments.base import check_tasks
 from collm.environments.building.arguments import check_count, check_flag, check_numbers
-from collm.environments.building.blocks import AIR, Cell, Reading, Rules, World, iou, read_commands
-from collm.environments.building.blueprints import Blueprint, read_blueprints
-from collm.environments.building.game import BuildingGame, BuildState, Score
+from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, read_commands
+from collm.environments.building.blueprints import Blueprint
+from collm.environments.building.game import BuildingGame
 from collm.environments.building.house_rules import (
     DEMONSTRATION_COVERAGE,
+    block_limits,
     cell_text,
-    check_houses,
     compare,
     corrections,
     cuboid_text,
@@ -30,10 +29,10 @@ from collm.environments.building.house_rules import (
     layers_text,
     random_fills,
     score_house,
-    stock,
 )
+from collm.environments.building.house_tasks import house_tasks
 from collm.environments.building.picture import draw
-from collm.environments.building.random_houses import house_data
+from collm.environments.building.state import BuildState, Score
 from collm.errors import ConfigurationError
 from collm.trajectory import Task, Trajectory
 
@@ -47,10 +46,6 @@ class HouseBuild(BuildingGame):
     house / solid cells of the house - 0.2 * min(1, damage / health) while the spiders live. Kinds have no effect. Form
     "released", the rule of the authors' released code: cells of the box equal to the blueprint, empty ones too / all
     cells of the box - 0.1 * min(1, damage / health) while the spiders live, the latter for two or more agents only.
-
-    A dense reward is the score of the turn. In a persistent game it is the improvement of the score in this turn (in
-    the first turn, the score), so that the return is the final score. A sparse reward is the score of the world at the
-    last turn, and 0 before.
 
     The score is at most 2 in "paper" and 1 in "released", and at least -0.2 - 1.5 * the largest ratio of empty to solid
     cells in "paper" and -0.1 in "released" (without the penalty if there are no spiders). In a persistent game with
@@ -72,20 +67,13 @@ class HouseBuild(BuildingGame):
         num_spiders: Number of spiders in an episode; 0 for none.
         spider_damage: Smallest and largest damage of one spider, sampled in every episode.
         player_health: Damage at which the penalty is largest.
-        horizon: Largest number of turns of an episode.
-        persistent: Keep blocks, block limits and dead spiders from turn to turn; `air` removes a block. False, as in
-            the paper: each turn begins with an empty world, full block limits and living spiders.
-        reward: Form of the score, "paper" or "released".
-        reward_density: "dense" gives a reward at every turn, "sparse" at the last one only.
-        termination_score: End the episode when the score after a turn is greater than this; null for never. If each
-            turn is rewarded with its score, an early end loses the rewards of the turns left.
         max_commands: Number of commands of all agents together per turn, divided equally; lines beyond an agent's
             share are rejected.
-        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between tasks,
-            for small models that start from random weights.
         feedback: Feedback to agents after a turn: "none"; "score", score, damage and rejected lines; "position", also
             the build compared with the blueprint; "perfect", also the fills that would complete the house.
     """
+
+    empty_palettes = True
 
     def __init__(
         self,
@@ -100,58 +88,29 @@ class HouseBuild(BuildingGame):
         num_spiders: int = 3,
         spider_damage: tuple[int, int] = (1, 3),
         player_health: int = 5,
-        horizon: int = 4,
-        persistent: bool = False,
-        reward: Literal["paper", "released"] = "paper",
-        reward_density: Literal["dense", "sparse"] = "dense",
-        termination_score: float | None = None,
         max_commands: int = 600,
-        prompt: Literal["full", "compact"] = "full",
         feedback: Literal["score", "position", "perfect", "none"] = "score",
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            blocks=DEFAULT_BLOCKS if blocks is None else blocks,
-            horizon=horizon,
-            persistent=persistent,
-            reward=reward,
-            reward_density=reward_density,
-            termination_score=termination_score,
-            max_commands=max_commands,
-            prompt=prompt,
-            feedback=feedback,
-            empty_palettes=True,
+            blocks=DEFAULT_BLOCKS if blocks is None else blocks, max_commands=max_commands, feedback=feedback, **kwargs
         )
-        check_count("num_eval", num_eval, 1)
         self.limited_resources = check_flag("limited_resources", limited_resources)
         self.num_spiders = check_count("num_spiders", num_spiders, 0)
         self.spider_damage = check_numbers("spider_damage", spider_damage, 2, 0)
         if self.spider_damage[0] > self.spider_damage[1]:
             raise ConfigurationError(f"spider_damage is {list(spider_damage)}; put the smaller number first.")
         self.player_health = check_count("player_health", player_health, 1)
-        if path is None:
-            listed = [kind for palette in self.blocks.values() for kind in palette]
-            houses = house_data(num_houses, num_eval, size, level, listed, seed)
-        else:
-            houses = read_blueprints(path)
-        if len(houses) <= num_eval:
-            raise ConfigurationError(
-                f"path: {path!r} holds {len(houses)} houses, of which num_eval = {num_eval} are held out, so none "
-                "is left to train on; add houses or lower num_eval."
-            )
-        tasks = [Task(task_id, data) for task_id, data in houses.items()]
-        self._tasks = {"train": tuple(tasks[:-num_eval]), "eval": tuple(tasks[-num_eval:])}
-        check_tasks("HouseBuild", self._tasks["train"], self._tasks["eval"])
-        blueprints = {task.task_id: Blueprint.of(task.data) for task in tasks}
-        palettes = {task_id: self._palettes(house) for task_id, house in blueprints.items()}
-        check_houses(blueprints, palettes, [task.task_id for task in self._tasks["eval"]])
-        named = [kind for palette in self.blocks.values() for kind in palette]
-        self.kinds = tuple(dict.fromkeys([*named, *(kind for house in blueprints.values() for kind in house.kinds)]))
+        self.splits = house_tasks(path, num_eval, num_houses, size, level, self.blocks, seed)
+        houses = [Blueprint.of(task.data) for split in self.splits.values() for task in split]
+        named = [*self.blocks.values(), *(house.kinds for house in houses)]
+        self.kinds = tuple(dict.fromkeys(kind for kinds in named for kind in kinds))
         threatened = num_spiders > 0 and spider_damage[1] > 0
-        if reward == "paper":
-            largest = max((house.size - len(house.world)) / len(house.world) for house in blueprints.values())
-            self.set_reward_bounds(-1.5 * largest - (0.2 if threatened else 0.0), 2.0)
+        if self.reward == "paper":
+            largest = max((house.size - len(house.world)) / len(house.world) for house in houses)
+            self.set_reward_bounds(-1.5 * largest - 0.2 * threatened, 2.0)
         else:
-            self.set_reward_bounds(-0.1 if threatened and len(self.agent_ids) > 1 else 0.0, 1.0)
+            self.set_reward_bounds(-0.1 * (threatened and len(self.agent_ids) > 1), 1.0)
 
     def _palettes(self, house: Blueprint) -> dict[str, tuple[str, ...]]:
         return {agent_id: palette or house.kinds for agent_id, palette in self.blocks.items()}
@@ -162,12 +121,8 @@ class HouseBuild(BuildingGame):
             return {}
         return {
             agent_id: {kind: limit - state.used.get(agent_id, {}).get(kind, 0) for kind, limit in limits.items()}
-            for agent_id, limits in stock(house, self._palettes(house)).items()
+            for agent_id, limits in block_limits(house, self._palettes(house)).items()
         }
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """Houses to train on, or held-out houses."""
-        return self._tasks[split]
 
     def begin(self, task: Task, rng: random.Random) -> BuildState:
         """An empty box, and the spiders of the episode."""
@@ -278,8 +233,10 @@ class HouseBuild(BuildingGame):
     def build_text(self, state: BuildState, score: Score) -> str:
         """The build compared with the blueprint, its counts, the spiders and what is left to build with."""
         house = Blueprint.of(state.task.data)
-        stocks = [f"{name} has {self._supplies(state, house, name)}" for name in self.blocks if self.limited_resources]
-        return "\n".join([*compare(house, state.built), *house_counts(score.counts, self.player_health), *stocks])
+        lines = [*compare(house, state.built), *house_counts(score.counts, self.player_health)]
+        if self.limited_resources:
+            lines += [f"{name} has {self._supplies(state, house, name)}" for name in self.blocks]
+        return "\n".join(lines)
 
     def _supplies(self, state: BuildState, house: Blueprint, agent_id: str) -> str:
         """The agent's kinds of block with the number left of each, as text; kinds with none left are omitted."""
@@ -330,8 +287,7 @@ class HouseBuild(BuildingGame):
         """Each agent independently fills random missing cuboids, as its blocks allow, with random mistakes."""
         house = Blueprint.of(state.task.data)
         palettes, left = self._palettes(house), self._blocks_left(state, house)
-        wrong = corrections(house, state.world)
-        missing = house.rectangles({cell: kind for cell, kind in wrong.items() if kind != AIR})
+        missing = house.rectangles(dict(house.world.items() - state.world.items()))
         cells = [cell for layer in house.layers for row in layer for cell in row]
         actions = {}
         for agent_id, palette in palettes.items():

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from collm.environments.building.blocks import AIR, Cell, Command, World, is_air
 from collm.environments.building.blueprints import Blueprint, halves
-from collm.environments.building.game import Score
-from collm.errors import ConfigurationError
+from collm.environments.building.state import Score
 
 # Scripted demonstrations: the probability of filling a missing cuboid or killing the spiders, and that of filling a
 # random cell in place of a cuboid.
@@ -17,38 +16,7 @@ DEMONSTRATION_COVERAGE = 0.3
 DEMONSTRATION_SLIPS = 0.3
 
 
-def check_houses(
-    houses: Mapping[str, Blueprint], palettes: Mapping[str, Mapping[str, Sequence[str]]], held_out: Sequence[str]
-) -> None:
-    """Refuse houses that the team has no blocks for, and held-out houses that are trained on.
-
-    Args:
-        houses: Blueprints by task id.
-        palettes: Kinds of block of each agent, for each house.
-        held_out: Task ids of the houses that are held out.
-
-    Raises:
-        ConfigurationError: Names the house.
-    """
-    for task_id, house in houses.items():
-        held = {kind for palette in palettes[task_id].values() for kind in palette}
-        lacking = sorted(set(house.world.values()) - held)
-        if lacking:
-            raise ConfigurationError(
-                f"blocks: house {task_id!r} needs {lacking}, which no agent has; give them to an agent, or give an "
-                "agent an empty list for all kinds."
-            )
-    trained = {frozenset(house.world.items()): task_id for task_id, house in houses.items() if task_id not in held_out}
-    for task_id in held_out:
-        twin = trained.get(frozenset(houses[task_id].world.items()))
-        if twin is not None:
-            raise ConfigurationError(
-                f"path: the held-out house {task_id!r} is the same as {twin!r}, which is trained on; change num_eval "
-                "or remove one of them."
-            )
-
-
-def stock(blueprint: Blueprint, palettes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+def block_limits(blueprint: Blueprint, palettes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
     """Number of cells that each agent may fill, by agent and kind of block: 1.5 times its share of the house.
 
     For c cells of a kind, each of the n agents with that kind gets ceil(c / n) + floor(c / 2n).

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from collm.environments.base import check_tasks
 from collm.environments.building.arguments import check_count
-from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, neighbours, read_commands, texture
-from collm.environments.building.game import BuildingGame, BuildState, Score
+from collm.environments.building.blocks import Reading, Rules, World, iou, neighbours, read_commands
+from collm.environments.building.game import BuildingGame
 from collm.environments.building.lettering import (
     Rows,
     area,
@@ -30,6 +30,8 @@ from collm.environments.building.lettering import (
     targets,
 )
 from collm.environments.building.picture import TARGET_BLOCK, draw
+from collm.environments.building.state import BuildState, Score
+from collm.environments.building.str_rules import checkerboard, command, score_build
 from collm.trajectory import Task, Trajectory
 
 DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
@@ -48,10 +50,6 @@ class StrBuild(BuildingGame):
     released code: the second term is divided by the number of background cells instead, and 0.25 is subtracted for
     every agent whose kinds of block are not all present.
 
-    A dense reward is the score of the turn. In a persistent game it is the improvement of the score in this turn (in
-    the first turn, the score), so that the return is the final score. A sparse reward is the score of the world at the
-    last turn, and 0 before.
-
     The score is at most 2 (all targets covered, no other blocks, no adjacent equal textures) and at least that of a
     background filled with one material: -1 - 1.5 * the largest background / target of all words in "paper",
     -2.5 - 0.25 * number of agents in "released". These are `max_reward` and `min_reward`; in a persistent game with
@@ -69,17 +67,6 @@ class StrBuild(BuildingGame):
         spacing: Number of empty columns between two letters.
         blocks: Kinds of block of each agent, by agent id; the number of entries is the number of agents. Default:
             builder_1 with oak_planks and stone, builder_2 with white_concrete and obsidian.
-        horizon: Largest number of turns of an episode.
-        persistent: Keep the blocks from turn to turn; `air` removes one. False, as in the paper: each turn begins with
-            an empty world.
-        reward: Form of the score, "paper" or "released".
-        reward_density: "dense" gives a reward at every turn, "sparse" at the last one only.
-        termination_score: End the episode when the score after a turn is greater than this; null for never. If each
-            turn is rewarded with its score, an early end loses the rewards of the turns left.
-        max_commands: Number of commands of all agents together per turn, divided equally; lines beyond an agent's
-            share are rejected.
-        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between tasks,
-            for small models that start from random weights.
         feedback: Feedback to agents after a turn: "position", the build compared with the target; "score", only the
             score; "perfect", also the best next commands of the agent; "none". All except "none" list the agent's
             rejected lines.
@@ -95,26 +82,10 @@ class StrBuild(BuildingGame):
         seed: int = 0,
         spacing: int = 2,
         blocks: dict[str, list[str]] | None = None,
-        horizon: int = 4,
-        persistent: bool = False,
-        reward: Literal["paper", "released"] = "paper",
-        reward_density: Literal["dense", "sparse"] = "dense",
-        termination_score: float | None = None,
-        max_commands: int = 300,
-        prompt: Literal["full", "compact"] = "full",
         feedback: Literal["score", "position", "perfect", "none"] = "position",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            blocks=DEFAULT_BLOCKS if blocks is None else blocks,
-            horizon=horizon,
-            persistent=persistent,
-            reward=reward,
-            reward_density=reward_density,
-            termination_score=termination_score,
-            max_commands=max_commands,
-            prompt=prompt,
-            feedback=feedback,
-        )
+        super().__init__(blocks=DEFAULT_BLOCKS if blocks is None else blocks, feedback=feedback, **kwargs)
         check_count("spacing", spacing, 0)
         check_count("num_shapes", num_shapes, 0, MAX_SHAPES)
         check_count("seed", seed, 0)
@@ -123,18 +94,14 @@ class StrBuild(BuildingGame):
         figures = random_figures(num_shapes, random.Random(seed))
         pictures.update({f"shape_{index}": rows for index, rows in enumerate(figures)})
         held_out = {f"word_{word}": draw_word(word, spacing) for word in evaluation}
-        self._tasks = {"train": _as_tasks(pictures), "eval": _as_tasks(held_out)}
-        check_tasks("StrBuild", self._tasks["train"], self._tasks["eval"])
-        if reward == "paper":
+        self.splits = {"train": _as_tasks(pictures), "eval": _as_tasks(held_out)}
+        check_tasks("StrBuild", self.splits["train"], self.splits["eval"])
+        if self.reward == "paper":
             sizes = [(area(rows), len(targets(rows))) for rows in (*pictures.values(), *held_out.values())]
             lowest = -1.0 - 1.5 * max((cells - filled) / filled for cells, filled in sizes)
         else:
             lowest = -2.5 - 0.25 * len(self.agent_ids)
         self.set_reward_bounds(lowest, 2.0)
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """Words and figures to train on, or held-out words."""
-        return self._tasks[split]
 
     def begin(self, task: Task, rng: random.Random) -> BuildState:
         """An empty grid; the game is deterministic."""
@@ -286,60 +253,6 @@ class StrBuild(BuildingGame):
                 lines.append(command(cell, rng.choice(palette)))
             actions[agent_id] = "\n".join(lines)
         return actions
-
-
-def command(cell: Cell, block: str) -> str:
-    """A `/setblock` line."""
-    return f"/setblock {cell[0]} {cell[1]} {cell[2]} {block}"
-
-
-def score_build(rows: Rows, world: World, palettes: Sequence[Sequence[str]], form: str = "paper") -> Score:
-    """Score of `world` against the picture `rows`, term by term.
-
-    Args:
-        rows: The picture, top row first.
-        world: Blocks by cell, no air.
-        palettes: Kinds of block of each agent without air; used by "released" only.
-        form: "paper" or "released".
-    """
-    cells = set(targets(rows))
-    covered = len(cells & set(world))
-    extra = len(world) - covered
-    background = area(rows) - len(cells)
-    same, pairs = neighbours(world)
-    unused = sum(not set(palette) <= set(world.values()) for palette in palettes)
-    terms = {"coverage": 2.0 * covered / len(cells) if cells else 0.0}
-    denominator = len(cells) if form == "paper" else background
-    terms["extra"] = -1.5 * extra / denominator if extra and denominator else 0.0
-    terms["adjacency"] = -same / pairs if same else 0.0
-    if form == "released":
-        terms["palette"] = -0.25 * unused if unused else 0.0
-    counts = {
-        "targets": len(cells),
-        "covered": covered,
-        "extra": extra,
-        "background": background,
-        "same_texture_pairs": same,
-        "pairs": pairs,
-        "unused_palettes": unused,
-    }
-    return Score(terms, counts)
-
-
-def checkerboard(rows: Rows, blocks: Mapping[str, Sequence[str]]) -> dict[Cell, tuple[str, str]]:
-    """A build of the picture, without adjacent equal textures if the palettes allow it: agent and block by cell."""
-    agent_ids = list(blocks)
-    plan: dict[Cell, tuple[str, str]] = {}
-    turns = dict.fromkeys(agent_ids, 0)
-    for x, y, z in targets(rows):
-        owner = agent_ids[(x + y) % len(agent_ids)]
-        palette = blocks[owner]
-        start = turns[owner]
-        around = {texture(plan[cell][1]) for cell in ((x - 1, y, z), (x, y + 1, z)) if cell in plan}
-        order = [palette[(start + shift) % len(palette)] for shift in range(len(palette))]
-        plan[x, y, z] = (owner, next((block for block in order if texture(block) not in around), order[0]))
-        turns[owner] += 1
-    return plan
 
 
 def _as_tasks(pictures: Mapping[str, Rows]) -> tuple[Task, ...]:

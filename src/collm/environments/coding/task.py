@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from collm.environments.base import SPLITS, Environment, EpisodeFailure, Step, check_tasks
-from collm.environments.building.arguments import check_choice, check_count, check_flag, check_threshold
+from collm.environments.building.arguments import check_count, check_flag, check_threshold
 from collm.environments.coding.data import load_problems
 from collm.environments.coding.prompts import feedback_text, first_alone, first_helper, first_main
 from collm.environments.coding.reward import MAXIMUM, READINGS, SINGLE_MAXIMUM, CodingScore
 from collm.environments.pay import DENSITIES, paid
 from collm.errors import ConfigurationError
+from collm.runtime.checks import check_choice
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.trajectory import Task, Trajectory
 
@@ -101,8 +102,7 @@ class Coding(Environment):
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Problems to train on, or held-out problems."""
-        if split not in SPLITS:
-            raise ConfigurationError(f"Coding: split {split!r} is unknown; choose one of {SPLITS}.")
+        check_choice("Coding: split", split, SPLITS)
         return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[CodingState, dict[str, str]]:

@@ -27,7 +27,7 @@ from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
 from collm.environments.games.relay_values import history_values
 from collm.environments.pay import DENSITIES, paid
 from collm.errors import ConfigurationError
-from collm.runtime.checks import NOT_NEGATIVE, SHARE_ABOVE_ZERO, WHOLE, Range, check_number
+from collm.runtime.checks import NOT_NEGATIVE, SHARE_ABOVE_ZERO, WHOLE, Range, check_choice, check_number
 from collm.trajectory import Task, Trajectory
 
 REWARDS = (*DENSITIES, "threshold")
@@ -99,9 +99,8 @@ class Relay(Environment):
             ("mapping", mapping, WHOLE),
         ):
             check_number(name, value, allowed)
-        for name, choice, known in (("feedback", feedback, FEEDBACKS), ("reward", reward, REWARDS)):
-            if choice not in known:
-                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(known)}.")
+        check_choice("feedback", feedback, FEEDBACKS)
+        check_choice("reward", reward, REWARDS)
         if feedback == "cross" and num_agents < 2:
             raise ConfigurationError("feedback is 'cross', but a single agent has no other; use 'own' or 'none'.")
         self.agent_ids = tuple(f"relay_{index + 1}" for index in range(num_agents))

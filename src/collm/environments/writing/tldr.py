@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from collm.environments.writing.base import MARKER, Band, Form, RewardName, Writing, logarithmic, stepwise
+from collm.environments.writing.base import MARKER, RewardName, Writing
+from collm.environments.writing.pair_score import Band, Form, logarithmic, stepwise
 
 COMMON: dict[str, Any] = {
     "words": (8, 256),

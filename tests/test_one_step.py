@@ -1,0 +1,90 @@
+"""One step of CoLLM-CC can be followed in nine files; what else runs is known by the room it is in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+import collm
+from collm.algorithms.collm_cc import CoLLMCC
+from collm.data import RolloutDataModule
+from toy import REPOSITORY
+
+READING = (
+    "data.py",
+    "samplers/base.py",
+    "trajectory.py",
+    "algorithms/collm_cc.py",
+    "critics/language_model.py",
+    "algorithms/base.py",
+    "packing.py",
+    "models/policy.py",
+    "objectives.py",
+)
+"""From tasks to the optimizer step, in reading order."""
+
+# Rooms that a reader of the step takes as given, and single files with one thing each that their name says.
+GIVEN = ("inference/", "kernels/", "architectures/", "runtime/", "callbacks/", "environments/")
+LEAVES = {
+    "samplers/parallel.py",  # all agents are asked at once
+    "models/dialogue.py",  # a history as tokens
+    "models/loading.py",  # text as tokens
+    "models/backbone.py",  # tokens as hidden states and logits
+    "models/scores.py",  # logits as log-probabilities and entropies
+    "models/dropout.py",  # train mode without dropout
+    "critics/base.py",  # the interface of critics
+    "critics/histories.py",  # a joint history as tokens
+    "critics/value_network.py",  # tokens as values
+    "algorithms/actor_critic.py",  # targets, and metrics of critics
+    "algorithms/agents.py",  # evaluation mode while agents sample
+    "algorithms/rollout_hooks.py",  # checks and metrics before an update
+    "returns.py",
+    "metrics.py",
+    "optimizers.py",
+}
+PLAIN = (
+    "--model.policy.engine=transformers",
+    "--model.policy.fast_updates=false",
+    "--model.critic.model.fast_updates=false",
+)
+
+
+def test_one_step_of_cc_is_in_nine_files(fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment that the data module plays a rollout to the end of `training_step`."""
+    package = str(Path(collm.__file__).parent) + "/"
+    called: set[str] = set()
+    play, training_step = RolloutDataModule.play, CoLLMCC.training_step
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_filename.startswith(package):
+            called.add(frame.f_code.co_filename.removeprefix(package))
+
+    def recorded_play(data: RolloutDataModule, *args: object, **kwargs: object) -> object:
+        if data.trainer.training:
+            sys.setprofile(record)
+        return play(data, *args, **kwargs)
+
+    def recorded_step(module: CoLLMCC, *args: object) -> None:
+        try:
+            training_step(module, *args)
+        finally:
+            sys.setprofile(None)
+
+    monkeypatch.setattr(RolloutDataModule, "play", recorded_play)
+    monkeypatch.setattr(CoLLMCC, "training_step", recorded_step)
+    try:
+        assert fit(*PLAIN, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0") == 0
+    finally:
+        sys.setprofile(None)
+    assert set(READING) <= called
+    followed = {name for name in called if not name.startswith(GIVEN)}
+    assert followed - LEAVES - set(READING) == set()
+
+
+def test_the_readme_names_them() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in READING)
