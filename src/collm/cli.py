@@ -68,6 +68,8 @@ class CollmCLI(LightningCLI):
         # jsonargparse skips this link for algorithms without the argument
         parser.link_arguments("data.num_generations", "model.init_args.num_generations")
         parser.link_arguments("seed_everything", "data.seed")
+        text = "push every agent to the Hugging Face hub at the end of `fit`: owner and beginning of the names, me/team"
+        parser.add_argument("--push_to_hub", type=str | None, default=None, help=text)
 
     def before_instantiate_classes(self) -> None:
         command = str(self.subcommand)
@@ -81,6 +83,9 @@ class CollmCLI(LightningCLI):
                 callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
                 suffix = f".{class_name}"
                 trainer.callbacks = [item for item in callbacks if item and not item.class_path.endswith(suffix)]
+        for item in trainer.callbacks if self.config[command].push_to_hub else ():
+            if item.class_path.endswith(".ExportAgents"):
+                item.init_args.push_to_hub = self.config[command].push_to_hub
         _check_writable(trainer)
 
     def _set_seed(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _count(weights: Any) -> int:
     return sum(weight.numel() for weight in weights)
 
 
-def in_columns(rows: list[tuple[str, ...]]) -> str:
+def in_columns(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows of text with their columns aligned."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return "\n".join(

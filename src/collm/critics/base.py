@@ -116,6 +116,10 @@ class Critic(nn.Module, ABC):
         self.encoder_class = encoder_class
         self.name, self.agent_ids = name, tuple(agent_ids)
         self._learner = [learner]  # in a list, so that the algorithm is not registered as a submodule of its critic
+        self.attached()
+
+    def attached(self) -> None:  # noqa: B027 (most critics serve any agents)
+        """Runs at the end of `attach`; raises `ConfigurationError` for agents that this critic cannot serve."""
 
     @property
     def learner(self) -> Learner:

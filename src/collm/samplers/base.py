@@ -160,9 +160,19 @@ class Episode:
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:
     """Apply one joint action to each of several episodes of one environment, all at once.
 
-    Where the environment fails, the same joint action is applied again in a fresh episode, as often as episodes may
-    retry: an outage says nothing about what the agents wrote.
+    An episode ends as failed where an agent did not answer and its policy does not go on without it. Where the
+    environment fails, the same joint action is applied again in a fresh episode, as often as episodes may retry: an
+    outage says nothing about what the agents wrote.
     """
+    whole = []
+    for episode, joint_action in zip(episodes, joint_actions, strict=True):
+        if failure := absence(episode, joint_action):
+            episode.receive(joint_action, failure)
+        else:
+            whole.append((episode, joint_action))
+    if not whole:
+        return
+    episodes, joint_actions = [episode for episode, _ in whole], [joint_action for _, joint_action in whole]
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
     with meter.phase("environment"):
         environment = episodes[0].environment
@@ -189,6 +199,13 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
                     outcomes[index] = outcome
     for episode, joint_action, outcome in zip(episodes, joint_actions, outcomes, strict=True):
         episode.receive(joint_action, outcome)
+
+
+def absence(episode: Episode, joint_action: Mapping[str, Action]) -> EpisodeFailure | None:
+    """The failure of an episode in which an agent did not answer, if it ends for that."""
+    written = [*((message.agent_id, message.action) for message in episode.messages), *joint_action.items()]
+    gone = next(((agent_id, action.absent) for agent_id, action in written if action.fatal), None)
+    return EpisodeFailure(f"{gone[0]} did not answer ({gone[1]})", "absent") if gone else None
 
 
 class Sampler(ABC):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -26,16 +26,14 @@ from collm.environments.building.arguments import check_blocks, check_count, che
 from collm.environments.building.blocks import (
     REASONS,
     Cell,
-    Command,
     Reading,
     World,
     build,
     command_shares,
     from_plain,
-    is_air,
     plain,
 )
-from collm.environments.building.state import BuildState, Score
+from collm.environments.building.state import BuildState, Score, builders_of
 from collm.environments.canvas import Canvas
 from collm.environments.pay import DENSITIES, paid
 from collm.runtime.checks import check_choice
@@ -180,7 +178,7 @@ class BuildingGame(Environment):
             state,
             turn=state.turn + 1,
             built=world,
-            builders=_builders(state.builders if self.persistent else {}, readings.values(), world),
+            builders=builders_of(state.builders if self.persistent else {}, readings.values(), world),
             killed=state.killed or any(command.verb == "kill" for command in commands),
         )
         score = self.score(after, world)
@@ -290,12 +288,3 @@ class BuildingGame(Environment):
             if len(rejected) > MAX_TOLD_LINES:
                 lines.append(f"- and {len(rejected) - MAX_TOLD_LINES} more")
         return lines
-
-
-def _builders(before: Mapping[Cell, int], readings: Iterable[Reading], world: World) -> dict[Cell, int]:
-    """Index of the agent that placed each block of `world`."""
-    builders = dict(before)
-    for index, reading in enumerate(readings):
-        fills: list[Command] = [command for command in reading.accepted if not is_air(command.block)]
-        builders.update((cell, index) for command in fills for cell in command.cells)
-    return {cell: builders[cell] for cell in world}
