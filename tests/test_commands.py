@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy(name):
 
 def test_every_tool_is_a_command_and_calls_it():
     tools = {path.stem for path in (REPOSITORY / "tools").glob("*.py")}
-    assert tools <= set(commands.names())
+    assert tools - set(commands.names()) <= {"gathering"}  # writes results of this repository
     assert {"fit", "compare", "study", "gradient", "report", "score", "plan", "bench", "ceiling", "replay"} <= tools
 
 
