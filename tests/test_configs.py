@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def hub_rows(name: str, split: str | None = None) -> Any:
 
 
 @pytest.fixture
-def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose]:
+def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     """Reads configurations up to where `fit` would begin: the trainer, the algorithm and the data it was given."""
     begun: list[tuple] = []
 
@@ -79,9 +79,7 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose
         assert (status, len(begun)) == (0, 1)
         return begun.pop()
 
-    yield run
-    loading.load_config.cache_clear()  # what was read in place of hub models
-    loading.load_tokenizer.cache_clear()
+    return run
 
 
 PACKAGES = {"dataset: bfcl": "bfcl_eval", "adapters.reasoning": "reasoning_gym"}  # by what a file says

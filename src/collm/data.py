@@ -203,7 +203,9 @@ class RolloutDataModule(L.LightningDataModule):
             for trajectory in trajectories:
                 if trajectory.turns:
                     trajectory.metrics = measured(self.environment, trajectory)
-        return collate(trajectories, time.perf_counter() - began, left_out)
+        batch = collate(trajectories, time.perf_counter() - began, left_out)
+        batch.numbers = self.actors.take_numbers()
+        return batch
 
     def play_until_different(self, tasks: Sequence[Task], others: Sequence[Task], seed: int) -> RolloutBatch:
         """A training rollout, in which groups of equal returns are replaced up to `replace_equal_groups` times.
@@ -228,7 +230,9 @@ class RolloutDataModule(L.LightningDataModule):
             kept = [path for path, drop in zip(batch.trajectories, equal.tolist(), strict=True) if not drop]
             replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
             merged = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
+            numbers = {name: batch.numbers.get(name, []) + values for name, values in fresh.numbers.items()}
             batch = collate(merged, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
+            batch.numbers = numbers
             batch.replaced_joint_samples = replaced
         return batch
 

@@ -52,7 +52,7 @@ class BootstrapMean(torchmetrics.Metric):
 def percentile_interval(resamples: Tensor, confidence: float = 0.95) -> tuple[float, float]:
     """Low and high end of the percentile bootstrap interval of a statistic with values `resamples` [M].
 
-    Resamples in which the statistic is undefined, NaN, are left out.
+    The ends are resamples themselves, as a statistic may be infinite. NaN, where it is undefined, is left out.
     """
     tail = (1 - confidence) / 2
     ends = torch.nanquantile(resamples, resamples.new_tensor([tail, 1 - tail]), interpolation="nearest")
@@ -80,8 +80,7 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
         for part in draws.split(max(1, CHUNK // len(values))):
             episodes = torch.randint(len(values), (len(part), len(values)), generator=generator)
             means[part[:, 0], part[:, 1]] = values[episodes].mean(1)
-    low, high = torch.quantile(means.mean(1), means.new_tensor([0.025, 0.975])).tolist()
-    return sum(values.mean().item() for values in runs) / len(runs), low, high
+    return sum(values.mean().item() for values in runs) / len(runs), *percentile_interval(means.mean(1))
 
 
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
@@ -90,7 +89,7 @@ def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
     `failed` covers all episodes, including those left out. `failed/<cause>` has a 1 for each failure, including those
     that a retry corrected. All other lists cover the episodes of the batch.
     """
-    numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": []}
+    numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": [], **batch.numbers}
     for trajectory in (*batch.trajectories, *batch.left_out):
         numbers["failed"].append(float(trajectory.error is not None))
         for cause, _ in trajectory.failures:
@@ -113,12 +112,20 @@ def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
 
 
 def summarized(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Reduce each list of `episode_numbers`: to its sum for `failed/<cause>`, else to its mean; empty ones drop out."""
-    return {
-        name: sum(values) if name.startswith("failed/") else sum(values) / len(values)
-        for name, values in numbers.items()
-        if values
-    }
+    """Reduce each list of `episode_numbers`; empty ones drop out.
+
+    Counts (`failed/<cause>`, `absent/<agent>`, `retries/<agent>`) are summed, `latency/<agent>` becomes its median and
+    its 95th percentile, in seconds, and of all others the mean is taken.
+    """
+    result: dict[str, float] = {}
+    for name, values in numbers.items():
+        kind = name.partition("/")[0] if "/" in name else ""
+        if kind == "latency" and values:
+            median, tail = torch.quantile(torch.tensor(values), torch.tensor([0.5, 0.95])).tolist()
+            result |= {f"{name}/p50": median, f"{name}/p95": tail}
+        elif values:
+            result[name] = sum(values) if kind in ("failed", "absent", "retries") else sum(values) / len(values)
+    return result
 
 
 def groups_of_one(batch: RolloutBatch) -> int:

@@ -22,6 +22,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from collm.sampling_mask import SamplingMask
+
 
 @dataclass(frozen=True)
 class Task:
@@ -48,6 +50,10 @@ class Action:
         truncated: True if the token limit cut the response, False if the agent ended it.
         seconds: Generation time in seconds; 0 if it was not measured for this response.
         policy_version: Number of updates of the weights that sampled it; None if no policy did (demonstrations).
+        sampling_mask: The set that each token was drawn from and that its log-probability is normalized over; None for
+            the whole vocabulary.
+        absent: Why the agent gave no answer of its own in time, such as `late`; empty if it did.
+        fatal: True if that ends the episode.
         uid: Unique id. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
             uid, also after copying or pickling.
     """
@@ -59,6 +65,9 @@ class Action:
     truncated: bool = False
     seconds: float = 0.0
     policy_version: int | None = None
+    sampling_mask: SamplingMask | None = field(default=None, compare=False, repr=False)
+    absent: str = ""
+    fatal: bool = False
     uid: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
 
 
@@ -102,7 +111,8 @@ class Turn:
     action. `values` holds exact values of the history before the turn under the current policies, under `team` of the
     joint history and under each agent id of the local one; it is empty unless an oracle sampler fills it. `features`,
     `state_text` and `progress` (the share of the best score reached) describe the state before the turn, for critics
-    only; they are empty or None if the environment does not define them.
+    only; they are empty or None if the environment does not define them. `picture` is an SVG image of the state after
+    the turn, and `estimates` what critics expected of it, by name; both are kept in evaluations that are shown.
     """
 
     observations: dict[str, str]
@@ -116,15 +126,23 @@ class Turn:
     features: dict[str, float] = field(default_factory=dict)
     state_text: str = ""
     progress: float | None = None
+    picture: str = ""
+    estimates: dict[str, float] = field(default_factory=dict)
 
     def written_by(self, agent_id: str) -> list[Message]:
         """Messages of one agent in this turn, in order; the last one is its action."""
         messages = [message for message in self.messages if message.agent_id == agent_id]
         return messages or [Message(agent_id, self.observations[agent_id], self.actions[agent_id])]
 
+    def absent(self) -> dict[str, str]:
+        """Why agents did not answer in this turn, by agent id; empty if all did."""
+        written = [message for agent_id in self.actions for message in self.written_by(agent_id)]
+        return {message.agent_id: message.action.absent for message in written if message.action.absent}
+
     def record(self) -> dict[str, Any]:
         """The turn as plain data."""
         optional = {
+            "absent": self.absent(),
             "messages": [
                 {"agent_id": message.agent_id, "observation": message.observation, "text": message.action.text}
                 for message in self.messages
@@ -132,6 +150,8 @@ class Turn:
             "features": self.features,
             "state_text": self.state_text,
             "progress": self.progress,
+            "picture": self.picture,
+            "estimates": self.estimates,
         }
         return {
             "observations": self.observations,
@@ -219,6 +239,7 @@ class RolloutBatch:
         tree: Structure of the rollout trees; None if every trajectory is an independent episode.
         left_out: Failed episodes, which are not among `trajectories` and not learned from.
         replaced_joint_samples: Number of joint actions in groups that were played and then replaced.
+        numbers: What engines counted while the batch was played, a list of values for each name.
     """
 
     trajectories: list[Trajectory]
@@ -229,6 +250,7 @@ class RolloutBatch:
     tree: RolloutTree | None = None
     left_out: list[Trajectory] = field(default_factory=list)
     replaced_joint_samples: int = 0
+    numbers: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def joint_samples(self) -> int:

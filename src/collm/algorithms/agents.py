@@ -12,10 +12,12 @@ from torch import nn
 
 from collm.algorithms.checkpoints import Checkpointed
 from collm.algorithms.settings import check_parameters, specs_of
+from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
-from collm.models.policy import Policy, make_dialogue
+from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.models.remote import TextDialogue, dialogue_of, remote_policy
 from collm.models.specs import ModelSpec
 from collm.optimizers import check_optimizer, float32_copies, fused, stepping_for
 from collm.runtime.checks import NOT_NEGATIVE, check_numbers
@@ -81,16 +83,17 @@ class Agents(Checkpointed):
         self.joint_samples = 0
         self.num_rollouts = 0  # learned from, including the current one
 
-    def dialogues(self) -> dict[str, Dialogue]:
+    def dialogues(self) -> dict[str, Dialogue | TextDialogue]:
         """The dialogue formatter of each agent, which turns its history into tokens; loads tokenizers, not weights."""
-        return {agent_id: make_dialogue(spec) for agent_id, spec in self.specs.items()}
+        return {agent_id: dialogue_of(spec) for agent_id, spec in self.specs.items()}
 
     def networks(self) -> list[str]:
         """Names of the networks with weights of their own, which a strategy may place on devices.
 
         The initial policy that `kl_weight` needs is placed with the agent it belongs to.
         """
-        return list(dict.fromkeys(map(self.learner_name, self.agent_ids)))
+        here = (agent_id for agent_id, spec in self.specs.items() if not spec.is_remote)
+        return list(dict.fromkeys(map(self.learner_name, here)))
 
     def critic_names(self) -> list[str]:
         """Names of the critics; empty in algorithms without critics."""
@@ -112,8 +115,15 @@ class Agents(Checkpointed):
         for agent_id, spec in self.specs.items():
             name = self.learner_name(agent_id)
             adapter = module_name(name) if spec.lora_rank else None
+            if spec.is_remote:
+                self.policies[agent_id] = remote_policy(agent_id, spec)
+                continue
             policy = Policy(agent_id, spec, self.backbone(name, spec, adapter), adapter)
             self.policies[agent_id] = policy
+            if not spec.learns:
+                for weight in policy.parameters():
+                    weight.requires_grad_(False)
+                continue
             self.team.setdefault(name, []).append(agent_id)
             self.learners[name] = policy.parameters()
             if self.kl_weight and adapter is None:
@@ -145,6 +155,8 @@ class Agents(Checkpointed):
         return {name: self.specs[members[0]].learning_rate for name, members in self.team.items()}
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
+        if not self.team:
+            raise ConfigurationError("no agent learns: all are frozen or endpoints; leave one of them to learn.")
         rates = self.learning_rates()
         optimizers = []
         for name, weights in self.learners.items():

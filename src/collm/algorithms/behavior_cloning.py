@@ -11,6 +11,7 @@ from itertools import chain
 from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
+from collm.algorithms.settings import refuse_foreign
 from collm.packing import TokenSequence, action_sequences
 from collm.runtime.collectives import sum_over_ranks
 from collm.trajectory import RolloutBatch
@@ -26,6 +27,7 @@ class BehaviorCloning(MultiAgentModule):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        refuse_foreign(self.specs, "agents that imitate demonstrations")
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from collm.algorithms.actor_critic import ActorCritic
+from collm.algorithms.settings import refuse_foreign
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.objectives import generalized_advantages
@@ -40,6 +41,7 @@ class CoLLMDCShared(ActorCritic):
 
     def __init__(self, critic: LanguageModelCritic | None = None, **kwargs):
         super().__init__(critic=critic, **kwargs)
+        refuse_foreign(self.specs, "agents whose critics are on their own models")
         template = self.critic_template[0]
         if not isinstance(template, LanguageModelCritic):
             raise ConfigurationError(

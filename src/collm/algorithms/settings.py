@@ -23,9 +23,33 @@ def specs_of(agent_ids: Sequence[str], policy: PolicySpec, policies: Mapping[str
 
 def check_parameters(parameters: str, specs: Mapping[str, PolicySpec]) -> None:
     """Raise `ConfigurationError` if `parameters` does not fit the policies of the agents."""
+    num_agents = len(specs)
+    specs = {agent_id: spec for agent_id, spec in specs.items() if not spec.is_remote}
     if parameters == "lora" and any(spec.lora_rank == 0 for spec in specs.values()):
         raise ConfigurationError("parameters is 'lora' but policy.lora_rank is 0; set it to the adapter's rank.")
+    if parameters == "shared" and 0 < len(specs) < num_agents:
+        raise ConfigurationError(
+            "parameters is 'shared', but some agents are endpoints; use 'separate' or 'lora', or ask all elsewhere."
+        )
     if parameters == "shared" and len({str(spec) for spec in specs.values()}) > 1:
         raise ConfigurationError(
             "parameters is 'shared' but the agents' policies differ; drop `policies` or use 'separate' or 'lora'."
         )
+    if parameters == "shared":
+        refuse_foreign(specs, "agents that share their parameters")
+
+
+def refuse_foreign(specs: Mapping[str, PolicySpec], what: str) -> None:
+    """Raise `ConfigurationError` if an agent does not learn where all have to.
+
+    Args:
+        specs: The policies of the agents.
+        what: What needs all agents to learn, in words.
+    """
+    for agent_id, spec in specs.items():
+        if not spec.learns:
+            how = "an endpoint" if spec.is_remote else "frozen"
+            raise ConfigurationError(
+                f"policy of {agent_id!r} is {how}, but {what} all learn; use `parameters: separate` and an algorithm "
+                "with critics of its own, such as CoLLMCC."
+            )

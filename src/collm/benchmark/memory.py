@@ -84,7 +84,7 @@ class Plan:
         trains = {weight for weights in self.module.learners.values() for weight in weights}
         divided = {weight for one in self.backbones() for weight in one.lm.parameters()} - self.adapters()
         split = {weight: parts if weight in divided else 1 for weight in self.module.parameters()}
-        agents = dict.fromkeys(policy.backbone for policy in self.module.policies.values())
+        agents = dict.fromkeys(policy.backbone for policy in self.module.policies.values() if policy.has_weights)
         rows = -(-self.rows // devices)
         return Needs(
             parameters=sum(size(weight) / split[weight] for weight in split),

@@ -8,30 +8,54 @@ from typing import Any
 
 import lightning as L
 
+from collm.callbacks.hub import check_access, push
+from collm.callbacks.model_card import model_card
 from collm.runtime.collectives import full_state
 from collm.runtime.files import replacing
 from collm.runtime.naming import folder_name
 
 
 class ExportAgents(L.Callback):
-    """Writes every agent to `agents/<agent id>` in the run's folder, with its tokenizer.
+    """Writes every agent to `agents/<agent id>` in the run's folder, with its tokenizer and a model card.
 
     `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load the folder without this package. An
-    agent with LoRA is written as its adapter, which names its base model; if that was initialized at random, the full
-    model is written with the adapter merged into its weights. Characters of an agent id other than ASCII letters,
-    digits, `_`, `-` and `~` are percent-encoded.
+    agent with LoRA is written as its adapter, which names its base model: a hub name, or for a local model the copy
+    `../base.<name>` beside it. If the base was initialized at random, the full model is written with the adapter merged
+    into its weights. Agents that `engine: endpoint` answers for are not written. Characters of an agent id other than
+    ASCII letters, digits, `_`, `-` and `~` are percent-encoded.
+
+    Args:
+        merged: Write agents with LoRA as full models too.
+        push_to_hub: Also push every agent to a repository of the Hugging Face hub: this name, such as `me/team`,
+            followed by `-` and the agent's.
     """
 
+    def __init__(self, merged: bool = False, push_to_hub: str | None = None):
+        self.merged = merged
+        self.push_to_hub = push_to_hub
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        if self.push_to_hub and stage == "fit" and trainer.is_global_zero:
+            check_access(self.push_to_hub)
+
     # `on_train_end` is not called when a run resumes from the checkpoint of its last update
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fast_dev_run:
+            return
         # a broadcast, so all ranks have to take part
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
+        agents = {name: policy for name, policy in pl_module.policies.items() if policy.has_weights}
         with replacing(folder) if trainer.is_global_zero else nullcontext() as unfinished:
-            for agent_id, policy in pl_module.policies.items():
+            bases: dict[str, str] = {}  # names of copied base models by path
+            for agent_id, policy in agents.items():
                 # adapters are replicated; weights may be sharded, so all ranks have to take part in gathering them
-                with_weights = policy.adapter is None or policy.backbone.random_weights
-                weights = full_state(policy.backbone.own_state(), trainer.is_global_zero) if with_weights else None
-                if unfinished is not None:
-                    policy.save(unfinished / folder_name(agent_id), weights)
-        if trainer.is_global_zero:
-            print(f"\nagents, pictures and transcripts are in {folder.parent}")
+                whole = policy.adapter is None or policy.backbone.random_weights or self.merged
+                weights = full_state(policy.backbone.own_state(), trainer.is_global_zero) if whole else None
+                if unfinished is None:
+                    continue
+                base = None if whole else policy.copy_base(unfinished, bases)
+                policy.save(unfinished / folder_name(agent_id), weights, self.merged, base)
+                card = model_card(trainer, pl_module, agent_id, adapter=not whole)
+                (unfinished / folder_name(agent_id) / "README.md").write_text(card, encoding="utf-8")
+        if trainer.is_global_zero and self.push_to_hub:
+            push(folder, list(map(folder_name, agents)), self.push_to_hub)

@@ -21,6 +21,8 @@ _CLASSES = {
     "collm": "collm.inference.embedded.engine.EmbeddedEngine",
     "transformers": "collm.inference.transformers_engine.TransformersEngine",
     "vllm": "collm.inference.vllm_engine.VLLMEngine",
+    "human": "collm.inference.human.HumanEngine",
+    "endpoint": "collm.inference.endpoint.engine.EndpointEngine",
 }
 
 
@@ -85,11 +87,16 @@ class Actors:
         for agent_id, engine in self.engines.items():
             policy = self.policies[agent_id]
             reasons = engine.slower(policy)
-            if not policy.backbone.support.shared_prefixes and policy.spec.fast_updates:
+            if policy.has_weights and not policy.backbone.support.shared_prefixes and policy.spec.fast_updates:
                 reasons = [*reasons, "updates compute common beginnings of sequences once for each"]
             if reasons:
                 ways[agent_id] = ", ".join(reasons)
         return ways
+
+    def take_numbers(self) -> dict[str, list[float]]:
+        """What engines counted since the last call; see `Engine.take_numbers`."""
+        engines = [engine for group in self.devices.values() for engine in group]
+        return {name: values for engine in engines for name, values in engine.take_numbers().items()}
 
     @contextmanager
     def serving(self, version: int, keep_cache: bool = False) -> Iterator[Actors]:

@@ -78,6 +78,10 @@ class Engine(ABC):
     def rest(self) -> None:  # noqa: B027 (not every engine holds something)
         """Free what is not needed until the next `sync`, such as key/value states."""
 
+    def take_numbers(self) -> dict[str, list[float]]:
+        """What was counted since the last call, a list of values for each name; see `metrics.summarized`."""
+        return {}
+
     def slower(self, policy: Policy) -> list[str]:
         """What keeps generation for `policy` from being as fast as possible, in words; empty if nothing does."""
         return []

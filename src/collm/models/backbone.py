@@ -122,6 +122,7 @@ class Backbone(Resident):
         """
         scale: Any = alpha  # peft takes any number, but says int
         config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules="all-linear")
+        config.task_type = "CAUSAL_LM"  # without it peft cannot load the exported folder
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # of the adapters before
@@ -166,30 +167,39 @@ class Backbone(Resident):
             if adapter in getattr(layer, kind)
         }
 
-    def save(self, folder: str | Path, adapter: str | None, weights: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        adapter: str | None,
+        weights: Mapping[str, Tensor] | None = None,
+        merged: bool = False,
+        base: str | None = None,
+    ) -> None:
         """Write the language model, or an adapter alone if its base can be loaded again, or else both merged.
 
         Args:
             folder: Folder to write; it is created.
             adapter: Name of the adapter; None for the language model itself.
             weights: State dict of the language model, where its own parameters are sharded.
+            merged: Write both merged although the base can be loaded again.
+            base: What the folder of an adapter calls its base; by default the path it was loaded from.
         """
         if adapter is None:
             self.lm.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
-        elif not self.random_weights:
-            self.save_adapter(folder, adapter)
+        elif not self.random_weights and not merged:
+            self.save_adapter(folder, adapter, base)
         else:
-            merged = self.merged_state(adapter, self.own_state() if weights is None else weights)
+            state = self.merged_state(adapter, self.own_state() if weights is None else weights)
             with torch.device("meta"):
                 plain = type(self.lm)(deepcopy(self.lm.config)).float()
             plain.generation_config = self.lm.generation_config
-            plain.save_pretrained(folder, state_dict=merged)
+            plain.save_pretrained(folder, state_dict=state)
 
-    def save_adapter(self, folder: str | Path, adapter: str) -> None:
-        """Write an adapter as a PEFT folder."""
+    def save_adapter(self, folder: str | Path, adapter: str, base: str | None = None) -> None:
+        """Write an adapter as a PEFT folder, whose base is called `base`, or by the path it was loaded from."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = copy(self.lm.peft_config[adapter])
-        config.base_model_name_or_path = resolve_path(self.path)
+        config.base_model_name_or_path = base or resolve_path(self.path)
         config.save_pretrained(folder)
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.adapter_weights(adapter).items()}
         save_file(weights, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from collm.models.agent_files import (
+    agent_record,
+    base_name,
+    copy_model,
+    generation_config,
+    make_readable,
+)
+from collm.models.agent_record import AGENT_FILE
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.loading import encode_data, load_tokenizer
 from collm.models.policy_spec import PolicySpec
 from collm.models.scores import score
 from collm.packing import SequenceBatch
+from collm.runtime.naming import folder_name
+from collm.sampling_mask import SamplingMask
 from collm.trajectory import Action
+
+
+class Response(NamedTuple):
+    """What an engine sampled for one prompt.
+
+    Args:
+        token_ids: Sampled tokens, L of them.
+        log_probs: Log-probability of each, L of them.
+        sampling_mask: The set each was drawn from, over which its log-probability is normalized; None for all tokens.
+    """
+
+    token_ids: Sequence[int]
+    log_probs: Sequence[float]
+    sampling_mask: SamplingMask | None = None
 
 
 class Policy:
@@ -29,6 +55,8 @@ class Policy:
         backbone: The language model.
         adapter: LoRA adapter that belongs to this policy; None where all weights of the backbone do.
     """
+
+    has_weights = True  # here; those of `engine: endpoint` are elsewhere
 
     def __init__(self, agent_id: str, spec: PolicySpec, backbone: Backbone, adapter: str | None):
         self.agent_id = agent_id
@@ -57,20 +85,29 @@ class Policy:
     def actions(
         self,
         prompts: Sequence[Sequence[int]],
-        responses: Sequence[tuple[Sequence[int], Sequence[float]]],
+        responses: Sequence[Response],
         version: int | None = None,
     ) -> list[Action]:
         """Generated responses as actions.
 
         Args:
             prompts: Tokens of each prompt.
-            responses: Sampled tokens of each response and their log-probabilities.
+            responses: What was sampled.
             version: Number of updates behind the weights that generated them.
         """
-        texts = self.tokenizer.batch_decode([list(ids) for ids, _ in responses], skip_special_tokens=True)
+        drawn = [Response(*response) for response in responses]
+        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in drawn], skip_special_tokens=True)
         return [
-            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids, policy_version=version)
-            for text, prompt, (ids, log_probs) in zip(texts, prompts, responses, strict=True)
+            Action(
+                text,
+                prompt,
+                one.token_ids,
+                one.log_probs,
+                truncated=one.token_ids[-1] not in self.eos_ids,
+                policy_version=version,
+                sampling_mask=one.sampling_mask,
+            )
+            for text, prompt, one in zip(texts, prompts, drawn, strict=True)
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
@@ -85,7 +122,8 @@ class Policy:
     def log_probs(self, batch: SequenceBatch, adapter: str | None = "own") -> tuple[Tensor, Tensor]:
         """Log-probability of every action token and entropy of the distribution it came from.
 
-        The head is applied only where an action token is predicted, so that no [R, L, V] tensor of logits exists.
+        Both are those of the distribution that was sampled where the batch has its sampling mask. The head is applied
+        only where an action token is predicted, so that no [R, L, V] tensor of logits exists.
 
         Args:
             batch: Rows of tokens whose scored positions are action tokens.
@@ -108,20 +146,57 @@ class Policy:
             self.backbone.vocabulary_size,
             self.spec.temperature,
             self.allowed_ids,
+            batch.sampling_mask,
         )
         log_probs, entropies = (values.new_zeros(mask.shape) for values in scores)
         log_probs[mask], entropies[mask] = scores
         return log_probs, entropies
 
-    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write the agent with its tokenizer as a Hugging Face folder or a PEFT folder; see `Backbone.save`.
+    def record(self) -> dict[str, Any]:
+        """How the agent reads and samples, as plain data; see `agent_record`."""
+        return agent_record(self.agent_id, self.spec, self.tokenizer, self.eos_ids, base_name(self.spec.path))
+
+    def copy_base(self, folder: str | Path, names: dict[str, str]) -> str:
+        """Copy the model under the adapter to `folder` unless it is on the hub.
+
+        Args:
+            folder: Folder of exported agents.
+            names: Copies made so far, by path.
+
+        Returns:
+            What an adapter in a folder beside it calls the model.
+        """
+        path = self.spec.path
+        name = base_name(path)
+        if name == path and "/" in path:
+            return path
+        if path not in names:
+            names[path] = f"base.{folder_name(name)}" + f".{len(names)}" * bool(names)  # no agent's folder has a dot
+            copy_model(path, Path(folder, names[path]))
+            make_readable(Path(folder, names[path]))
+        return f"../{names[path]}"
+
+    def save(
+        self,
+        folder: str | Path,
+        weights: Mapping[str, Tensor] | None = None,
+        merged: bool = False,
+        base: str | None = None,
+    ) -> None:
+        """Write the agent as a Hugging Face folder or a PEFT folder, with all that others need to sample as it does.
 
         Args:
             folder: Folder to write; it is created.
             weights: State dict of the language model, where its own parameters are sharded.
+            merged: Write a whole model in place of an adapter.
+            base: What the folder of an adapter calls the model under it; by default the path it was loaded from.
         """
-        self.backbone.save(folder, self.adapter, weights)
+        self.backbone.save(folder, self.adapter, weights, merged, base)
         self.tokenizer.save_pretrained(folder)
+        record = self.record()
+        Path(folder, AGENT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        generation_config(record, self.tokenizer, self.allowed_ids).save_pretrained(folder)
+        make_readable(folder)
 
 
 def make_dialogue(spec: PolicySpec) -> Dialogue:

@@ -15,8 +15,8 @@ class ModelSpec:
     """The language model that a network starts from.
 
     Args:
-        path: Weights to start from: `tiny`, `tiny_house`, `smollm2`, a local folder or a hub name; `relay` begins at
-            random.
+        path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
+            `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
         dtype: Number format of the weights: float32, bfloat16 or float16.
         learning_rate: Step size of the optimizer.
@@ -54,7 +54,12 @@ class ModelSpec:
         check_choice(f"{name}.dtype", self.dtype, DTYPES)
         check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
         check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
-        check_source(self.path, self.random_weights)
+        check_source(self.path, self.random_weights or self.is_remote)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its weights are elsewhere, so that only its tokenizer is read here."""
+        return False
 
     def max_tokens(self) -> int:
         """Longest sequence it may read, in tokens."""

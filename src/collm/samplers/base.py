@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step
-from collm.environments.contract import begun, check_observations, described, stepped
+from collm.environments.contract import begun, check_observations, described, drawn, stepped
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
@@ -48,10 +48,14 @@ class Episode:
         group: Episodes of one task share this number.
         seed: Seed of the environment.
         retries: How often a failed turn is tried again, each time in a fresh episode that was brought to that turn.
+        pictures: Keep the environment's picture of every turn.
     """
 
-    def __init__(self, environment: Environment, task: Task, group: int, seed: int, retries: int = 0):
+    def __init__(
+        self, environment: Environment, task: Task, group: int, seed: int, retries: int = 0, pictures: bool = False
+    ):
         self.environment = environment
+        self.pictures = pictures
         self.seed = seed
         self.retries = retries
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
@@ -142,6 +146,7 @@ class Episode:
                 features=self.features,
                 state_text=self.state_text,
                 progress=self.progress,
+                picture=drawn(self.environment, step.state) if self.pictures else "",
             )
         )
         self.messages = []
@@ -155,9 +160,19 @@ class Episode:
 def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Action]]) -> None:
     """Apply one joint action to each of several episodes of one environment, all at once.
 
-    Where the environment fails, the same joint action is applied again in a fresh episode, as often as episodes may
-    retry: an outage says nothing about what the agents wrote.
+    An episode ends as failed where an agent did not answer and its policy does not go on without it. Where the
+    environment fails, the same joint action is applied again in a fresh episode, as often as episodes may retry: an
+    outage says nothing about what the agents wrote.
     """
+    whole = []
+    for episode, joint_action in zip(episodes, joint_actions, strict=True):
+        if failure := absence(episode, joint_action):
+            episode.receive(joint_action, failure)
+        else:
+            whole.append((episode, joint_action))
+    if not whole:
+        return
+    episodes, joint_actions = [episode for episode, _ in whole], [joint_action for _, joint_action in whole]
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
     with meter.phase("environment"):
         environment = episodes[0].environment
@@ -186,6 +201,13 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
         episode.receive(joint_action, outcome)
 
 
+def absence(episode: Episode, joint_action: Mapping[str, Action]) -> EpisodeFailure | None:
+    """The failure of an episode in which an agent did not answer, if it ends for that."""
+    written = [*((message.agent_id, message.action) for message in episode.messages), *joint_action.items()]
+    gone = next(((agent_id, action.absent) for agent_id, action in written if action.fatal), None)
+    return EpisodeFailure(f"{gone[0]} did not answer ({gone[1]})", "absent") if gone else None
+
+
 class Sampler(ABC):
     """Plays episodes side by side, turn by turn."""
 
@@ -195,6 +217,8 @@ class Sampler(ABC):
     """Whether several responses of one agent are played beside the same actions of the others, as C3 needs them."""
     asks_once = True
     """Whether every agent generates once in a turn; otherwise key/value states are kept within a turn too."""
+    pictures = False
+    """Whether episodes keep the environment's picture of every turn; set for evaluations that are shown."""
 
     def check(  # noqa: B027 (most samplers refuse nothing)
         self, environment: Environment, num_tasks: int, num_generations: int
@@ -235,7 +259,7 @@ class Sampler(ABC):
         generator = torch.Generator(device).manual_seed(seed)
         self.check(environment, len(tasks), num_generations)
         episodes = [
-            Episode(environment, task, group, seed * 1_000_003 + group, retries)
+            Episode(environment, task, group, seed * 1_000_003 + group, retries, self.pictures)
             for group, task in enumerate(tasks)
             for _ in range(num_generations if self.independent else 1)
         ]

@@ -6,7 +6,7 @@ observations of the environment, which are kept apart from the messages of other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -31,7 +31,41 @@ class Conversation(Sampler):
             )
 
     @staticmethod
+    def ask_all(
+        episodes: Sequence[Episode],
+        actors: Actors,
+        shown: Mapping[str, Sequence[str]],
+        round: int,
+        generator: torch.Generator,
+        greedy: bool,
+    ) -> list[list[Message]]:
+        """Messages of agents in every episode when they are `shown` these texts, at the same time.
+
+        Args:
+            episodes: The episodes; the messages are not added to them.
+            actors: The agents.
+            shown: What each agent is shown in every episode, by agent id.
+            round: Round of the messages in their turn.
+            generator: Source of random numbers.
+            greedy: Take the most likely tokens.
+
+        Returns:
+            For each agent one message for every episode.
+        """
+        prompts = {
+            name: [
+                actors.prompt(name, *episode.history(name, text)) for episode, text in zip(episodes, texts, strict=True)
+            ]
+            for name, texts in shown.items()
+        }
+        answers = actors.sample(prompts, generator, greedy)
+        return [
+            [Message(name, text, action, round) for text, action in zip(texts, answers[name], strict=True)]
+            for name, texts in shown.items()
+        ]
+
     def ask(
+        self,
         episodes: Sequence[Episode],
         actors: Actors,
         agent_id: str,
@@ -41,12 +75,7 @@ class Conversation(Sampler):
         greedy: bool,
     ) -> list[Message]:
         """Messages of one agent in every episode when it is `shown` these texts; they are not added to the episodes."""
-        prompts = [
-            actors.prompt(agent_id, *episode.history(agent_id, text))
-            for episode, text in zip(episodes, shown, strict=True)
-        ]
-        actions = actors.sample({agent_id: prompts}, generator, greedy)[agent_id]
-        return [Message(agent_id, text, action, round) for text, action in zip(shown, actions, strict=True)]
+        return self.ask_all(episodes, actors, {agent_id: shown}, round, generator, greedy)[0]
 
     @staticmethod
     def last_words(episode: Episode) -> dict[str, Action]:

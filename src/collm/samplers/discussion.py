@@ -27,20 +27,9 @@ class Discussion(Conversation):
         self, episodes: Sequence[Episode], actors: Actors, generator: torch.Generator, greedy: bool
     ) -> list[dict[str, Action]]:
         for round in range(self.rounds):
-            said = [
-                self.ask(
-                    episodes,
-                    actors,
-                    agent_id,
-                    [self.shown(episode, agent_id, round) for episode in episodes],
-                    round,
-                    generator,
-                    greedy,
-                )
-                for agent_id in actors.policies
-            ]
-            # added after the round: no agent reads an answer of the same round
-            for messages in said:
+            shown = {name: [self.shown(episode, name, round) for episode in episodes] for name in actors.policies}
+            # asked together: no agent reads an answer of the same round
+            for messages in self.ask_all(episodes, actors, shown, round, generator, greedy):
                 for episode, message in zip(episodes, messages, strict=True):
                     episode.messages.append(message)
         return [self.last_words(episode) for episode in episodes]

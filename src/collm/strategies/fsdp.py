@@ -110,7 +110,7 @@ class FullySharded(ModelParallelStrategy):
     # Sampling
 
     def _choose_sampling(self, module: Any) -> None:
-        lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values()))
+        lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values() if policy.has_weights))
         size = gathered_bytes(lms, self.param_dtype)
         stepped = [weight for opt in self.optimizers for group in opt.param_groups for weight in group["params"]]
         learners = {weight for weights in module.learners.values() for weight in weights}
@@ -136,7 +136,7 @@ class FullySharded(ModelParallelStrategy):
                 yield
             return
         module: Any = self.lightning_module
-        lms = dict.fromkeys(policy.backbone.lm for policy in module.policies.values())
+        lms = dict.fromkeys(policy.backbone.lm for policy in module.policies.values() if policy.has_weights)
         for lm in lms:
             for one in sharded_modules(lm):
                 one.set_reshard_after_forward(False, recurse=False)

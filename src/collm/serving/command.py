@@ -1,0 +1,171 @@
+"""Serve the agents of a run, each by a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from collm.errors import ConfigurationError
+from collm.models.agent_record import read_agent
+from collm.runtime.checks import COUNT, POSITIVE, Range, check_number
+from collm.runtime.command import run_command
+from collm.runtime.files import write_text
+from collm.runtime.naming import folder_name
+from collm.serving.folders import adapter_settings, agent_folders, model_path, settings_of
+from collm.serving.processes import Server, free_ports, serving, wait_for_end, watched
+
+
+def serve(
+    run: str,
+    agents: list[str] | None = None,
+    backend: Literal["collm", "transformers", "vllm"] = "collm",
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key_env: str | None = None,
+    advertise: str | None = None,
+    endpoints: str | None = None,
+    max_bytes: int = 2_000_000,
+    patience: float = 600.0,
+    vllm_command: str = "vllm",
+    vllm_arguments: str = "",
+    seconds: float | None = None,
+) -> None:
+    """Serve every agent of a run as an OpenAI-compatible endpoint, until the command is stopped.
+
+    Once all are healthy, `endpoints.yaml` is written: a configuration with which `fit.py validate` and `predict`,
+    `compare.py` and `play.py` ask these endpoints in place of models of their own.
+
+    Args:
+        run: Folder of a finished run, such as logs/collm/version_0.
+        agents: Agents to serve; by default all.
+        backend: What generates: `collm`, in batches and with token ids; `transformers`, one request after the other,
+            for any architecture; `vllm`, by its own server.
+        host: Address to listen at. Any but this machine's own loopback needs `api_key_env`.
+        port: Port of the first agent, the others follow; 0 takes free ones.
+        api_key_env: Environment variable that holds the key which clients must send.
+        advertise: Host name in endpoints.yaml, for clients on other machines; by default `host`.
+        endpoints: Where to write it; by default endpoints.yaml in the run's folder.
+        max_bytes: Longest body of a request, in bytes.
+        patience: Longest time until all are healthy, in seconds.
+        vllm_command: How vLLM's command is called, with its path where it is in an environment of its own.
+        vllm_arguments: Further arguments of `vllm serve`.
+        seconds: Stop after this time; by default serve until stopped.
+    """
+    check_number("port", port, Range(0, 65535, whole=True))
+    check_number("max_bytes", max_bytes, COUNT)
+    check_number("patience", patience, POSITIVE)
+    check_key(host, api_key_env)
+    if backend != "vllm":
+        check_installed()
+    folders = agent_folders(run)
+    unknown = sorted(set(agents or []) - set(folders))
+    if unknown:
+        raise ConfigurationError(f"agents names {', '.join(unknown)}, but {run} has {', '.join(folders)}.")
+    chosen = {name: folder for name, folder in folders.items() if agents is None or name in agents}
+    last = port + len(chosen) - 1
+    check_number("port of the last agent", last if port else 0, Range(0, 65535, whole=True))
+    ports = list(range(port, last + 1)) if port else free_ports(host, len(chosen))
+    servers, content = [], {}
+    for (name, folder), number in zip(chosen.items(), ports, strict=True):
+        if backend == "vllm":
+            command = vllm(name, folder, host, number, vllm_command, vllm_arguments)
+        else:
+            command = own(folder, backend, host, number, api_key_env, max_bytes)
+        # vLLM reads its key from the environment, so that no command line shows it
+        variables = {"VLLM_API_KEY": os.environ[api_key_env]} if backend == "vllm" and api_key_env else {}
+        servers.append(Server(folder_name(name), command, f"http://{_in_url(host)}:{number}/health", variables))
+        content[name] = client_settings(name, folder, f"http://{_in_url(advertise or host)}:{number}/v1", api_key_env)
+    root = Path(run).parent if Path(run).name == "agents" else Path(run)
+    target = Path(endpoints) if endpoints else root / "endpoints.yaml"
+    with serving(servers, root / "serving", patience) as running:
+        write_text(target, _HEADER + yaml.safe_dump({"model": {"init_args": {"policies": content}}}, sort_keys=False))
+        for name, settings in content.items():
+            print(f"{name}: {settings['endpoint']['url']}")
+        print(f"written to {target}; stop with ^C", flush=True)
+        if seconds is None:
+            wait_for_end(running, root / "serving")
+        time.sleep(seconds or 0)
+
+
+_HEADER = """# Endpoints of the agents of a run: give this file as a --config after that of the run.
+# `path` has their tokenizer: on another machine, set it to a copy of the folder, or use `protocol: chat`.
+"""
+
+
+def client_settings(name: str, folder: Path, url: str, api_key_env: str | None) -> dict[str, Any]:
+    """The policy with which clients reach an agent, without values that are defaults."""
+    settings = {key: value for key, value in settings_of(read_agent(folder)).items() if value not in (None, {}, False)}
+    settings = {"engine": "endpoint", "path": model_path(folder), **settings}
+    endpoint = {"url": url, "model": name, **({"api_key_env": api_key_env} if api_key_env else {})}
+    return {**settings, "endpoint": endpoint}
+
+
+def check_key(host: str, api_key_env: str | None) -> None:
+    """Refuse to listen beyond this machine without a key, and a key that is not there."""
+    try:
+        loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError as error:
+        raise ConfigurationError(f"host is {host!r}; give an IP address, or localhost.") from error
+    if not loopback and api_key_env is None:
+        raise ConfigurationError(
+            f"host is {host!r}, which others can reach; put a key into an environment variable and name it with "
+            "--api_key_env."
+        )
+    if api_key_env is not None and len(os.environ.get(api_key_env, "")) < 16:
+        raise ConfigurationError(
+            f"api_key_env is {api_key_env!r}, but that variable holds no key of 16 characters or more; set it, for "
+            f"example with export {api_key_env}=$(openssl rand -hex 24)."
+        )
+
+
+def check_installed() -> None:
+    """Refuse to start without the packages of the extra `serve`."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            f'serving needs {error.name}: pip install "collm[serve]", or use --backend vllm.'
+        ) from error
+
+
+def own(folder: Path, backend: str, host: str, port: int, key_env: str | None, max_bytes: int) -> list[str]:
+    """The command of this project's server."""
+    command = [sys.executable, "-m", "collm.serving.server", "--folder", str(folder), "--backend", backend]
+    command += ["--host", host, "--port", str(port), "--max-bytes", str(max_bytes)]
+    return [*command, *(["--key-env", key_env] if key_env else [])]
+
+
+def vllm(name: str, folder: Path, host: str, port: int, program: str, more: str) -> list[str]:
+    """The command of vLLM's server for one agent, which serves an adapter on its base."""
+    lora, record = adapter_settings(folder), read_agent(folder)
+    command = [*shlex.split(program), "serve", model_path(folder), "--host", host, "--port", str(port)]
+    command += ["--dtype", record["dtype"], "--max-model-len", str(record["context"])]
+    command += ["--logprobs-mode", "processed_logprobs"]  # as the policy that samples
+    if lora:
+        command += ["--enable-lora", "--max-lora-rank", str(_lora_rank(lora["r"]))]
+        command += ["--lora-modules", f"{name}={folder.resolve()}", "--served-model-name", f"{name} (base)"]
+    else:
+        command += ["--served-model-name", name]
+    return watched([*command, *shlex.split(more)])
+
+
+def _lora_rank(rank: int) -> int:
+    """The smallest rank that vLLM makes room for and an adapter of `rank` fits in."""
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def main() -> int:
+    """The command."""
+    return run_command(serve, positional=True)

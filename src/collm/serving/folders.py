@@ -1,0 +1,48 @@
+"""Folders of exported agents, read without loading anything large."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from collm.errors import ConfigurationError
+from collm.models.agent_record import AGENT_FILE, read_agent
+
+_OF_SPEC = (
+    *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "dtype", "chat_template"),
+    *("template_arguments", "system_prompt", "control_tokens_in_data", "allowed_words"),
+)
+
+
+def settings_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `PolicySpec` that a record of an agent holds."""
+    return {name: record[name] for name in _OF_SPEC if name in record} | {"context_length": record.get("context")}
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the adapter in a folder; empty where it holds a whole model."""
+    path = folder / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def model_path(folder: Path) -> str:
+    """Where configuration and tokenizer of an exported agent are: its folder, or the model under its adapter."""
+    base = str(adapter_settings(folder).get("base_model_name_or_path", folder.resolve()))
+    return str((folder / base).resolve()) if base.startswith("..") else base
+
+
+def agent_folders(run: str | Path) -> dict[str, Path]:
+    """Folders of the exported agents of a run, by agent id.
+
+    Args:
+        run: Folder of the run, or its folder `agents`.
+    """
+    root = Path(run)
+    root = root / "agents" if (root / "agents").is_dir() else root
+    folders = [path for path in sorted(root.iterdir()) if (path / AGENT_FILE).is_file()] if root.is_dir() else []
+    if not folders:
+        raise ConfigurationError(
+            f"{str(run)!r} holds no exported agents; give the folder of a finished run, such as logs/collm/version_0."
+        )
+    return {read_agent(path)["agent_id"]: path for path in folders}

@@ -1,0 +1,97 @@
+"""What stands in front of a server: a key, limits on the bytes and the time of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """An ASGI application in front of another: refuses requests before they are read as a whole.
+
+    `/health` needs no key.
+
+    Args:
+        app: The application behind it.
+        key: What clients send as `Authorization: Bearer KEY`; None for no key.
+        max_bytes: Longest body of a request.
+        body_seconds: Longest time in which a body has to arrive.
+    """
+
+    def __init__(self, app: App, key: str | None, max_bytes: int = 2_000_000, body_seconds: float = 30.0):
+        self.app = app
+        self.key = key
+        self.max_bytes = max_bytes
+        self.body_seconds = body_seconds
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if self.key is not None and scope["path"] != "/health":
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, f"Bearer {self.key}".encode()):
+                await _refuse(send, 401, "the API key is missing or wrong")
+                return
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.max_bytes:
+            await _refuse(send, 413, f"the body has {length[:20].decode('latin1')} bytes, more than {self.max_bytes}")
+            return
+        try:
+            body = await asyncio.wait_for(self._body(receive), self.body_seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            await _refuse(send, 408, f"the body did not arrive within {self.body_seconds:g} seconds")
+            return
+        if body is None:
+            await _refuse(send, 413, f"the body has more than {self.max_bytes} bytes")
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The body of a request, None where it is too long."""
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self.max_bytes:
+                return None
+            if not message.get("more_body"):
+                return body
+
+
+async def _refuse(send: Send, status: int, message: str) -> None:
+    body = json.dumps({"error": {"message": message, "type": "refused", "code": status}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Impatient(H11Protocol):
+    """Connections are closed if the headers of their first request do not arrive in time."""
+
+    header_seconds = 10.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(self.header_seconds, self._close_without_headers)
+
+    def _close_without_headers(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,159 @@
+"""Servers as processes: healthy before anything is written, the same episodes through them, none left at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from collm.errors import ConfigurationError, TrainingError
+from collm.inference.actors import Actors
+from collm.models.policy import Policy
+from collm.models.remote import remote_policy
+from collm.samplers.parallel import Parallel
+from collm.serving.command import check_key, serve, vllm
+from collm.serving.processes import Server, free_ports, serving
+from collm.serving.teams import spec_of
+from served import team
+from toy import REPOSITORY, Toy
+
+HOST = "127.0.0.1"
+
+
+def export(policies: dict[str, Policy], run: Path) -> Path:
+    for agent_id, policy in policies.items():
+        policy.save(run / "agents" / agent_id)
+    return run
+
+
+def play(actors: Actors, horizon: int = 2) -> list[str]:
+    game = Toy(horizon=horizon, num_eval=3)
+    with actors.serving(0):
+        played = Parallel().rollout(game, game.tasks("eval"), actors, 5, "cpu", greedy=True)
+    return [json.dumps(trajectory.record()) for trajectory in played]
+
+
+def server_of(folder: Path, port: int, name: str) -> Server:
+    command = [sys.executable, "-m", "collm.serving.server", "--folder", str(folder), "--backend", "collm"]
+    command += ["--host", HOST, "--port", str(port), "--max-bytes", "1000000"]
+    return Server(name, command, f"http://{HOST}:{port}/health", {})
+
+
+@pytest.mark.slow
+def test_a_run_is_served_by_a_command_and_stops_with_it(tmp_path: Path) -> None:
+    policies = team("tiny", max_new_tokens=8)
+    expected = play(Actors(policies))
+    run = export(policies, tmp_path)
+    command = [sys.executable, str(REPOSITORY / "tools" / "serve.py"), str(run), "--patience", "200"]
+    log = (tmp_path / "serve.log").open("wb")
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 240
+        while not (run / "endpoints.yaml").exists():
+            assert process.poll() is None, (tmp_path / "serve.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        given = yaml.safe_load((run / "endpoints.yaml").read_text())["model"]["init_args"]["policies"]
+        assert list(given) == ["a1", "a2"]
+        assert all(one["endpoint"]["url"].startswith(f"http://{HOST}:") for one in given.values())
+        away = {name: remote_policy(name, spec_of(settings)) for name, settings in given.items()}
+        assert play(Actors(away)) == expected
+        servers = children(process.pid)
+        assert len(servers) == 2
+        # one that is killed takes everything with it, and the command says which
+        os.kill(servers[0], signal.SIGKILL)
+        assert process.wait(60) == 1
+        assert "the server of a" in (tmp_path / "serve.log").read_text()
+        assert not any(Path(f"/proc/{pid}").exists() for pid in servers)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_started_again_is_waited_for(tmp_path: Path) -> None:
+    policies = team("tiny", max_new_tokens=8)
+    expected = play(Actors(policies), horizon=6)
+    export(policies, tmp_path)
+    (port,) = free_ports(HOST, 1)
+    folder = tmp_path / "agents" / "a2"
+    endpoint = {"url": f"http://{HOST}:{port}/v1", "late": "wait", "patience": 200.0}
+    spec = spec_of({"path": str(folder), "max_new_tokens": 8, "engine": "endpoint", "endpoint": endpoint})
+    actors = Actors({"a1": policies["a1"], "a2": remote_policy("a2", spec)})
+    played: list[list[str]] = []
+    with serving([server_of(folder, port, "first")], tmp_path / "logs", 200) as running:
+        waiting = threading.Thread(target=lambda: played.append(play(actors, horizon=6)))
+        os.kill(running["first"].pid, signal.SIGKILL)
+        running["first"].wait()
+        waiting.start()
+        time.sleep(1)
+        with serving([server_of(folder, port, "second")], tmp_path / "logs", 200):
+            waiting.join(200)
+    assert played == [expected]
+    numbers = actors.take_numbers()
+    assert sum(numbers["retries/a2"]) > 0
+    assert sum(numbers["absent/a2"]) == 0
+
+
+def test_a_server_that_cannot_start_is_an_error_that_says_why(tmp_path: Path) -> None:
+    broken = Server("a1", [sys.executable, "-c", "import sys; sys.exit('no weights')"], f"http://{HOST}:9/health", {})
+    sleeper = Server("a2", [sys.executable, "-c", "import time; time.sleep(100)"], f"http://{HOST}:9/health", {})
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match="the server of a1 ended with status 1 .*no weights"):
+        start([sleeper, broken], tmp_path, 60)
+    with pytest.raises(TrainingError, match="a2 did not answer at .* within 0.5 seconds"):
+        start([sleeper], tmp_path, 0.5)
+    assert time.monotonic() < began + 60
+
+
+def start(servers: Sequence[Server], logs: Path, patience: float) -> None:
+    with serving(servers, logs, patience):
+        pytest.fail("they are not healthy")
+
+
+def test_nobody_else_is_let_in_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for host in (HOST, "::1", "localhost"):
+        check_key(host, None)
+    for host in ("0.0.0.0", "192.168.1.2", "::"):
+        with pytest.raises(ConfigurationError, match="which others can reach; put a key"):
+            check_key(host, None)
+    monkeypatch.setenv("SHORT_KEY", "short")
+    with pytest.raises(ConfigurationError, match="holds no key of 16 characters"):
+        check_key("0.0.0.0", "SHORT_KEY")
+    monkeypatch.setenv("LONG_KEY", "0123456789abcdef")
+    check_key("0.0.0.0", "LONG_KEY")
+    with pytest.raises(ConfigurationError, match="give an IP address"):
+        check_key("somewhere", None)
+    with pytest.raises(ConfigurationError, match="holds no exported agents"):
+        serve(str(tmp_path))
+
+
+def test_vllm_serves_whole_models_and_adapters(tmp_path: Path) -> None:
+    policies = team("tiny", "lora")
+    base = policies["a1"].copy_base(tmp_path, {})
+    policies["a1"].save(tmp_path / "a1", base=base)
+    policies["a1"].save(tmp_path / "whole", merged=True)
+    command = vllm("a1", tmp_path / "a1", HOST, 8001, "env A=b vllm", "--enforce-eager")
+    text = " ".join(command)
+    assert "env A=b vllm serve" in text
+    assert f"serve {tmp_path.resolve() / 'base.tiny'} --host {HOST} --port 8001 --dtype float32" in text
+    assert f"--lora-modules a1={(tmp_path / 'a1').resolve()}" in text
+    assert "--max-lora-rank 8 " in text  # the smallest that holds 4
+    assert command[-1] == "--enforce-eager"
+    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "vllm", ""))
+    assert f"serve {(tmp_path / 'whole').resolve()}" in text
+    assert "--served-model-name a1" in text
+    assert "lora" not in text

@@ -1,0 +1,139 @@
+"""Exported agents in a process without this package: they load, and answer as they did in the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors import sampled
+from collm.models.backbone import Backbone
+from collm.models.policy import Policy
+from collm.models.policy_spec import PolicySpec
+from pair import Run
+from toy import toy_config
+
+PROMPT = "task 0 a1"
+
+ELSEWHERE = """
+import json, os, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "collm":
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+chat = [{"role": "user", "content": PROMPT}]
+said = {}
+for kind in ("whole", "adapter", "merged"):
+    os.chdir(os.path.join(ROOT, kind, "a1"))
+    tokenizer = AutoTokenizer.from_pretrained(".")
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    for loader in (AutoModelForCausalLM, AutoPeftModelForCausalLM) if kind == "adapter" else (AutoModelForCausalLM,):
+        out = loader.from_pretrained(".").generate(**ids, do_sample=False)
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+        said[f"{kind} {loader.__name__}"] = text
+    answer = pipeline("text-generation", model=".")(chat, do_sample=False)
+    said[f"{kind} pipeline"] = answer[0]["generated_text"][-1]["content"]
+print(json.dumps(said))
+"""
+
+
+def make(path: str, lora: bool) -> Policy:
+    """An agent whose weights are not those it started from."""
+    spec = PolicySpec(path=path, lora_rank=4 * lora, max_new_tokens=12, temperature=0.7, top_p=0.9)
+    backbone = Backbone(path, "float32")
+    torch.manual_seed(1)
+    if lora:
+        backbone.add_adapter("a1", 4, 32.0, 0.0)
+    policy = Policy("a1", spec, backbone, "a1" if lora else None)
+    for weight in policy.parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
+    return policy
+
+
+@pytest.mark.slow
+def test_exports_answer_the_same_without_this_package(tmp_path: Path) -> None:
+    expected = {}
+    for kind in ("whole", "adapter", "merged"):
+        policy = make("tiny", lora=kind != "whole")
+        base = policy.copy_base(tmp_path / kind, {}) if kind == "adapter" else None
+        policy.save(tmp_path / kind / "a1", merged=kind == "merged", base=base)
+        policy.backbone.eval()
+        prompt = policy.prompt([PROMPT], [])
+        expected[kind] = sampled(policy, [prompt], torch.Generator(), greedy=True)[0].text
+    assert expected["whole"] != expected["adapter"] == expected["merged"] != ""
+    script = ELSEWHERE.replace("PROMPT", repr(PROMPT)).replace("ROOT", repr(str(tmp_path)))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    said = json.loads(run.stdout.splitlines()[-1])
+    assert len(said) == 7
+    assert {name: text for name, text in said.items() if text != expected[name.split()[0]]} == {}
+    assert (tmp_path / "adapter" / "a1" / "adapter_config.json").exists()
+    assert not (tmp_path / "merged" / "a1" / "adapter_config.json").exists()
+
+
+def test_an_export_says_how_it_was_trained_to_sample(tmp_path: Path) -> None:
+    policy = make("relay", lora=False)
+    policy.spec.allowed_words = None
+    policy.save(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 12}
+    assert sampling.items() <= written.items()
+    record = json.loads((tmp_path / "collm_agent.json").read_text())
+    assert record["agent_id"] == "a1"
+    assert record["end_ids"] == sorted(policy.eos_ids)
+    assert (record["temperature"], record["top_p"], record["top_k"]) == (0.7, 0.9, 0)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+
+
+def test_words_that_were_not_allowed_are_suppressed(tmp_path: Path) -> None:
+    spec = PolicySpec(path="relay", max_new_tokens=1, allowed_words=["x0", "x1"])
+    policy = Policy("a1", spec, Backbone("relay", "float32"), None)
+    policy.save(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    vocabulary = policy.tokenizer.get_vocab()
+    assert set(vocabulary.values()) - set(written["suppress_tokens"]) == {vocabulary["x0"], vocabulary["x1"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", ["separate", "lora"])
+def test_a_run_leaves_cards_and_one_copy_of_a_local_base(parameters: str, tiny_folder: str, tmp_path: Path) -> None:
+    config = toy_config(tiny_folder)
+    given = config["model"]["init_args"]
+    if parameters == "lora":
+        given["parameters"] = "lora"
+        given["policy"]["lora_rank"] = given["critic"]["init_args"]["model"]["lora_rank"] = 4
+    Run(str(tmp_path), config).fit()
+    agents = next(tmp_path.rglob("agents"))
+    lora = parameters == "lora"
+    assert sorted(path.name for path in agents.iterdir()) == ["a1", "a2", *(["base.tiny"] if lora else [])]
+    card = (agents / "a1" / "README.md").read_text()
+    assert "a1 of a team for Toy" in card
+    assert "CoLLMCC" in card
+    assert "together with a2" in card
+    if lora:
+        adapter = json.loads((agents / "a2" / "adapter_config.json").read_text())
+        assert (adapter["base_model_name_or_path"], adapter["task_type"]) == ("../base.tiny", "CAUSAL_LM")
+
+
+def test_a_push_without_access_is_refused(fit, capsys: pytest.CaptureFixture[str], monkeypatch, no_weights) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert fit("--push_to_hub", "me/team") == 2
+    assert "push_to_hub is 'me/team', but the hub cannot be used" in capsys.readouterr().err
+    assert fit("--push_to_hub", "team") == 2
+    assert "give an owner and a name" in capsys.readouterr().err
