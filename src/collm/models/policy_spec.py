@@ -109,13 +109,14 @@ class PolicySpec(ModelSpec):
     @property
     def is_remote(self) -> bool:
         """Whether its weights are elsewhere."""
-        return self.engine in ("endpoint", "human")
+        trained = self.endpoint is not None and self.endpoint.trained
+        return self.engine == "human" or (self.engine == "endpoint" and not trained)
 
     @property
     def knows_text_only(self) -> bool:
         """Whether nothing is known about the tokens of its model."""
         chats = self.endpoint is not None and self.endpoint.protocol == "chat"
-        return self.engine == "human" or (self.engine == "endpoint" and chats)
+        return self.is_remote and (self.engine == "human" or chats)
 
     @property
     def learns(self) -> bool:
