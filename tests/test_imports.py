@@ -48,12 +48,12 @@ TORCH = frozenset({"torch"})
 # A name rules all that lies under it. Modules that are not listed may import any room but `cli`, which none imports.
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
-    "collm.trajectory": Rule(rooms(), only=TORCH),
-    "collm.packing": Rule(rooms("trajectory"), only=TORCH),
+    "collm.sampling_mask": Rule(rooms(), only=TORCH),
+    "collm.trajectory": Rule(rooms("sampling_mask"), only=TORCH),
+    "collm.packing": Rule(rooms("trajectory", "sampling_mask"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
     "collm.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms("returns"), only=TORCH),
-    "collm.schedules": Rule(rooms(), only=frozenset()),
     "collm.runtime.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
     "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
     "collm.runtime.run_folder": Rule(rooms("errors", "runtime")),
@@ -63,6 +63,7 @@ RULES = {
     "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
     "collm.runtime.messages": Rule(rooms(), only=frozenset({"jsonargparse"})),
     "collm.runtime.command": Rule(rooms("errors", "runtime.configuration"), only=frozenset({"jsonargparse"})),
+    "collm.replay": Rule(rooms("errors", "runtime.files", "runtime.command", "replay"), only=frozenset()),
     "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
@@ -74,10 +75,11 @@ RULES = {
     "collm.architectures": Rule(rooms("architectures"), never=LIGHTNING),
     "collm.kernels": Rule(rooms("architectures", "kernels"), never=LIGHTNING),
     "collm.models": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models"), never=LIGHTNING
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "kernels", "models"),
+        never=LIGHTNING,
     ),
     "collm.inference.embedded": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "kernels", "models")
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "kernels", "models")
         | rooms("inference.base", "inference.sampling", "inference.trial", "inference.embedded"),
         never=LIGHTNING,
     ),
@@ -87,8 +89,8 @@ RULES = {
     ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
-        rooms("trajectory", "packing", "errors", "runtime", "architectures", "models")
-        | rooms("inference.base", "inference.sampling", "inference.trial"),
+        rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "models")
+        | rooms("inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks"),
         never=LIGHTNING,
     ),
     # A served agent is no run: nothing of the training loop.
@@ -112,7 +114,7 @@ RULES = {
     "collm.algorithms": Rule(
         rooms(
             *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
-            *("schedules", "runtime"),
+            "runtime",
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
             *("algorithms.settings", "algorithms.agents", "algorithms.rollout_hooks"),
         )
@@ -120,10 +122,12 @@ RULES = {
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),
     "collm.callbacks": Rule(
         rooms("environments.base", "environments.contract", "trajectory", "errors", "metrics", "runtime", "callbacks")
+        | rooms("replay")
     ),
+    "collm.commands": Rule(cli=True),
     "collm.benchmark": Rule(cli=True),
     "collm.studies.ceiling": Rule(cli=True),
-    "collm.studies.variance": Rule(rooms(), only=frozenset({"numpy"})),
+    "collm.studies.variance": Rule(rooms("metrics"), only=TORCH | {"numpy"}),
     "collm.studies.tables": Rule(rooms("runtime.files"), only=frozenset()),
     "collm.studies.gradients": Rule(rooms("metrics", "runtime.files"), only=TORCH),
     "collm.studies.launch": Rule(rooms("errors", "runtime.files")),
@@ -137,7 +141,7 @@ RULES = {
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.studies.comparison": Rule(
-        rooms("cli", "runtime", "errors", "metrics") | studies("plots", "runs", "tables"), cli=True
+        rooms("cli", "runtime", "errors", "metrics", "replay") | studies("plots", "runs", "tables"), cli=True
     ),
     "collm.studies.report": Rule(
         rooms("runtime", "errors")

@@ -35,6 +35,7 @@ LEAVES = {
     "models/loading.py",  # text as tokens
     "models/backbone.py",  # tokens as hidden states and logits
     "models/scores.py",  # logits as log-probabilities and entropies
+    "models/policy_spec.py",  # whether the gap between sampler and trainer is corrected
     "models/dropout.py",  # train mode without dropout
     "critics/base.py",  # the interface of critics
     "critics/histories.py",  # a joint history as tokens

@@ -28,16 +28,16 @@ TURNS = {"tldr": 1, "arxiv": 1, "coop_humaneval": 2, "str_build": 4, "house_buil
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Random weights that read posts and abstracts byte by byte."""
-    folder = tmp_path_factory.mktemp("models") / "reader"
+    folder = tmp_path_factory.mktemp("models") / "tiny"
     build_tiny(folder, hidden_size=32, num_layers=1, num_heads=2, context=8192)
     return str(folder)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_trained_on_evaluated_and_scored_again(
-    name: str, reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     environment = yaml.safe_load((CONFIGS / "environments" / f"{name}.yaml").read_text())["data"]["environment"]
@@ -45,8 +45,8 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(
     small = {
         "model": {
             "init_args": {
-                "policy": {"path": reader, "max_new_tokens": 6},
-                "critic": {"init_args": {"model": {"path": reader}}},
+                "policy": {"path": tiny_policy, "max_new_tokens": 6},
+                "critic": {"init_args": {"model": {"path": tiny_policy}}},
             }
         },
         "data": {

@@ -156,10 +156,10 @@ class Replayed(Sampler):
         self, episodes: Sequence[Episode], actors: Actors, generator: torch.Generator, greedy: bool
     ) -> list[dict[str, Action]]:
         numbers = []
-        places: dict[int, int] = {}
+        numbers_in_group: dict[int, int] = {}
         for episode in episodes:
             group = episode.trajectory.group
-            place = places[group] = places.get(group, -1) + 1
+            place = numbers_in_group[group] = numbers_in_group.get(group, -1) + 1
             numbers.append(episode.trajectory.task.data["index"] + place + len(episode.trajectory.turns))
         answers = {}
         for index, agent_id in enumerate(actors.policies):

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from collm.benchmark.command import main
+from collm.commands import CONFIGS
 
 if __name__ == "__main__":
-    here = Path(__file__).resolve()
-    sys.exit(main(script=here, configs=here.parents[1] / "configs"))
+    sys.exit(main(script=Path(__file__).resolve(), configs=CONFIGS))

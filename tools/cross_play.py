@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.studies.cross_play import main
+from collm.commands.cross_play import main
 
 if __name__ == "__main__":
     sys.exit(main())

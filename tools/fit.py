@@ -1,23 +1,8 @@
 """Train, validate, test or predict: `python tools/fit.py {fit,validate,test,predict} --config ...`."""
 
 import sys
-from pathlib import Path
 
-from collm.errors import ConfigurationError
-from collm.runtime.versions import check_versions
-
-
-def main() -> int:
-    """Check the installed versions, then run the command line."""
-    try:
-        check_versions()
-    except ConfigurationError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    from collm import cli  # imports everything else, so only after the check
-
-    return cli.main(default_config=Path(__file__).resolve().parents[1] / "configs" / "base.yaml")
-
+from collm.commands.fit import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

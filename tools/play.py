@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.serving.play import main
+from collm.commands.play import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.studies.report import main
+from collm.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

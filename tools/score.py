@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.scoring.score import main
+from collm.commands.score import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.serving.command import main
+from collm.commands.serve import main
 
 if __name__ == "__main__":
     sys.exit(main())

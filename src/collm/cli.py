@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils.logging import disable_progress_bar
 
 import collm.algorithms
 import collm.callbacks
@@ -157,6 +158,7 @@ def main(
         ):  # so that class names without their module, and --help, find all classes
             with contextlib.suppress(ImportError):  # a missing optional package is reported where it is used
                 importlib.import_module(module.name)
+    disable_progress_bar()  # of loading weights: a bar for each network says nothing
     # warnings about Lightning's own use of torch, and about things that are done here on purpose
     in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # modules without dropout stay in eval mode
     for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):

@@ -52,7 +52,7 @@ class BootstrapMean(torchmetrics.Metric):
 def percentile_interval(resamples: Tensor, confidence: float = 0.95) -> tuple[float, float]:
     """Low and high end of the percentile bootstrap interval of a statistic with values `resamples` [M].
 
-    Resamples in which the statistic is undefined, NaN, are left out.
+    The ends are resamples themselves, as a statistic may be infinite. NaN, where it is undefined, is left out.
     """
     tail = (1 - confidence) / 2
     ends = torch.nanquantile(resamples, resamples.new_tensor([tail, 1 - tail]), interpolation="nearest")
@@ -80,8 +80,7 @@ def stratified_interval(runs: Sequence[Tensor]) -> tuple[float, float, float]:
         for part in draws.split(max(1, CHUNK // len(values))):
             episodes = torch.randint(len(values), (len(part), len(values)), generator=generator)
             means[part[:, 0], part[:, 1]] = values[episodes].mean(1)
-    low, high = torch.quantile(means.mean(1), means.new_tensor([0.025, 0.975])).tolist()
-    return sum(values.mean().item() for values in runs) / len(runs), low, high
+    return sum(values.mean().item() for values in runs) / len(runs), *percentile_interval(means.mean(1))
 
 
 def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:

@@ -97,6 +97,26 @@ def policy_gradient_loss(
     return -_masked_sum(surrogate, turn_mask)
 
 
+def sampler_weights(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights of what trains against what sampled, min(pi / mu, cap); they carry no gradient.
+
+    An engine that rounds otherwise than the trainer samples from mu, close to the policy pi of the same weights. The
+    gradient E_mu[min(pi / mu, cap) A grad log pi] is then that of pi but for the truncation, which bounds its variance
+    (truncated importance sampling: Ionides 2008, J. Comput. Graph. Stat. 17(2); for this gap: Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training", where cap is C).
+
+    Args:
+        log_probs: log pi of tokens or of responses before the first step, any shape.
+        sampler_log_probs: log mu, recorded while sampling, the same shape.
+        mask: True at entries that count, the same shape.
+        cap: Largest weight.
+
+    Returns:
+        The weights, 1 where `mask` is False.
+    """
+    return _log_ratio(log_probs.detach(), sampler_log_probs, mask).exp().clamp(max=cap)
+
+
 def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
     """Squared error of a critic, the sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from collm.sampling_mask import SamplingMask
 from collm.trajectory import Action, RolloutBatch, Trajectory
 
 _FREE_PADDING = 64  # tokens
@@ -29,12 +30,18 @@ class TokenSequence:
             scored positions are the tokens of its actions; for a critic, the last token of each history.
         old_log_probs: Behaviour log-probability at the scored positions of a policy, 0 elsewhere, length L; empty for
             critics.
+        sampling_masks: The sets that the tokens at all positions were drawn from, one piece after the other, together
+            of at most length L; where they end, nothing more was cut.
+        trainer_log_probs: What the policy that trains gave the tokens before the first step, like `old_log_probs`;
+            empty unless that has to be kept.
     """
 
     row: int
     ids: list[int]
     turns: list[int]
     old_log_probs: list[float] = field(default_factory=list)
+    sampling_masks: list[SamplingMask] = field(default_factory=list, compare=False)
+    trainer_log_probs: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class SequenceBatch:
         attention_mask: True at tokens, False at padding, [R, L].
         turns: Turn for which each position is scored, -1 at positions that are not scored, [R, L].
         old_log_probs: Behaviour log-probabilities of scored tokens, 0 elsewhere, [R, L].
+        sampling_mask: The sets that the scored tokens were drawn from, in the order of `action_mask`; None where
+            nothing was cut.
+        trainer_log_probs: Log-probabilities of scored tokens under what trains before the first step, [R, L]; None
+            where they were not kept.
     """
 
     rows: Tensor
@@ -54,6 +65,8 @@ class SequenceBatch:
     attention_mask: Tensor
     turns: Tensor
     old_log_probs: Tensor
+    sampling_mask: SamplingMask | None = None
+    trainer_log_probs: Tensor | None = None
 
     @property
     def action_mask(self) -> Tensor:
@@ -130,6 +143,9 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
             current.ids.extend(action.token_ids)
             current.turns.extend([turn] * len(action.token_ids))
             current.old_log_probs.extend(action.log_probs if turn >= 0 else [0.0] * len(action.token_ids))
+            if action.sampling_mask is not None:  # what came before without one was drawn from the whole vocabulary
+                missing = len(current.ids) - sum(map(len, [*current.sampling_masks, action.sampling_mask]))
+                current.sampling_masks.extend([SamplingMask.uncut(missing), action.sampling_mask])
     return [sequence for sequence in sequences if any(turn >= 0 for turn in sequence.turns)]
 
 
@@ -150,7 +166,7 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
     ids = torch.full((len(sequences), length), pad_id)
     turns = torch.full((len(sequences), length), -1)
     mask = torch.zeros(len(sequences), length, dtype=torch.bool)
-    old_log_probs = torch.zeros(len(sequences), length)
+    old_log_probs, trainer_log_probs = torch.zeros(len(sequences), length), torch.zeros(len(sequences), length)
     for index, sequence in enumerate(sequences):
         size = len(sequence.ids)
         ids[index, :size] = torch.tensor(sequence.ids)
@@ -158,8 +174,30 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
         mask[index, :size] = True
         if sequence.old_log_probs:
             old_log_probs[index, :size] = torch.tensor(sequence.old_log_probs)
+        if sequence.trainer_log_probs:
+            trainer_log_probs[index, :size] = torch.tensor(sequence.trainer_log_probs)
     rows = torch.tensor([sequence.row for sequence in sequences])
-    return SequenceBatch(rows.to(device), ids.to(device), mask.to(device), turns.to(device), old_log_probs.to(device))
+    sampling_mask = _joined_masks(sequences, length, turns >= 0)
+    return SequenceBatch(
+        rows.to(device),
+        ids.to(device),
+        mask.to(device),
+        turns.to(device),
+        old_log_probs.to(device),
+        None if sampling_mask is None else sampling_mask.to(device),
+        trainer_log_probs.to(device) if all(sequence.trainer_log_probs for sequence in sequences) else None,
+    )
+
+
+def _joined_masks(sequences: Sequence[TokenSequence], length: int, scored: Tensor) -> SamplingMask | None:
+    """The sets of the scored tokens, whose mask is [R, L]; None where nothing was cut."""
+    if not any(sequence.sampling_masks for sequence in sequences):
+        return None
+    pieces = []
+    for sequence in sequences:
+        missing = length - sum(map(len, sequence.sampling_masks))
+        pieces += [*sequence.sampling_masks, SamplingMask.uncut(missing)]
+    return SamplingMask.join(pieces).take(scored.flatten())
 
 
 def similar_lengths(lengths: Sequence[int], max_tokens: float = math.inf) -> list[list[int]]:

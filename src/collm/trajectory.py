@@ -22,6 +22,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from collm.sampling_mask import SamplingMask
+
 
 @dataclass(frozen=True)
 class Task:
@@ -48,6 +50,8 @@ class Action:
         truncated: True if the token limit cut the response, False if the agent ended it.
         seconds: Generation time in seconds; 0 if it was not measured for this response.
         policy_version: Number of updates of the weights that sampled it; None if no policy did (demonstrations).
+        sampling_mask: The set that each token was drawn from and that its log-probability is normalized over; None for
+            the whole vocabulary.
         absent: Why the agent gave no answer of its own in time, such as `late`; empty if it did.
         fatal: True if that ends the episode.
         uid: Unique id. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
@@ -61,6 +65,7 @@ class Action:
     truncated: bool = False
     seconds: float = 0.0
     policy_version: int | None = None
+    sampling_mask: SamplingMask | None = field(default=None, compare=False, repr=False)
     absent: str = ""
     fatal: bool = False
     uid: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
@@ -106,7 +111,8 @@ class Turn:
     action. `values` holds exact values of the history before the turn under the current policies, under `team` of the
     joint history and under each agent id of the local one; it is empty unless an oracle sampler fills it. `features`,
     `state_text` and `progress` (the share of the best score reached) describe the state before the turn, for critics
-    only; they are empty or None if the environment does not define them.
+    only; they are empty or None if the environment does not define them. `picture` is an SVG image of the state after
+    the turn, and `estimates` what critics expected of it, by name; both are kept in evaluations that are shown.
     """
 
     observations: dict[str, str]
@@ -120,6 +126,8 @@ class Turn:
     features: dict[str, float] = field(default_factory=dict)
     state_text: str = ""
     progress: float | None = None
+    picture: str = ""
+    estimates: dict[str, float] = field(default_factory=dict)
 
     def written_by(self, agent_id: str) -> list[Message]:
         """Messages of one agent in this turn, in order; the last one is its action."""
@@ -142,6 +150,8 @@ class Turn:
             "features": self.features,
             "state_text": self.state_text,
             "progress": self.progress,
+            "picture": self.picture,
+            "estimates": self.estimates,
         }
         return {
             "observations": self.observations,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from collm.environments.workload import LATER, WORDS, Workload
+from collm.environments.workload import CONTINUATION, WORDS, Workload
 from collm.errors import ConfigurationError
 
 
@@ -25,7 +25,7 @@ def test_reward_is_the_ratio_of_lengths() -> None:
     state, _ = environment.reset(environment.tasks("eval")[0], None)
     first = environment.step(state, {"agent_1": "x" * 3, "agent_2": "x" * 7})
     assert first.reward == 0.5
-    assert first.observations == {"agent_1": LATER, "agent_2": LATER}
+    assert first.observations == {"agent_1": CONTINUATION, "agent_2": CONTINUATION}
     last = environment.step(first.state, {"agent_1": "", "agent_2": ""})
     assert last.reward == 1.0
     assert last.observations == {}

@@ -130,7 +130,8 @@ def test_the_likeliest_tokens_are_those_of_the_processor(folders: dict[str, str]
 
 @ENGINES
 def test_one_seed_is_one_sample(folders: dict[str, str], engine: str) -> None:
-    policy = make(folders["grouped"], "float32", DEVICE, False, engine=engine, top_p=0.95, top_k=50)
+    cut = {"top_p": 0.95, "top_k": 50, "trained_policy": "uncut"}
+    policy = make(folders["grouped"], "float32", DEVICE, False, engine=engine, **cut)
     assert dialogues(policy) == dialogues(policy)
 
 

@@ -40,8 +40,8 @@ def test_greedy_responses_are_the_same(lm, model: CachedModel, options: dict) ->
     sampling = Sampling(12, greedy=True, **options)
     ours = generation.generate(model, PROMPTS, sampling, ends, chance())
     theirs = transformers_engine.generate(lm, PROMPTS, sampling, ends, chance())
-    assert len({len(tokens) for tokens, _ in ours}) > 1
-    for (tokens, log_probs), (other, other_log_probs) in zip(ours, theirs, strict=True):
+    assert len({len(tokens) for tokens, _, _ in ours}) > 1
+    for (tokens, log_probs, _), (other, other_log_probs, _) in zip(ours, theirs, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=1e-4)
 
@@ -61,7 +61,7 @@ def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:
     for engine, with_what in ((generation, model), (transformers_engine, lm)):
         drawn = engine.generate(with_what, [[7, 8, 9]] * num_draws, sampling, ends, chance(1))
         counts = dict.fromkeys(pairs, 0)
-        for tokens, _ in drawn:
+        for tokens, _, _ in drawn:
             counts[tuple(tokens)] += 1  # nothing else is drawn
         deviation = sum((counts[pair] - num_draws * p) ** 2 / (num_draws * p) for pair, p in pairs.items())
         assert deviation < 26.1  # chi-square of 8 degrees of freedom: one run in a thousand is above
@@ -70,8 +70,8 @@ def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:
 
 
 def test_log_probs_of_both_are_those_of_the_whole_sequence(lm) -> None:
-    sampling = Sampling(9, temperature=0.6, top_p=0.9)
-    for prompt, (tokens, log_probs) in zip(
+    sampling = Sampling(9, temperature=0.6, top_p=0.9, uncut=True)
+    for prompt, (tokens, log_probs, _) in zip(
         PROMPTS, transformers_engine.generate(lm, PROMPTS, sampling, list(range(0, 400, 9)), chance()), strict=True
     ):
         logits = lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]

@@ -1,4 +1,4 @@
-"""Layers as updates compute them: the same states at the places that are needed, and the same gradients."""
+"""Layers as updates compute them: the same states at the positions that are needed, and the same gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = (9, 14, 5, 14)
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, mask and the places that are needed: some, all, none and one of a row."""
+    """Ids, mask and the positions that are needed: some, all, none and one of a row."""
     torch.manual_seed(0)
     ids = torch.randint(2, 97, (len(SIZES), max(SIZES)))
     mask = torch.arange(max(SIZES)) < torch.tensor(SIZES)[:, None]

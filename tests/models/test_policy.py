@@ -116,7 +116,7 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(
 
 
 def test_the_sampled_log_probs_are_the_scored_ones(tiny_folder: str) -> None:
-    policy = make(tiny_folder, temperature=0.8, top_p=0.95)
+    policy = make(tiny_folder, temperature=0.8, top_p=0.95, trained_policy="uncut")
     prompts = [policy.prompt([text], []) for text in ("task 1", "a much longer task 2", "")]
     actions = sampled(policy, prompts, torch.Generator().manual_seed(0), greedy=False)
     sequences = [

@@ -132,10 +132,10 @@ def test_padding_share() -> None:
 
 
 def test_decoding_counts_what_it_computes(tiny_folder: str) -> None:
-    reader = cached_model([(Backbone(tiny_folder, "float32"), None)])
-    prompts = [[5, 6, 7], [8], [8]]  # the equal ones are read once: 6 places in the prefill, 4 of them prompt
+    model = cached_model([(Backbone(tiny_folder, "float32"), None)])
+    prompts = [[5, 6, 7], [8], [8]]  # the equal ones are read once: 6 positions in the prefill, 4 of them prompt
     meter.take()
-    generate(reader, prompts, Sampling(6, min_new_tokens=6), [], torch.Generator().manual_seed(0))
+    generate(model, prompts, Sampling(6, min_new_tokens=6), [], torch.Generator().manual_seed(0))
     reading = meter.take()
     # of 6 tokens each the last is not read
     assert reading.useful["generate"] == 4 + 3 * 5

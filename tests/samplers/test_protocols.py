@@ -112,9 +112,9 @@ def test_all_that_an_agent_wrote_in_a_turn_is_trained(sampler: Sampler, scored: 
     (trajectory,), speakers = play(sampler, horizon=1)
     for agent_id, speaker in speakers.items():
         (sequence,) = action_sequences([trajectory], agent_id)
-        places = [index for index, turn in enumerate(sequence.turns) if turn == 0]
-        assert [len(places)] == [3 * count // 2 for count in scored]
-        assert [sequence.old_log_probs[place] for place in places] == [LOG_PROB] * len(places)
+        positions = [index for index, turn in enumerate(sequence.turns) if turn == 0]
+        assert [len(positions)] == [3 * count // 2 for count in scored]
+        assert [sequence.old_log_probs[position] for position in positions] == [LOG_PROB] * len(positions)
         assert "".join(map(chr, sequence.ids)) == speaker.asked[-1] + trajectory.turns[0].actions[agent_id].text
 
 

@@ -120,6 +120,24 @@ class ActorCritic(MultiAgentModule):
             self.log(f"{name}/value", value / count)
             self.log(f"{name}/target", target / count)
 
+    def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        """What critics say of the turns of `batch`, by name, [B, T]: values, and the advantages before shaping."""
+        found: dict[str, Tensor] = {}
+        for critic in (one for one in self.critics.values() if one.knows(batch)):
+            whose = "" if critic.centralized else f"_{critic.agent_ids[0]}"
+            values = critic.values(batch)
+            advantages = generalized_advantages(
+                batch.rewards,
+                values,
+                batch.turn_mask,
+                self.discount,
+                self.gae_lambda,
+                critic.next_values(batch, values),
+            )
+            found[f"V{whose}({critic.depends_on})"] = values
+            found[f"advantage{whose}"] = advantages
+        return found
+
     @property
     def policies_learn(self) -> bool:
         """False while only critics warm up."""

@@ -7,6 +7,7 @@ optimizer per agent (one for all agents if they share parameters) and those of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -15,9 +16,17 @@ from torch import Tensor, nn
 from collm.algorithms.rollout_hooks import RolloutHooks
 from collm.critics.value_network import ValueNetwork
 from collm.models.policy import Policy
-from collm.objectives import kl_penalty, policy_gradient_loss
+from collm.objectives import kl_penalty, policy_gradient_loss, sampler_weights
 from collm.optimizers import drop_gradients
-from collm.packing import SequenceBatch, TokenSequence, action_sequences, micro_batches, pad_sequences, signed_shares
+from collm.packing import (
+    SequenceBatch,
+    TokenSequence,
+    action_sequences,
+    micro_batches,
+    pad_sequences,
+    signed_shares,
+    similar_lengths,
+)
 from collm.returns import clip_advantages, normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import full_tensor, on_all_rows, padded_to_longest, sum_gradients, sum_over_ranks
@@ -123,10 +132,26 @@ class MultiAgentModule(RolloutHooks):
         if self.policy_update_hook is not None:
             self.policy_update_hook(sequences, advantages)
             return
+        if self.num_epochs * self.num_minibatches > 1:  # with one step, they are those of its forward pass
+            for agent_id in self.agent_ids:
+                if self.specs[agent_id].correction() != "off":
+                    sequences[agent_id] = self.with_trainer_log_probs(agent_id, sequences[agent_id])
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
             for name, members in self.team.items():
                 losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
+
+    @torch.no_grad()
+    def with_trainer_log_probs(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """Sequences with the log-probabilities that the policy of an agent gives their actions now."""
+        policy = self.policies[agent_id]
+        groups = iter(similar_lengths([len(sequence.ids) for sequence in sequences], self.tokens_per_micro_batch))
+        found = list(sequences)
+        for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
+            rows = policy.log_probs(chunk)[0].tolist()
+            for index, row in zip(next(groups, []), rows, strict=False):  # a rank without rows left computes along
+                found[index] = replace(found[index], trainer_log_probs=row[: len(found[index].ids)])
+        return found
 
     def policy_losses(
         self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor, log: bool = True
@@ -146,7 +171,8 @@ class MultiAgentModule(RolloutHooks):
         action_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
         num_rows, num_tokens = sum_over_ranks(torch.tensor([len(rows), action_tokens]), device).clamp(min=1)
         shape = (advantages.shape[-2], advantages.shape[-1])
-        sums = torch.zeros(3, device=device)  # of entropy, KL divergence and drift
+        sums = torch.zeros(4, device=device)  # of entropy, KL divergence, drift and importance weights
+        correction, cap = policy.spec.correction(), policy.spec.sampler_weight_cap
         for chunk in self.micro_batches(sequences, rows, policy):
             mask = chunk.action_mask
             if self.kl_weight:
@@ -156,12 +182,24 @@ class MultiAgentModule(RolloutHooks):
                     else:
                         reference_log_probs, _ = policy.log_probs(chunk, adapter=None)
             log_probs, entropies = policy.log_probs(chunk)
+            turn_mask = chunk.sum_by_turn(mask.float(), shape) > 0
+            weighted, before, shares = log_probs, chunk.old_log_probs, advantages
+            if correction != "off":
+                before = log_probs.detach() if chunk.trainer_log_probs is None else chunk.trainer_log_probs
+                if correction == "token":  # the ratio keeps its value; each token's gradient has its own weight
+                    weights = sampler_weights(before, chunk.old_log_probs, mask, cap)
+                    weighted = log_probs.detach() + weights * (log_probs - log_probs.detach())
+                else:
+                    ours, theirs = (chunk.sum_by_turn(values, shape) for values in (before, chunk.old_log_probs))
+                    weights = sampler_weights(ours, theirs, turn_mask, cap)
+                    shares, weights = advantages * weights, chunk.per_turn(weights)
+                sums[3] += weights[mask].sum() / num_tokens
             loss = (
                 policy_gradient_loss(
-                    chunk.sum_by_turn(log_probs, shape),
-                    chunk.sum_by_turn(chunk.old_log_probs, shape),
-                    advantages,
-                    chunk.sum_by_turn(mask.float(), shape) > 0,
+                    chunk.sum_by_turn(weighted, shape),
+                    chunk.sum_by_turn(before, shape),
+                    shares,
+                    turn_mask,
                     self.ratio_clip,
                 )
                 / num_rows
@@ -178,9 +216,11 @@ class MultiAgentModule(RolloutHooks):
             yield loss
         if not log:
             return
-        entropy, kl, drift = sum_over_ranks(sums, device)
+        entropy, kl, drift, weight = sum_over_ranks(sums, device)
         self.log(f"policy/entropy/{agent_id}", entropy)
         self.log(f"policy/log_prob_drift/{agent_id}", drift)
+        if correction != "off":
+            self.log(f"policy/sampler_weight/{agent_id}", weight)
         if self.kl_weight:
             self.log(f"policy/kl/{agent_id}", kl)
 

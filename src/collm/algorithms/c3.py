@@ -93,7 +93,7 @@ def counterfactual_groups(batch: RolloutBatch, agent_id: str) -> Tensor:
             others = tuple(action.uid for name, action in turn.actions.items() if name != agent_id)
             members.setdefault((turn.branch.parent, others), []).append((row, index))
     groups = torch.full(batch.rewards.shape, -1, dtype=torch.long)
-    for number, places in enumerate(group for group in members.values() if len(group) > 1):
-        for row, index in places:
+    for number, turns in enumerate(group for group in members.values() if len(group) > 1):
+        for row, index in turns:
             groups[row, index] = number
     return groups.to(batch.rewards.device)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.policy_spec import PolicySpec
-from collm.schedules import follow_learning_rates
 
 # The optimizers of torch.optim keep tensors of the shape of the weight, except under these keys.
 _SCALARS = ("step", "eta", "mu", "mu_product")
 _FACTORS = ("row_var", "col_var")
+_RATES = ("lr", "initial_lr", "base_lrs", "_last_lr")
 
 
 class Checkpointed(L.LightningModule):
@@ -122,6 +122,36 @@ class Checkpointed(L.LightningModule):
         ]
         ids = set(map(id, needed))
         return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in ids}
+
+
+def follow_learning_rates(checkpoint: Mapping[str, Any], before: Mapping[str, float], now: Mapping[str, float]) -> None:
+    """Scale the learning rates in `checkpoint` by the ratio of the new setting to the old one.
+
+    A checkpoint stores the rates of optimizers and schedules, so loading it would undo a changed setting. A schedule
+    keeps its step, and optimizers whose setting has not changed keep their rates.
+
+    Args:
+        checkpoint: A checkpoint of Lightning, changed in place.
+        before: Learning rate of each optimizer when the checkpoint was written, in the order of the optimizers.
+        now: Learning rate of each optimizer in this run.
+    """
+    for part in ("optimizer_states", "lr_schedulers"):
+        for (name, rate), state in zip(before.items(), checkpoint.get(part, ()), strict=False):
+            if now[name] != rate:
+                _multiply(state, now[name] / rate)
+
+
+def _multiply(state: Any, factor: float) -> None:
+    """Multiply all learning rates in the nested state of an optimizer or schedule."""
+    if isinstance(state, list):
+        for entry in state:
+            _multiply(entry, factor)
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            if key in _RATES:
+                state[key] = [rate * factor for rate in value] if isinstance(value, list) else value * factor
+            else:
+                _multiply(value, factor)
 
 
 def is_count(value: Any) -> bool:

@@ -20,6 +20,8 @@ of CoLLM-CC.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.counterfactual import CounterfactualEncoder
 from collm.objectives import generalized_advantages
@@ -55,3 +57,14 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         self.critic.update(batch, all_values, targets)
         if self.policies_learn:
             self.update_policies(batch, advantages)
+
+    def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        values, *baselines = self.critic.values(batch).unbind(-1)
+        next_values = self.critic.next_values(batch, values)
+        returns = values + generalized_advantages(
+            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
+        )
+        found = {"V(h)": values}
+        for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
+            found |= {f"B_{agent_id}(h, a of others)": baseline, f"advantage_{agent_id}": returns - baseline}
+        return found

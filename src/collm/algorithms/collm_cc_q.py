@@ -16,6 +16,8 @@ where Q is the same for all actions, advantages are 0, and they are biased while
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.action_value import ActionValueEncoder
 from collm.objectives import generalized_advantages
@@ -48,3 +50,7 @@ class CoLLMCCQ(ActorCritic):
         if self.policies_learn:
             advantages = self.shape_advantages(action_values - values, batch.turn_mask)
             self.update_policies(batch, dict.fromkeys(self.agent_ids, advantages))
+
+    def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        values, action_values = self.critic.values(batch).unbind(-1)
+        return {"V(h)": values, "Q(h, a)": action_values, "advantage": action_values - values}

@@ -89,6 +89,11 @@ class RolloutHooks(Agents):
 
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
         schedules: Any = self.lr_schedulers() or []  # schedules that step on a metric are refused at construction
+        optimizers: Any = self.optimizers()
+        for name, optimizer in zip(
+            self.learners, optimizers if isinstance(optimizers, list) else [optimizers], strict=True
+        ):
+            self.log(f"optim/learning_rate/{name}", float(optimizer.param_groups[0]["lr"]))
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             schedule.step()
         self._rollout = ()

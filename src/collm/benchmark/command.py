@@ -4,12 +4,13 @@
     python tools/bench.py table --out bench [--comlrl PYTHON] [--trl PYTHON] [--only floor/tiny growth]
     python tools/bench.py scaling --processes 2 --tasks 8 --config configs/experiments/tldr_smollm2.yaml
     python tools/bench.py gpu --out bench_gpu
+    python tools/bench.py engines --out bench
 
 `run` takes the arguments of `fit` and measures rounds of one rollout and one update. `table` measures each ratio in
 separate processes and writes a JSON file for it; existing files are not measured again. Ratios to other libraries need
 the Python interpreter of an environment in which the library is installed. `scaling` compares several processes with
 one, with one thread and equally many tasks for each; it needs as many cores. `gpu` measures a GPU and the performance
-of a model with the shape of Qwen3-1.7B on it, in five minutes.
+of a model with the shape of Qwen3-1.7B on it, in five minutes. `engines` compares the engines that generate.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from collm.benchmark import gpu
+from collm.benchmark import engines, gpu
 from collm.benchmark.measure import CLOCKS, measure
 from collm.benchmark.scaling import measure_scaling
 from collm.benchmark.suite import PEERS, Suite
@@ -49,6 +50,8 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
     scaling.add_argument("--tasks", type=int, default=8, help="tasks per rollout of each process (8)")
     card = commands.add_parser("gpu", help="performance of a GPU and the share that a run reaches, with random weights")
     gpu.add_arguments(card)
+    side_by_side = commands.add_parser("engines", help="the engines that generate, in whole iterations")
+    engines.add_arguments(side_by_side)
     for command, out in ((run, "bench.json"), (table, "bench")):
         command.add_argument("--out", type=Path, default=Path(out), help=f"where results are written ({out})")
     for command in (run, table, scaling):
@@ -62,10 +65,10 @@ def main(script: Path, configs: Path, args: Sequence[str] | None = None) -> int:
             help="wall time or CPU time (wall); CPU time is more reliable on a shared machine",
         )
     known, rest = parser.parse_known_args(args)
-    if known.command == "gpu":
+    if known.command in ("gpu", "engines"):
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}")
-        return gpu.measure_gpu(known)
+        return gpu.measure_gpu(known) if known.command == "gpu" else engines.measure_engines(known)
     if known.rounds < 1 or known.warmup < 0:
         parser.error("--rounds must be at least 1 and --warmup at least 0")
     if known.command == "run":

@@ -52,9 +52,11 @@ class Floor:
             turns = actions_by_turn(batch.trajectories, agent_id)
             began = self._now()
             actor.eval()
-            for actions in turns:
-                self.generate(agent_id, actions)
-            actor.train()
+            try:
+                for actions in turns:
+                    self.generate(agent_id, actions)
+            finally:
+                actor.train()
             seconds["generate"] += self._now() - began
 
             began = self._now()

@@ -16,15 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from transformers import PretrainedConfig, Qwen3Config
 
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.benchmark.operations import Iterations
+from collm.benchmark.operations import Iterations, play_and_learn
 from collm.benchmark.timed_table import Table
 from collm.benchmark.tiny_model import build_tokenizer
-from collm.callbacks.resources import LogResources
 from collm.critics.language_model import LanguageModelCritic
 from collm.data import RolloutDataModule
 from collm.environments.workload import Workload
@@ -222,24 +220,11 @@ class Bench:
             parameters=parameters,
             tokens_per_micro_batch=known.micro_batch,
         )
-        module.hparams.clear()  # they hold objects that cannot be logged
-        resources, rounds = LogResources(synchronize=True), Iterations(lora=bool(lora))
+        rounds = Iterations(lora=bool(lora))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        trainer = L.Trainer(
-            accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            devices=1,
-            max_epochs=1,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            callbacks=[resources, rounds],
-        )
         try:
-            trainer.fit(module, datamodule=data)
+            play_and_learn(module, data, "gpu" if self.device.type == "cuda" else "cpu", rounds)
         finally:  # keep the measurements that were made before the time limit
             if rounds.measured:
                 self.report(name, rounds.measured)

@@ -20,8 +20,6 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:
     """Measure rounds of one configuration with `fit`, without checkpoints, evaluations and exports."""
-    torch.set_num_threads(known.threads)
-    meter.clock = CLOCKS[known.clock]
     known.out.parent.mkdir(parents=True, exist_ok=True)
     rounds = {
         "path": str(known.out),
@@ -45,10 +43,14 @@ def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Pa
             "trainer.logger.init_args.save_dir": logs,
         }
         arguments = ["fit", *fit_arguments, *(f"--{name}={value}" for name, value in overrides.items())]
+        num_threads, clock = torch.get_num_threads(), meter.clock
         try:
+            torch.set_num_threads(known.threads)
+            meter.clock = CLOCKS[known.clock]
             status = cli.main(configs / "base.yaml", arguments)
         finally:
-            meter.clock = CLOCKS["wall"]
+            torch.set_num_threads(num_threads)
+            meter.clock = clock
     if status == 0 and not known.in_turn:
         print(as_text(json.loads(known.out.read_text())))
     return status

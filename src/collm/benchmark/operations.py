@@ -40,6 +40,24 @@ class Iterations(L.Callback):
         )
 
 
+def play_and_learn(module: Any, data: Any, accelerator: str, rounds: Iterations, *others: L.Callback) -> None:
+    """One epoch of `data` on one device, without logs, checkpoints and evaluations; fills `rounds`."""
+    module.hparams.clear()  # they hold objects that cannot be logged
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[LogResources(synchronize=True), rounds, *others],
+    )
+    trainer.fit(module, datamodule=data)
+
+
 def work_of_update(module: Any, batch: RolloutBatch, lora: bool) -> tuple[float, int]:
     """Floating-point operations for one forward and backward pass of every network over a rollout, and its tokens.
 

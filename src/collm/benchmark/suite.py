@@ -24,7 +24,7 @@ from collm.benchmark.rounds import overhead_share
 from collm.benchmark.sides import Side, alternate, ratio
 from collm.benchmark.tiny_model import build_benchmark_model
 from collm.data import RolloutDataModule
-from collm.environments.workload import LATER, Workload
+from collm.environments.workload import CONTINUATION, Workload
 from collm.errors import TrainingError
 from collm.models.loading import resolve_path
 from collm.models.policy import make_dialogue
@@ -168,7 +168,7 @@ class Suite:
             "clock": CLOCKS[self.known.clock].__name__,
             "pad_token": "<|endoftext|>" if work.model == "smollm2" else None,  # not its end-of-turn token
             "prompts": [[texts(task) for task in data.tasks_of(index)] for index in range(num_rounds)],
-            "bridge": dialogue.tokenizer.decode(dialogue.bridge(LATER, Action("", truncated=True))) + end,
+            "bridge": dialogue.tokenizer.decode(dialogue.bridge(CONTINUATION, Action("", truncated=True))) + end,
         }
         script = Path(__file__).with_name(PEERS[peer])
         return Side(peer, [getattr(self.known, peer), str(script)], json.dumps(description))

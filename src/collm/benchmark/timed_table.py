@@ -44,10 +44,12 @@ class Table:
 
     Args:
         known: Arguments of the command.
+        name: Name of the files in `known.out`, without their ending.
     """
 
-    def __init__(self, known: argparse.Namespace):
+    def __init__(self, known: argparse.Namespace, name: str = "gpu"):
         self.known = known
+        self.name = name
         self.began = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.failed = False
@@ -59,8 +61,8 @@ class Table:
         print(as_line(self.rows[-1]), flush=True)
         arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.known).items()}
         result = {"arguments": arguments, "seconds": time.monotonic() - self.began, "rows": self.rows}
-        (self.known.out / "gpu.json").write_text(json.dumps(result, indent=1))
-        (self.known.out / "gpu.md").write_text(self.text())
+        (self.known.out / f"{self.name}.json").write_text(json.dumps(result, indent=1))
+        (self.known.out / f"{self.name}.md").write_text(self.text())
 
     def text(self) -> str:
         """All rows in Markdown."""

@@ -44,5 +44,6 @@ def build_benchmark_model(folder: str | Path) -> None:
         eos_token_id=1,
         pad_token_id=1,
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)

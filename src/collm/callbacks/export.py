@@ -39,7 +39,9 @@ class ExportAgents(L.Callback):
             check_access(self.push_to_hub)
 
     # `on_train_end` is not called when a run resumes from the checkpoint of its last update
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fast_dev_run:
+            return
         # a broadcast, so all ranks have to take part
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "agents"
         agents = {name: policy for name, policy in pl_module.policies.items() if policy.has_weights}
@@ -55,7 +57,5 @@ class ExportAgents(L.Callback):
                 policy.save(unfinished / folder_name(agent_id), weights, self.merged, base)
                 card = model_card(trainer, pl_module, agent_id, adapter=not whole)
                 (unfinished / folder_name(agent_id) / "README.md").write_text(card, encoding="utf-8")
-        if trainer.is_global_zero:
-            print(f"\nagents, pictures and transcripts are in {folder.parent}")
-            if self.push_to_hub:
-                push(folder, list(map(folder_name, agents)), self.push_to_hub)
+        if trainer.is_global_zero and self.push_to_hub:
+            push(folder, list(map(folder_name, agents)), self.push_to_hub)

@@ -8,20 +8,55 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+LAYOUT = {
+    "return": {
+        "held-out tasks": ["Margin", ["eval/return", "eval/return_low", "eval/return_high"]],
+        "training tasks": ["Multiline", ["^rollout/return$"]],
+    },
+    "learning": {
+        "critic: explained variance": ["Multiline", [r"^critic.*/explained_variance$"]],
+        "entropy": ["Multiline", ["policy/entropy/.*"]],
+        "learning rate": ["Multiline", ["optim/learning_rate/.*"]],
+    },
+}
+"""Charts on top of TensorBoard's CUSTOM SCALARS tab."""
+
 
 class LogHyperparameters(L.Callback):
-    """Writes the model's settings and the last evaluation's return to TensorBoard's HPARAMS tab."""
+    """Writes settings and the last evaluation's return to TensorBoard's HPARAMS tab, and the charts to look at first.
+
+    The algorithm, the environment, the seed and the learning rates stand first.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_custom_scalars(LAYOUT)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         result = trainer.callback_metrics.get("eval/return")
         if result is None:
             return
-        settings = {
+        settings = first_settings(trainer, pl_module) | {
             name: value for name, value in flat(pl_module.hparams) if isinstance(value, (bool, int, float, str))
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, {"final/eval_return": float(result)})
+
+
+def first_settings(trainer: Any, module: Any) -> dict[str, Any]:
+    """What people compare runs by."""
+    data = trainer.datamodule
+    rates = {f"learning_rate/{name}": rate for name, rate in module.learning_rates().items()}
+    return {
+        "algorithm": type(module).__name__,
+        "environment": type(data.environment).__name__,
+        "seed": data.seed,
+        **rates,
+        "num_generations": data.num_generations,
+        "tasks_per_rollout": data.tasks_per_rollout,
+    }
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

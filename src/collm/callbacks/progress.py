@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -10,7 +12,14 @@ from lightning.pytorch.trainer.states import RunningStage
 
 
 class RolloutProgress(TQDMProgressBar):
-    """Shows the current phase, a rollout (turn, episodes) or an update, and the last return."""
+    """Shows the phase, a rollout (turn, episodes) or an update, the last returns, the speed and the time left.
+
+    The speed is that of the last update and its rollout; the time left is that of the whole run, at the mean speed of
+    its updates until now, evaluations included.
+    """
+
+    _began = 0.0
+    _first = 0  # rollouts before this process began
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -19,6 +28,24 @@ class RolloutProgress(TQDMProgressBar):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         trainer.datamodule.on_turn = None  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._began, self._first = time.perf_counter(), pl_module.num_rollouts
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        for name, title in (("tokens_per_second", "tokens/s"), ("joint_samples_per_hour", "samples/h")):
+            value = trainer.callback_metrics.get(f"throughput/{name}")
+            if value is not None:
+                shown[title] = f"{float(value):,.0f}"
+        done, epochs = pl_module.num_rollouts - self._first, trainer.max_epochs or -1
+        if done > 0 and epochs > 0:
+            total = epochs * trainer.datamodule.rollouts_per_epoch  # type: ignore[attr-defined]
+            seconds = (time.perf_counter() - self._began) / done * max(0, total - pl_module.num_rollouts)
+            shown["left"] = str(timedelta(seconds=round(seconds)))
+        return shown
 
     def on_train_batch_start(self, *args: Any) -> None:
         super().on_train_batch_start(*args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from collm.environments.contract import pictured
 from collm.runtime.checks import COUNT_OR_ZERO, check_number
@@ -24,16 +26,25 @@ class LogSamples(L.Callback):
 
     Every evaluation writes all transcripts to `transcripts/` and a few of them as text and pictures to TensorBoard.
     `before_after.png` shows the pictures of the first and of the last evaluation. `predict` writes
-    `predictions.jsonl`. Transcripts are written batch by batch, so a run that breaks off keeps them.
+    `predictions.jsonl`. Transcripts are written batch by batch, so a run that breaks off keeps them. They hold the
+    environment's picture of every turn, what critics expected of it and, for some episodes, the log-probability of
+    every token. Nothing is written in a `fast_dev_run`.
 
     Args:
         num_shown: Episodes of different tasks shown per evaluation.
+        num_with_tokens: Episodes of different tasks per batch of an evaluation whose transcripts hold the tokens.
+        estimates: Ask critics for the values of evaluated episodes, which takes one forward pass of them.
     """
 
-    def __init__(self, num_shown: int = 4):
+    def __init__(self, num_shown: int = 4, num_with_tokens: int = 16, estimates: bool = True):
         self.num_shown = check_number("LogSamples.num_shown", num_shown, COUNT_OR_ZERO)
+        self.num_with_tokens = check_number("LogSamples.num_with_tokens", num_with_tokens, COUNT_OR_ZERO)
+        self.estimates = estimates
         self._shown: dict[str, Trajectory] = {}
         self._first: np.ndarray | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        trainer.datamodule.eval_sampler.pictures = True  # type: ignore[attr-defined]
 
     def on_validation_batch_end(
         self,
@@ -46,7 +57,7 @@ class LogSamples(L.Callback):
     ) -> None:
         assert trainer.state.stage is not None  # only while no loop runs
         name = f"transcripts/{trainer.state.stage.value}-{pl_module.joint_samples:08d}.jsonl"
-        for trajectory in _keep(trainer, name, batch, batch_idx):
+        for trajectory in self._keep(trainer, pl_module, name, batch, batch_idx):
             if len(self._shown) < self.num_shown:
                 self._shown.setdefault(trajectory.task.task_id, trajectory)
 
@@ -61,12 +72,12 @@ class LogSamples(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        _keep(trainer, "predictions.jsonl", batch, batch_idx)
+        self._keep(trainer, pl_module, "predictions.jsonl", batch, batch_idx)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         shown, self._shown = list(self._shown.values()), {}
         folder, step = _folder(trainer), pl_module.joint_samples
-        if not trainer.is_global_zero or not shown:
+        if not trainer.is_global_zero or not shown or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         environment = trainer.datamodule.environment  # type: ignore[attr-defined]
         picture = side_by_side([pictured(environment, trajectory) for trajectory in shown])
@@ -85,8 +96,30 @@ class LogSamples(L.Callback):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = _folder(trainer)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"transcripts are in {folder / 'predictions.jsonl'}")
+
+    def _keep(
+        self, trainer: L.Trainer, pl_module: Any, name: str, batch: RolloutBatch, batch_idx: int
+    ) -> list[Trajectory]:
+        """Append a batch, of all ranks, to a file in the run's folder, one JSON object per line and episode."""
+        if self.estimates and hasattr(pl_module, "estimates"):
+            note_estimates(batch, pl_module.estimates(batch))
+        trajectories = list(chain.from_iterable(gather_objects([*batch.trajectories, *batch.left_out])))
+        path = _folder(trainer) / name
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            firsts = {trajectory.task.task_id: index for index, trajectory in reversed([*enumerate(trajectories)])}
+            with_tokens = set(sorted(firsts.values())[: self.num_with_tokens])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            numbers: dict[str, str] = {}  # of actions, so that transcripts do not depend on random ids
+            with path.open("w" if batch_idx == 0 else "a") as file:
+                for index, trajectory in enumerate(trajectories):
+                    record = trajectory.record()
+                    add_branches(record, trajectory, numbers)
+                    if index in with_tokens:
+                        add_tokens(record, trajectory, pl_module.policies)
+                    file.write(json.dumps(record) + "\n")
+        return trajectories
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": None if self._first is None else self._first.tolist()}
@@ -96,15 +129,33 @@ class LogSamples(L.Callback):
             self._first = np.array(state["first"], dtype=np.uint8)
 
 
-def _keep(trainer: L.Trainer, name: str, batch: RolloutBatch, batch_idx: int) -> list[Trajectory]:
-    """Append a batch, of all ranks, to a file in the run's folder, one JSON object per line and episode."""
-    trajectories = list(chain.from_iterable(gather_objects([*batch.trajectories, *batch.left_out])))
-    path = _folder(trainer) / name
-    if trainer.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if batch_idx == 0 else "a") as file:
-            file.writelines(json.dumps(trajectory.record()) + "\n" for trajectory in trajectories)
-    return trajectories
+def note_estimates(batch: RolloutBatch, estimates: Mapping[str, Tensor]) -> None:
+    """Write what critics say, [B, T] by name, to the turns of a batch."""
+    for name, values in estimates.items():
+        for trajectory, row in zip(batch.trajectories, values.tolist(), strict=True):
+            for turn, value in zip(trajectory.turns, row, strict=False):
+                turn.estimates[name] = value
+
+
+def add_branches(record: dict[str, Any], trajectory: Trajectory, numbers: dict[str, str]) -> None:
+    """Add to a transcript the place of every turn in its rollout tree, and which actions siblings share, by number."""
+    for kept, turn in zip(record["turns"], trajectory.turns, strict=True):
+        if turn.branch is not None:
+            actions = {name: numbers.setdefault(one.uid, str(len(numbers))) for name, one in turn.actions.items()}
+            kept["branch"] = {"node": turn.branch.node, "parent": turn.branch.parent, "actions": actions}
+
+
+def add_tokens(record: dict[str, Any], trajectory: Trajectory, policies: Mapping[str, Any]) -> None:
+    """Add to a transcript the tokens of every action, each with its log-probability when it was sampled."""
+    for kept, turn in zip(record["turns"], trajectory.turns, strict=True):
+        kept["tokens"] = {
+            agent_id: [
+                [policies[agent_id].tokenizer.decode([token]), round(log_prob, 3)]
+                for token, log_prob in zip(action.token_ids, action.log_probs, strict=True)
+            ]
+            for agent_id, action in turn.actions.items()
+            if action.log_probs
+        }
 
 
 def as_markdown(trajectory: Trajectory) -> str:
@@ -140,12 +191,13 @@ def _folder(trainer: L.Trainer) -> Path:
 
 def _save_comparison(path: Path, before: np.ndarray, after: np.ndarray, step: int) -> None:
     """Save the pictures of the first and the last evaluation, one above the other, with captions."""
-    width, caption = max(before.shape[1], after.shape[1]), 24
+    width, caption = max(before.shape[1], after.shape[1], 600), 40
     canvas = Image.new("RGB", (width, before.shape[0] + after.shape[0] + 2 * caption), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((4, 4), "before training: target and build", fill="black")
-    canvas.paste(Image.fromarray(before), (0, caption))
-    draw.text((4, caption + before.shape[0] + 4), f"after {step} joint samples: target and build", fill="black")
-    canvas.paste(Image.fromarray(after), (0, 2 * caption + before.shape[0]))
+    top = 0
+    for words, picture in (("before training", before), (f"after {step:,} joint samples", after)):
+        draw.text((20, top + 8), words, fill="black", font_size=24)
+        canvas.paste(Image.fromarray(picture), (0, top + caption))
+        top += caption + picture.shape[0]
     with replacing(path) as unfinished:
         canvas.save(unfinished, "PNG")

@@ -80,12 +80,14 @@ class Critic(nn.Module, ABC):
         agent_ids: The agents whose histories are its input.
         learning_rate: Learning rate of its optimizer; None for a critic without an optimizer.
         reads_text: Whether it can give a value at any token position of a history, as a language model can.
+        depends_on: What its values depend on, as in the equations: `h`, the history, `s`, the state, or `h, s`.
     """
 
     name: str
     agent_ids: tuple[str, ...]
     learning_rate: float | None = None
     reads_text: bool = False
+    depends_on: str = "h"
 
     def attach(
         self,
@@ -114,6 +116,10 @@ class Critic(nn.Module, ABC):
         self.encoder_class = encoder_class
         self.name, self.agent_ids = name, tuple(agent_ids)
         self._learner = [learner]  # in a list, so that the algorithm is not registered as a submodule of its critic
+        self.attached()
+
+    def attached(self) -> None:  # noqa: B027 (most critics serve any agents)
+        """Runs at the end of `attach`; raises `ConfigurationError` for agents that this critic cannot serve."""
 
     @property
     def learner(self) -> Learner:
@@ -144,6 +150,10 @@ class Critic(nn.Module, ABC):
 
     def initialize(self, mean_return: Tensor) -> None:  # noqa: B027 (only critics that start as a constant use it)
         """Initialize all values to the mean discounted return of the first rollout, []."""
+
+    def knows(self, batch: RolloutBatch) -> bool:
+        """Whether it can give values for `batch`; only an oracle needs more than every batch holds."""
+        return True
 
     @abstractmethod
     def values(self, batch: RolloutBatch) -> Tensor:

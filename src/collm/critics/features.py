@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collm.critics.base import Critic, Learner, StateSource
-from collm.critics.histories import HistoryEncoder
+from collm.critics.base import Critic, StateSource
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns
 from collm.runtime.checks import POSITIVE, SHARE_ABOVE_ZERO, check_numbers
@@ -34,19 +33,14 @@ class StateCritic(Critic):
         horizon: Largest number of turns of an episode.
     """
 
+    depends_on = "s"
+
     def __init__(self) -> None:
         super().__init__()
         self.names: tuple[str, ...] = ()
         self.horizon = 0
 
-    def attach(
-        self,
-        name: str,
-        agent_ids: Sequence[str],
-        learner: Learner,
-        encoder_class: type[HistoryEncoder] = HistoryEncoder,
-    ) -> None:
-        super().attach(name, agent_ids, learner, encoder_class)
+    def attached(self) -> None:
         self.refuse_individual()
 
     def check(self, environment: StateSource) -> None:

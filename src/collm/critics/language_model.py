@@ -12,8 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from collm.critics.base import Critic, Learner, StateSource
-from collm.critics.histories import HistoryEncoder
+from collm.critics.base import Critic, StateSource
 from collm.critics.replay_buffer import Record, ReplayBuffer
 from collm.critics.value_network import ValueNetwork
 from collm.errors import ConfigurationError
@@ -70,6 +69,7 @@ class LanguageModelCritic(Critic):
         super().__init__()
         self.model = model
         self.reads = reads
+        self.depends_on = {"history": "h", "state": "s", "both": "h, s"}.get(reads, "h")
         self.learning_rate = model.learning_rate
         self.progress = progress
         self.epochs = epochs
@@ -85,17 +85,11 @@ class LanguageModelCritic(Critic):
         check_numbers("critic", self, replay_batch=COUNT.or_none, loss_weight=POSITIVE, value_clip=POSITIVE.or_none)
         self.buffer = ReplayBuffer(replay) if replay else None
 
-    def attach(
-        self,
-        name: str,
-        agent_ids: Sequence[str],
-        learner: Learner,
-        encoder_class: type[HistoryEncoder] = HistoryEncoder,
-    ) -> None:
-        super().attach(name, agent_ids, learner, encoder_class)
+    def attached(self) -> None:
         if self.reads != "history":
             self.refuse_individual()
-        if learner.parameters_mode == "lora" and self.model.lora_rank == 0 and not learner.critics_share_weights:
+        separate = not self.learner.critics_share_weights
+        if self.learner.parameters_mode == "lora" and self.model.lora_rank == 0 and separate:
             raise ConfigurationError(
                 "model.parameters is 'lora' but critic.model.lora_rank is 0; set it to the adapter's rank."
             )

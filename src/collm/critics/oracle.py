@@ -17,6 +17,9 @@ class OracleCritic(Critic):
     `Relay`. Comparing an algorithm with and without this critic shows how much critic error costs.
     """
 
+    def knows(self, batch: RolloutBatch) -> bool:
+        return all(turn.values for trajectory in batch.trajectories for turn in trajectory.turns)
+
     def values(self, batch: RolloutBatch) -> Tensor:
         key = "team" if self.centralized else self.agent_ids[0]
         values = torch.zeros_like(batch.rewards)

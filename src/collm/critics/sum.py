@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from collm.critics.base import Critic, Learner, StateSource
+from collm.critics.base import Critic, StateSource
 from collm.critics.features import FeaturesCritic
-from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.trajectory import RolloutBatch
 
@@ -26,22 +25,17 @@ class SumCritic(Critic):
             by default.
     """
 
+    depends_on = "h, s"
+
     def __init__(self, features: FeaturesCritic | None = None, rest: LanguageModelCritic | None = None):
         super().__init__()
         parts = {"features": features or FeaturesCritic(), "rest": rest or LanguageModelCritic()}
         self.parts = cast("Mapping[str, Critic]", nn.ModuleDict(parts))
         self.learning_rate = self.parts["rest"].learning_rate
 
-    def attach(
-        self,
-        name: str,
-        agent_ids: Sequence[str],
-        learner: Learner,
-        encoder_class: type[HistoryEncoder] = HistoryEncoder,
-    ) -> None:
-        super().attach(name, agent_ids, learner, encoder_class)
+    def attached(self) -> None:
         for part in self.parts.values():
-            part.attach(name, agent_ids, learner, encoder_class)
+            part.attach(self.name, self.agent_ids, self.learner, self.encoder_class)
 
     def check(self, environment: StateSource) -> None:
         for part in self.parts.values():

@@ -153,6 +153,14 @@ class Environment(ABC):
         """An image of the end of the episode, [height, width, 3] uint8, or None."""
         return None
 
+    def render_turn(self, state: Any) -> str | None:
+        """A picture of the state as SVG, or None; `state` is the one after a turn.
+
+        The replay page shows it for every turn of evaluations, as an image in which nothing is executed or loaded.
+        Escape what agents wrote with `html.escape`.
+        """
+        return None
+
     def right_answers(self, trajectory: Trajectory) -> list[dict[str, str]]:
         """The optimal response of each agent at each turn, whose probability `values` needs; for oracle critics."""
         raise ConfigurationError(f"{type(self).__name__} does not know what histories are worth; learn a critic.")

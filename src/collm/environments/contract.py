@@ -16,6 +16,8 @@ from collm.errors import ConfigurationError
 from collm.runtime.checks import FINITE, check_number, check_utf8, shown
 from collm.trajectory import Task, Trajectory
 
+MAX_PICTURE = 200_000
+
 
 def check_environment(environment: Environment) -> None:
     """Raise `ConfigurationError` if attributes are missing, of a wrong type or inconsistent."""
@@ -162,6 +164,19 @@ def pictured(environment: Environment, trajectory: Trajectory) -> np.ndarray | N
         raise ConfigurationError(
             f"{type(environment).__name__}.render returned {dtype} of shape {getattr(picture, 'shape', '?')}; return "
             "an array [height, width, 3] of uint8, or None."
+        )
+    return picture
+
+
+def drawn(environment: Environment, state: Any) -> str:
+    """The result of `environment.render_turn`, checked; empty if it draws nothing."""
+    picture = environment.render_turn(state)
+    if picture is None:
+        return ""
+    if not isinstance(picture, str) or not picture.startswith("<svg") or len(picture) > MAX_PICTURE:
+        raise ConfigurationError(
+            f"{type(environment).__name__}.render_turn returned {shown(picture)}; return an SVG image that begins with "
+            f"'<svg' and has at most {MAX_PICTURE:,} characters, or None."
         )
     return picture
 

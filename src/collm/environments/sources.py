@@ -150,11 +150,11 @@ def json_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
         yield f"entry {number}", row
 
 
-def csv_rows(path: Path, text: str, field: str) -> Iterator[tuple[str, Any]]:
-    """Line number (where the row ends) and fields of each row below the header."""
+def csv_rows(path: Path, text: str, field: str | None) -> Iterator[tuple[str, Any]]:
+    """Line number (where the row ends) and fields of each row below the header, which must hold `field` if given."""
     csv_reader = csv.DictReader(io.StringIO(text))
     try:
-        if field not in (csv_reader.fieldnames or ()):
+        if field is not None and field not in (csv_reader.fieldnames or ()):
             raise ConfigurationError(
                 f"{path} line 1: the header has no column {field!r} (it has {csv_reader.fieldnames}); rename the "
                 "column that holds the text."

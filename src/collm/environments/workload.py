@@ -19,7 +19,7 @@ WORDS = (
     "them would write like so these her long make thing see him two has look more day could go come did my no most "
     "who over know water than call first people may down side been now find"
 )
-LATER = "and then"
+CONTINUATION = "and then"
 
 
 class Workload(Environment):
@@ -57,5 +57,5 @@ class Workload(Environment):
 
     def step(self, state: int, joint_action: Mapping[str, str]) -> Step:
         sizes = [len(text) + 1 for text in joint_action.values()]
-        observations = dict.fromkeys(self.agent_ids, LATER) if state + 1 < self.horizon else {}
+        observations = dict.fromkeys(self.agent_ids, CONTINUATION) if state + 1 < self.horizon else {}
         return Step(state + 1, observations, min(sizes) / max(sizes))

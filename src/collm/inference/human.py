@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ class HumanEngine(Engine):
         """One response to each prompt; see `Engine.generate`."""
         return {agent_id: [self.ask(agent_id, prompt) for prompt in own] for agent_id, own in prompts.items()}
 
-    def ask(self, agent_id: str, prompt: list[dict[str, str]]) -> Action:
+    def ask(self, agent_id: str, prompt: Any) -> Action:
         """What somebody answers as `agent_id` to the last of the messages."""
         print(f"\n--- {agent_id}\n{prompt[-1]['content']}\n--- your answer, then an empty line:", flush=True)
         lines = []

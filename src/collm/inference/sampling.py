@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from collm.models.policy import Policy
+from collm.models.policy import Policy, Response
 from collm.models.scores import restrict
+from collm.sampling_mask import SamplingMask
 
-Responses = list[tuple[list[int], list[float]]]
-"""Sampled tokens of each response and their log-probabilities."""
+Responses = list[Response]
+"""What was sampled for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Sampling:
         greedy: Take the most likely token instead of sampling.
         min_new_tokens: Smallest number of tokens of one response; until then nothing ends it.
         allowed_ids: The only tokens that are sampled; None is all of them.
+        uncut: Return log-probabilities before top-p, top-k and `min_new_tokens` cut the distribution.
     """
 
     max_new_tokens: int
@@ -37,6 +39,13 @@ class Sampling:
     greedy: bool = False
     min_new_tokens: int = 0
     allowed_ids: tuple[int, ...] | None = None
+    uncut: bool = False
+
+    @property
+    def records_masks(self) -> bool:
+        """Whether responses come with the sets that their tokens were drawn from: it is cut, and not greedy."""
+        cuts = self.top_p < 1 or self.top_k > 0 or self.min_new_tokens > 0
+        return cuts and not self.greedy and not self.uncut
 
 
 def sampling_of(policy: Policy, greedy: bool) -> Sampling:
@@ -50,6 +59,7 @@ def sampling_of(policy: Policy, greedy: bool) -> Sampling:
         greedy,
         spec.min_new_tokens,
         None if policy.allowed_ids is None else tuple(policy.allowed_ids),
+        spec.trained_policy == "uncut",
     )
 
 
@@ -63,14 +73,16 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 def draw(
     logits: Tensor, sampling: Sampling, generator: torch.Generator, forbidden: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability at the sampling temperature, [R] each.
+) -> tuple[Tensor, Tensor, SamplingMask | None]:
+    """One token per row, its log-probability at the sampling temperature, [R] each, and the sets they were drawn from.
+
+    Greedy tokens and `Sampling.uncut` have the log-probabilities before the cut, and no sets.
 
     Args:
         logits: Logits of the next token, [R, V].
         sampling: Sampling settings.
         generator: Source of random numbers, on the device of the logits.
-        forbidden: Tokens that are not sampled; like top-p and top-k this does not change log-probabilities.
+        forbidden: Tokens that are not sampled.
     """
     logits = restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
     log_probs = logits.log_softmax(-1)
@@ -78,14 +90,46 @@ def draw(
         logits = logits.index_fill(-1, forbidden, -torch.inf)
     if sampling.greedy:
         token = logits.argmax(-1)
-        return token, log_probs.gather(-1, token[:, None]).squeeze(-1)
-    if sampling.top_k:
-        logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
-    if sampling.top_p < 1.0:
-        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+        return token, log_probs.gather(-1, token[:, None]).squeeze(-1), None
+    logits = cut_logits(logits, sampling)
+    mask = None
+    if sampling.records_masks:
+        log_probs = logits.log_softmax(-1)
+        mask = SamplingMask.of(kept_tokens(logits, sampling.allowed_ids))
     # one random number per row and the inverse of the cumulative distribution; `multinomial` draws one for each token
     # of the vocabulary, which takes longer than a forward pass of a small model
     cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
     uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
     token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1)
+    return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1), mask
+
+
+def cut_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits at the sampling temperature after top-k and top-p, [R, V]: -inf for tokens that are cut."""
+    if sampling.top_k:
+        logits = TopKLogitsWarper(min(sampling.top_k, logits.shape[-1]))(None, logits)
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    return logits
+
+
+def kept_tokens(logits: Tensor, allowed_ids: Sequence[int] | None) -> Tensor:
+    """True at the tokens that can be drawn, [R, V], where cut ones have logits of -inf."""
+    kept = logits > -torch.inf
+    if allowed_ids is not None:  # others have the smallest number
+        kept[:, ~torch.isin(torch.arange(kept.shape[1]), torch.tensor(allowed_ids))] = False
+    return kept
+
+
+def masks_of_rows(drawn: Sequence[tuple[SamplingMask, Tensor]], sizes: Sequence[int]) -> list[SamplingMask]:
+    """The sets of each response, from those of each step.
+
+    Args:
+        drawn: For each step the sets of the tokens drawn in it, and the responses they belong to, [R] each.
+        sizes: Number of tokens of each response; a row may have been decoded beyond it.
+    """
+    rows = torch.cat([rows for _, rows in drawn]).cpu()
+    steps = torch.arange(len(drawn)).repeat_interleave(torch.tensor([len(rows) for _, rows in drawn]))
+    order = torch.argsort(rows, stable=True)
+    order = order[steps[order] < torch.tensor(sizes)[rows[order]]]
+    return SamplingMask.join([mask.to("cpu") for mask, _ in drawn]).take(order).split(sizes)

@@ -12,13 +12,14 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from collm.inference.base import Engine, Prompts, on_device
-from collm.inference.sampling import Responses, Sampling, pad_left, sampling_of
+from collm.inference.sampling import Responses, Sampling, kept_tokens, masks_of_rows, pad_left, sampling_of
 from collm.inference.trial import MAX_ERROR_WITHOUT_CACHE, Trial
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy
+from collm.models.policy import Policy, Response
 from collm.models.scores import restrict
 from collm.models.support import unsupported, works
 from collm.runtime.profiler import meter
+from collm.sampling_mask import SamplingMask
 from collm.trajectory import Action
 
 _GLOBAL_GENERATOR = threading.Lock()  # held while torch's own random state is used, which all threads share
@@ -119,12 +120,12 @@ def generate(
         batching: How `generate` is called.
 
     Returns:
-        For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
-        before top-p and top-k cut it.
+        For each prompt its sampled tokens, their log-probabilities at `temperature` and, where top-p, top-k or a
+        shortest length cut the distribution, the sets they were drawn from; see `sampling.draw`.
     """
     if batching.padding:
         return _generate(lm, prompts, sampling, eos_ids, generator, batching.use_cache)
-    responses: dict[int, tuple[list[int], list[float]]] = {}
+    responses: dict[int, Response] = {}
     for size in sorted(set(map(len, prompts))):
         rows = [row for row, prompt in enumerate(prompts) if len(prompt) == size]
         chosen = [prompts[row] for row in rows]
@@ -150,7 +151,8 @@ def _generate(
         eos_token_id=list(eos_ids) or None,
         pad_token_id=0,
         return_dict_in_generate=True,
-        output_logits=True,
+        output_logits=not sampling.records_masks,
+        output_scores=sampling.records_masks,  # after the cut, which logits are not
         use_cache=use_cache,
         **_distribution(sampling),
     )
@@ -158,27 +160,36 @@ def _generate(
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with _GLOBAL_GENERATOR, _without_defaults(lm), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = lm.generate(
+        output = lm.generate(  # type: ignore[operator]
             ids,
             attention_mask=mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([lambda _, scores: restrict(scores, sampling.allowed_ids)]),
         )
     tokens = output.sequences[:, ids.shape[1] :]
+    if sampling.records_masks:
+        scores = output.scores
+    else:
+        scores = [restrict(logits.float() / sampling.temperature, sampling.allowed_ids) for logits in output.logits]
     log_probs = torch.stack(
         [
-            restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
-            .log_softmax(-1)
-            .gather(-1, chosen[:, None])
-            .squeeze(-1)
-            for logits, chosen in zip(output.logits, tokens.unbind(1), strict=True)
+            step.float().log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
+            for step, chosen in zip(scores, tokens.unbind(1), strict=True)
         ],
         dim=1,
     )
     ended = torch.isin(tokens, torch.tensor(list(eos_ids), dtype=torch.long, device=device))
     sizes = torch.where(ended.any(1), ended.int().argmax(1) + 1, tokens.shape[1]).tolist()
     meter.count(int(mask.sum()) + sum(sizes) - len(sizes), ids.numel() + tokens.numel() - len(sizes))
-    return [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
+    masks: list[SamplingMask] | list[None] = [None] * len(sizes)
+    if sampling.records_masks:
+        rows = torch.arange(len(sizes))
+        drawn = [(SamplingMask.of(kept_tokens(step, sampling.allowed_ids)), rows) for step in scores]
+        masks = masks_of_rows(drawn, sizes)
+    return [
+        Response(tokens[row, :size].tolist(), log_probs[row, :size].tolist(), mask)
+        for row, (size, mask) in enumerate(zip(sizes, masks, strict=True))
+    ]
 
 
 @contextmanager

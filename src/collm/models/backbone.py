@@ -189,11 +189,11 @@ class Backbone(Resident):
         elif not self.random_weights and not merged:
             self.save_adapter(folder, adapter, base)
         else:
-            merged = self.merged_state(adapter, self.own_state() if weights is None else weights)
+            state = self.merged_state(adapter, self.own_state() if weights is None else weights)
             with torch.device("meta"):
                 plain = type(self.lm)(deepcopy(self.lm.config)).float()
             plain.generation_config = self.lm.generation_config
-            plain.save_pretrained(folder, state_dict=merged)
+            plain.save_pretrained(folder, state_dict=state)
 
     def save_adapter(self, folder: str | Path, adapter: str, base: str | None = None) -> None:
         """Write an adapter as a PEFT folder, whose base is called `base`, or by the path it was loaded from."""

@@ -30,8 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_path(path: str) -> str:
-    """The folder or hub name behind `path`; built-in names are `tiny`, `tiny_house`, `relay` and `smollm2`."""
-    if path in ("tiny", "tiny_house", "relay"):
+    """The folder or hub name behind `path`; built-in: `tiny`, `tiny_house`, `tiny_games`, `relay`, `smollm2`."""
+    if path in ("tiny", "tiny_house", "tiny_games", "relay"):
         return str(ASSETS / path)
     if path == "smollm2":
         return smollm2_folder()
@@ -72,19 +72,22 @@ def smollm2_folder() -> str:
     return str(folder)
 
 
-@cache
 def load_config(path: str) -> PretrainedConfig:
     """The configuration at `path`, checked to be one of a causal language model.
 
     Raises:
         ConfigurationError: The folder or hub entry does not exist, holds no model, or no causal language model.
     """
-    resolved = resolve_path(path)
+    return _config_at(path, resolve_path(path))
+
+
+@cache
+def _config_at(path: str, resolved: str) -> PretrainedConfig:
     looks_local = resolved.startswith((".", "/", "~")) or resolved.count("/") != 1
     if looks_local and not Path(resolved).is_dir():
         raise ConfigurationError(
             f"model folder {path!r} does not exist; give an existing folder, a hub name such as 'Qwen/Qwen3-1.7B', "
-            "or one of the built-in names 'tiny', 'tiny_house', 'relay', 'smollm2'."
+            "or one of the built-in names 'tiny', 'tiny_house', 'tiny_games', 'relay', 'smollm2'."
         )
     try:
         config = AutoConfig.from_pretrained(resolved)
@@ -104,15 +107,19 @@ def load_config(path: str) -> PretrainedConfig:
     return config
 
 
-@cache
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer at `path`, with an end-of-sequence token.
 
     A missing padding token is no problem: padding is masked everywhere, so the end-of-sequence token stands in for it.
     """
+    return _tokenizer_at(path, resolve_path(path))
+
+
+@cache
+def _tokenizer_at(path: str, resolved: str) -> Tokenizer:
     load_config(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_path(path))
+        tokenizer = AutoTokenizer.from_pretrained(resolved)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"no tokenizer could be read from {path!r}: {str(error).splitlines()[0]} Save one into the folder with "

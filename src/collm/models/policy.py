@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,22 @@ from collm.models.policy_spec import PolicySpec
 from collm.models.scores import score
 from collm.packing import SequenceBatch
 from collm.runtime.naming import folder_name
+from collm.sampling_mask import SamplingMask
 from collm.trajectory import Action
+
+
+class Response(NamedTuple):
+    """What an engine sampled for one prompt.
+
+    Args:
+        token_ids: Sampled tokens, L of them.
+        log_probs: Log-probability of each, L of them.
+        sampling_mask: The set each was drawn from, over which its log-probability is normalized; None for all tokens.
+    """
+
+    token_ids: Sequence[int]
+    log_probs: Sequence[float]
+    sampling_mask: SamplingMask | None = None
 
 
 class Policy:
@@ -70,20 +85,29 @@ class Policy:
     def actions(
         self,
         prompts: Sequence[Sequence[int]],
-        responses: Sequence[tuple[Sequence[int], Sequence[float]]],
+        responses: Sequence[Response],
         version: int | None = None,
     ) -> list[Action]:
         """Generated responses as actions.
 
         Args:
             prompts: Tokens of each prompt.
-            responses: Sampled tokens of each response and their log-probabilities.
+            responses: What was sampled.
             version: Number of updates behind the weights that generated them.
         """
-        texts = self.tokenizer.batch_decode([list(ids) for ids, _ in responses], skip_special_tokens=True)
+        drawn = [Response(*response) for response in responses]
+        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in drawn], skip_special_tokens=True)
         return [
-            Action(text, prompt, ids, log_probs, truncated=ids[-1] not in self.eos_ids, policy_version=version)
-            for text, prompt, (ids, log_probs) in zip(texts, prompts, responses, strict=True)
+            Action(
+                text,
+                prompt,
+                one.token_ids,
+                one.log_probs,
+                truncated=one.token_ids[-1] not in self.eos_ids,
+                policy_version=version,
+                sampling_mask=one.sampling_mask,
+            )
+            for text, prompt, one in zip(texts, prompts, drawn, strict=True)
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
@@ -98,7 +122,8 @@ class Policy:
     def log_probs(self, batch: SequenceBatch, adapter: str | None = "own") -> tuple[Tensor, Tensor]:
         """Log-probability of every action token and entropy of the distribution it came from.
 
-        The head is applied only where an action token is predicted, so that no [R, L, V] tensor of logits exists.
+        Both are those of the distribution that was sampled where the batch has its sampling mask. The head is applied
+        only where an action token is predicted, so that no [R, L, V] tensor of logits exists.
 
         Args:
             batch: Rows of tokens whose scored positions are action tokens.
@@ -121,6 +146,7 @@ class Policy:
             self.backbone.vocabulary_size,
             self.spec.temperature,
             self.allowed_ids,
+            batch.sampling_mask,
         )
         log_probs, entropies = (values.new_zeros(mask.shape) for values in scores)
         log_probs[mask], entropies[mask] = scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from collm.errors import ConfigurationError
 from collm.models.endpoint_spec import EndpointSpec
@@ -20,8 +20,8 @@ class PolicySpec(ModelSpec):
     """The model an agent starts from and how it writes.
 
     Args:
-        path: Weights to start from: `tiny`, `tiny_house`, `smollm2`, a local folder or a hub name; `relay` begins at
-            random.
+        path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
+            `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
         dtype: Number format of the weights: float32, bfloat16 or float16.
         learning_rate: Step size of the agent's optimizer.
@@ -39,13 +39,22 @@ class PolicySpec(ModelSpec):
         temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
+        trained_policy: `sampled` trains the policy that acts, as `top_p`, `top_k` and `min_new_tokens` cut it: its
+            log-probabilities are normalized over the tokens that were kept while sampling. `uncut` trains the
+            log-probabilities before the cut, as many libraries do: the gradient is then biased.
         engine: What generates responses: `collm`; `transformers` for the `generate` of that library, which is slower;
-            `vllm`, which needs a GPU and the extra `collm[vllm]`, and works in one process; `endpoint` for servers
-            anywhere, or `human` for somebody at the terminal, whose agents do not learn; or the import path of a
-            subclass of `collm.inference.base.Engine`.
+            `vllm`, on a GPU or a processor, which needs a package (docs/engines.md) and works in one process;
+            `endpoint` for servers anywhere, or `human` for somebody at the terminal, whose agents do not learn; or the
+            import path of a subclass of `collm.inference.base.Engine`.
         endpoint: The servers, for `engine: endpoint`.
         frozen: Keep the weights as they are: a team mate that does not learn.
         engine_memory: Share of the GPU's memory that `vllm` may take for its own weights and cache.
+        engine_sleep: Free the GPU's memory of `vllm` during updates.
+        sampler_correction: Multiply the policy gradient by the truncated importance weight min(pi / mu, cap) of what
+            trains (pi) against what sampled (mu), before the first step: per `token`, per `response`, or `off`. By
+            default per token with engines whose numbers are not those of the trainer: all but `collm` and
+            `transformers`.
+        sampler_weight_cap: Largest such weight.
         keep_cache: Keep key/value states from turn to turn, so that only new tokens are computed: faster, and more
             memory while episodes of several turns are played.
         context_length: Longest prompt and response together, in tokens; by default what the model allows.
@@ -63,10 +72,14 @@ class PolicySpec(ModelSpec):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    trained_policy: Literal["sampled", "uncut"] = "sampled"
     engine: str = "collm"
     endpoint: EndpointSpec | None = None
     frozen: bool = False
     engine_memory: float = 0.3
+    engine_sleep: bool = False
+    sampler_correction: Literal["token", "response", "off"] | None = None
+    sampler_weight_cap: float = 2.0
     keep_cache: bool = True
     chat_template: bool = True
     template_arguments: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +98,7 @@ class PolicySpec(ModelSpec):
         if not self.knows_text_only:
             super().check(name)
         check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
-        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO)
+        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO, sampler_weight_cap=POSITIVE)
         check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigurationError(
@@ -98,6 +111,12 @@ class PolicySpec(ModelSpec):
             raise ConfigurationError(
                 f"{name}.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}, or give the import path "
                 "of a class like my_package.my_module.MyEngine."
+            )
+        if self.trained_policy not in ("sampled", "uncut"):
+            raise ConfigurationError(f"{name}.trained_policy is {self.trained_policy!r}; choose sampled or uncut.")
+        if self.sampler_correction not in ("token", "response", "off", None):
+            raise ConfigurationError(
+                f"{name}.sampler_correction is {self.sampler_correction!r}; choose token, response or off."
             )
         self.allowed_ids(name)
         if self.prompt_room() < 1:
@@ -145,6 +164,12 @@ class PolicySpec(ModelSpec):
                 f"{name}.allowed_words is {self.allowed_words}; list different words, at least one."
             )
         return ids
+
+    def correction(self) -> str:
+        """`sampler_correction`, or what it is by default with this engine: token, response or off."""
+        if self.sampler_correction is not None:
+            return self.sampler_correction
+        return "off" if self.engine in ("collm", "transformers") else "token"
 
     def prompt_room(self) -> int:
         """Tokens a prompt may have."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from collm.sampling_mask import SamplingMask
+
 LOGITS_PER_CHUNK = 2**23  # 32 MB of float32 logits at a time
 
 
@@ -28,6 +30,7 @@ def score(
     vocabulary_size: int,
     temperature: float,
     allowed_ids: Sequence[int] | None,
+    sampling_mask: SamplingMask | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every target and entropy of the distribution it came from, [M] each.
 
@@ -41,11 +44,13 @@ def score(
         vocabulary_size: Number of logits, V.
         temperature: Divides the logits.
         allowed_ids: The only tokens with any probability; None for all.
+        sampling_mask: The set of each target, outside which no token has any probability; None for all tokens.
     """
     size = max(1, LOGITS_PER_CHUNK // vocabulary_size)
-    pieces = []
-    for chunk, target in zip(states.split(size), targets.split(size), strict=True):
-        given = (head, chunk, target, temperature, allowed_ids)
+    pieces, chunks = [], states.split(size)
+    masks = [None] * len(chunks) if sampling_mask is None else sampling_mask.split([len(chunk) for chunk in chunks])
+    for chunk, target, mask in zip(chunks, targets.split(size), masks, strict=True):
+        given = (head, chunk, target, temperature, allowed_ids, mask)
         recompute = len(states) > size and torch.is_grad_enabled()
         pieces.append(checkpoint(_score, *given, use_reentrant=False) if recompute else _score(*given))
     log_probs, entropies = (torch.cat(values) for values in zip(*pieces, strict=True))
@@ -58,9 +63,12 @@ def _score(
     targets: Tensor,
     temperature: float,
     allowed_ids: Sequence[int] | None,
+    sampling_mask: SamplingMask | None,
 ) -> tuple[Tensor, Tensor]:
     logits = head(states)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    log_probs = restrict(logits, allowed_ids).log_softmax(-1)
+    logits = restrict(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, allowed_ids)
+    if sampling_mask is not None:
+        logits = logits.masked_fill(~sampling_mask.dense(logits.shape[-1]), torch.finfo(logits.dtype).min)
+    log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -15,8 +15,8 @@ class ModelSpec:
     """The language model that a network starts from.
 
     Args:
-        path: Weights to start from: `tiny`, `tiny_house`, `smollm2`, a local folder or a hub name; `relay` begins at
-            random.
+        path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
+            `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
         dtype: Number format of the weights: float32, bfloat16 or float16.
         learning_rate: Step size of the optimizer.

@@ -1,9 +1,10 @@
-"""The models `tiny` and `tiny_house`: small Llamas whose byte-level tokenizer has the words of the building games.
+"""The models `tiny`, `tiny_house` and `tiny_games`: small Llamas whose byte-level tokenizer has the words of the games.
 
 The quickstart and the tests run on them. This file creates configuration, tokenizer and random weights. The weights
 that ship with the package were trained by behaviour cloning: `tiny` on StrBuild
-(`configs/experiments/clone_str_build.yaml`), and `tiny_house`, starting from `tiny`, on HouseBuild
-(`clone_house_build.yaml`).
+(`configs/experiments/clone_str_build.yaml`), `tiny_house`, starting from `tiny`, on HouseBuild
+(`clone_house_build.yaml`), and `tiny_games`, with a tokenizer of its own, on ResourceGathering
+(`clone_resource_gathering.yaml`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,22 @@ WORDS = (
     "glass_pane oak_log sand agent builder_1 builder_2 builder_3 of : turn rejected [ ] value last reward score layer "
     "spiders damage limit left hp target world y z x - none"
 )
+GAME_WORDS = (
+    "go take tell say probe fill agent turn at know see wood stone iron clay rubble pillar fake water planks crossing "
+    "gap spare : , . -"
+)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE: it encodes any text; words of the games, digits and grid cells are one token each."""
+def build_tokenizer(words: str = WORDS, size: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: it encodes any text; words of the games, digits and grid cells are one token each.
+
+    Args:
+        words: Words that are one token each.
+        size: Width and height of a map whose cells, such as " 3 12", are one token each; 0 for none.
+    """
     tokenizer = Tokenizer(models.BPE())
-    pieces = Regex(r" ?[0-9]|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
+    cells = " [0-9]{1,2} [0-9]{1,2}|" if size else ""
+    pieces = Regex(rf"{cells} ?[0-9]|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(pieces, behavior="isolated"),
@@ -37,8 +48,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = [form for word in WORDS.split() for form in (word, " " + word)] * 2
+    corpus = [form for word in words.split() for form in (word, " " + word)] * 2
     corpus += [form for digit in range(10) for form in (f"{digit}", f" {digit}")] * 2
+    corpus += [f" {x} {y}" for x in range(size) for y in range(size)] * 2
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -59,9 +71,11 @@ def build_tiny(
     num_heads: int = 4,
     context: int = 2048,
     seed: int = 0,
+    words: str = WORDS,
+    size: int = 0,
 ) -> None:
-    """Write configuration, tokenizer and random weights as a Hugging Face folder."""
-    tokenizer = build_tokenizer()
+    """Write configuration, tokenizer and random weights as a Hugging Face folder; see `build_tokenizer`."""
+    tokenizer = build_tokenizer(words, size)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -76,7 +90,7 @@ def build_tiny(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -7,22 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
-
 from collm.errors import ConfigurationError, TrainingError, shortened
-from collm.runtime.configuration import StrictFiles
-
-
-class _Parser(StrictFiles, ArgumentParser):
-    pass
 
 
 def run_command(
     function: Callable[..., None], positional: bool = False, arguments: list[str] | None = None, **defaults: Any
 ) -> int:
-    """Call `function` with the arguments of the command line.
-
-    The exit status is 0, 1 if runs failed, 2 for a mistake in the settings, and 130 if the command was interrupted.
+    """Call `function` with the arguments of the command line; returns the exit status, see `exit_status`.
 
     Args:
         function: The function to call; `--config` reads its arguments from a file.
@@ -30,13 +21,32 @@ def run_command(
         arguments: Arguments in place of those of the process.
         defaults: Defaults that replace those of its signature.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, so child runs are ended
+
+    def call() -> None:
+        from jsonargparse import ArgumentParser, auto_cli
+
+        from collm.runtime.configuration import StrictFiles
+
+        class Parser(StrictFiles, ArgumentParser):
+            pass
+
+        auto_cli(function, args=arguments, as_positional=positional, set_defaults=defaults, parser_class=Parser)
+
+    return exit_status(call)
+
+
+def exit_status(call: Callable[[], None]) -> int:
+    """Run `call`; 0, 1 if runs failed, 2 for a mistake in the settings, and 130 if the command was interrupted."""
+    # raises KeyboardInterrupt, so child runs are ended
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        auto_cli(function, args=arguments, as_positional=positional, set_defaults=defaults, parser_class=_Parser)
+        call()
     except (ConfigurationError, TrainingError) as error:
         print(f"\nerror: {shortened(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("\nstopped; give the same command again to continue", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0

@@ -26,6 +26,8 @@ class RunFolder(SaveConfigCallback):
         self._lock: IO[str] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial leaves nothing behind
+            return
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so all ranks have to take part
         refusal = self._acquire_lock(folder) if trainer.is_global_zero else None
         if refusal := trainer.strategy.broadcast(refusal):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from collm.environments.base import Environment, EpisodeFailure, Step
-from collm.environments.contract import begun, check_observations, described, stepped
+from collm.environments.contract import begun, check_observations, described, drawn, stepped
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 
@@ -48,10 +48,14 @@ class Episode:
         group: Episodes of one task share this number.
         seed: Seed of the environment.
         retries: How often a failed turn is tried again, each time in a fresh episode that was brought to that turn.
+        pictures: Keep the environment's picture of every turn.
     """
 
-    def __init__(self, environment: Environment, task: Task, group: int, seed: int, retries: int = 0):
+    def __init__(
+        self, environment: Environment, task: Task, group: int, seed: int, retries: int = 0, pictures: bool = False
+    ):
         self.environment = environment
+        self.pictures = pictures
         self.seed = seed
         self.retries = retries
         self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
@@ -142,6 +146,7 @@ class Episode:
                 features=self.features,
                 state_text=self.state_text,
                 progress=self.progress,
+                picture=drawn(self.environment, step.state) if self.pictures else "",
             )
         )
         self.messages = []
@@ -212,6 +217,8 @@ class Sampler(ABC):
     """Whether several responses of one agent are played beside the same actions of the others, as C3 needs them."""
     asks_once = True
     """Whether every agent generates once in a turn; otherwise key/value states are kept within a turn too."""
+    pictures = False
+    """Whether episodes keep the environment's picture of every turn; set for evaluations that are shown."""
 
     def check(  # noqa: B027 (most samplers refuse nothing)
         self, environment: Environment, num_tasks: int, num_generations: int
@@ -252,7 +259,7 @@ class Sampler(ABC):
         generator = torch.Generator(device).manual_seed(seed)
         self.check(environment, len(tasks), num_generations)
         episodes = [
-            Episode(environment, task, group, seed * 1_000_003 + group, retries)
+            Episode(environment, task, group, seed * 1_000_003 + group, retries, self.pictures)
             for group, task in enumerate(tasks)
             for _ in range(num_generations if self.independent else 1)
         ]

@@ -182,11 +182,12 @@ def make_app(service: Service) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(given: _Completion) -> dict[str, Any]:
         sampling = service.sampling(given, given.max_tokens)
-        ids = given.prompt
-        if isinstance(ids, str):
-            text = ids
+        if isinstance(given.prompt, str):
+            text = given.prompt
             service.check_text([text])
             ids = await asyncio.to_thread(lambda: list(encode(text).input_ids))
+        else:
+            ids = given.prompt
         action, version = await service.answer(ids, sampling, given.seed)
         choice = {"text": action.text, "logprobs": None, **service.choice(action, given)}
         if given.logprobs is not None:

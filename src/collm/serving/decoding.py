@@ -12,7 +12,7 @@ from collm.inference.embedded.forward import CachedModel, cached_model
 from collm.inference.embedded.prefill import PrefixCache, prefill
 from collm.inference.sampling import Sampling, draw
 from collm.inference.transformers_engine import batching_of, generate
-from collm.models.policy import Policy
+from collm.models.policy import Policy, Response
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Job:
     seed: int
 
 
-Response = tuple[list[int], list[float]]
-"""Tokens of a response and their log-probabilities."""
 Respond = Callable[[Sequence[Job]], list[Response]]
+"""What writes the responses of several jobs."""
 
 
 def responder(policy: Policy, backend: str) -> Respond:
@@ -83,7 +82,7 @@ def decode(model: CachedModel, jobs: Sequence[Job], eos_ids: Sequence[int]) -> l
     cache, width = start.cache, start.mask.shape[1]
     mask = torch.cat([start.mask, start.mask.new_ones(len(jobs), max(limits))], dim=1)
     position = start.mask.sum(1, keepdim=True)
-    written: list[Response] = [([], []) for _ in jobs]
+    written: list[tuple[list[int], list[float]]] = [([], []) for _ in jobs]
     alive = list(range(len(jobs)))  # the job of each row
     while True:
         for row, number in enumerate(alive):
@@ -99,7 +98,7 @@ def decode(model: CachedModel, jobs: Sequence[Job], eos_ids: Sequence[int]) -> l
             if tokens[-1] not in eos_ids and len(tokens) < limits[number]
         ]
         if not keep:
-            return written
+            return [Response(*one) for one in written]
         if len(keep) < len(alive):
             rows = torch.tensor(keep, device=model.device)
             cache.batch_select_indices(rows)

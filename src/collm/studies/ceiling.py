@@ -180,7 +180,7 @@ def fork(episode: Episode) -> Episode:
 
 
 def reward_to_go(trajectory: Trajectory, turn: int, discount: float) -> float:
-    return sum(discount**step * later.reward for step, later in enumerate(trajectory.turns[turn:]))
+    return sum(discount**step * played.reward for step, played in enumerate(trajectory.turns[turn:]))
 
 
 def critic_values(critic: Any, played: Sequence[Trajectory], size: int, device: torch.device) -> np.ndarray:
@@ -189,9 +189,9 @@ def critic_values(critic: Any, played: Sequence[Trajectory], size: int, device: 
     values = np.full((len(played), horizon), np.nan)
     for start in range(0, len(played), size):
         part = collate(played[start : start + size]).to(device)
-        found = critic.values(part)
-        found = found[..., 0] if found.dim() == 3 else found  # V of a critic of several kinds of values
-        values[start : start + size, : found.shape[1]] = found.double().cpu().numpy()
+        told = critic.values(part)
+        told = told[..., 0] if told.dim() == 3 else told  # V of a critic of several kinds of values
+        values[start : start + size, : told.shape[1]] = told.double().cpu().numpy()
     return values
 
 

@@ -23,6 +23,8 @@ import yaml
 from collm import cli
 from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
+from collm.replay.page import write_page
+from collm.replay.sources import has_transcripts
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.studies.plots import draw_curves, draw_table, pyplot
@@ -75,7 +77,7 @@ def compare(
     """Evaluate entries on the same held-out tasks with the same seeds, and write tables and figures.
 
     The folder `out` will contain table.csv, table.json and table.png; overhead.csv and curves.png if entries are
-    training runs with logs; and transcripts of all episodes under evaluations/.
+    training runs with logs; transcripts of all episodes under evaluations/; and replay.html, which shows them.
 
     Args:
         entries: The methods to compare.
@@ -147,6 +149,8 @@ def compare(
         draw_table(folder / "table.png", [row.label for row in rows], columns)
         if curves:
             draw_curves(folder / "curves.png", curves, CURVE)
+    if has_transcripts(folder):  # not if the entries have callbacks without LogSamples
+        write_page([folder], folder / "replay.html", folder.name)
     print(f"written to {folder}")
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from collm.metrics import percentile_interval
 
 NUM_RESAMPLES = 2000
 
@@ -36,8 +39,11 @@ def ceiling(returns: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, 
         shares[f"{name} share"] = explained / shares["ceiling"]
     rows = ["pooled", *(f"turn {turn + 1}" for turn in range(len(weight)))]
     return {
-        row: {name: [float(share[0, place]), *interval(share[1:, place])] for name, share in shares.items()}
-        for place, row in enumerate(rows)
+        row: {
+            name: [float(share[0, column]), *percentile_interval(torch.from_numpy(share[1:, column]))]
+            for name, share in shares.items()
+        }
+        for column, row in enumerate(rows)
     }
 
 
@@ -80,17 +86,11 @@ def sums_of_squares(entries: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return squares - total**2 / np.maximum(count, 1)
 
 
-def with_pooled(part: np.ndarray, whole: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """`part` of `whole` over all turns, each with its weight, and then at each turn, [S, 1 + T]."""
+def with_pooled(part: np.ndarray, total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`part` of `total` over all turns, each with its weight, and then at each turn, [S, 1 + T]."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        pooled = np.nansum(part * weight, 1) / np.nansum(np.where(np.isnan(part), np.nan, whole) * weight, 1)
-        return np.concatenate([pooled[:, None], part / whole], axis=1)
-
-
-def interval(samples: np.ndarray) -> list[float]:
-    """The middle 95 %."""
-    known = samples[np.isfinite(samples)]
-    return [float(end) for end in np.quantile(known, [0.025, 0.975])] if len(known) else [float("nan")] * 2
+        pooled = np.nansum(part * weight, 1) / np.nansum(np.where(np.isnan(part), np.nan, total) * weight, 1)
+        return np.concatenate([pooled[:, None], part / total], axis=1)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 import time
 
-import numpy as np
 import pytest
 
 from collm.environments.building.blocks import (
@@ -17,7 +16,6 @@ from collm.environments.building.blocks import (
     read_commands,
     texture,
 )
-from collm.environments.building.picture import TILE, colour, draw
 
 BOX = ((0, 0, 0), (4, 4, 2))
 FLAT = Rules({"setblock"}, ("stone", "obsidian"), BOX, 100)
@@ -191,16 +189,3 @@ class TestWorld:
         assert command_shares(300, 2) == [150, 150]
         assert command_shares(5, 2) == [3, 2]
         assert command_shares(7, 3) == [3, 2, 2]
-
-
-def test_draw_puts_target_left_and_build_right():
-    picture = draw([("y 0", [["stone", None]], [[None, "never_heard_of"]])])
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert picture.shape[2] == 3
-    middle = picture.shape[1] // 2
-    left, right = picture[:, :middle], picture[:, middle:]
-    area = (TILE - 1) ** 2
-    assert (left == colour("stone")).all(-1).sum() == area
-    assert (right == colour("stone")).all(-1).sum() == 0
-    assert (right == colour("never_heard_of")).all(-1).sum() == area

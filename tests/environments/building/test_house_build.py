@@ -362,7 +362,7 @@ class TestBlueprints:
         assert house.counts == {"w": 6, "o": 2}
         assert house.size == 9
 
-    def test_stock(self):
+    def test_block_limits(self):
         # 7 W of two agents: ceil(7/2) + floor(7/4) = 4 + 1; of one: 7 + 3. X has no cell.
         record = {"inventory": {"W": "w", "X": "x"}, "target_spec": {"layers": {"0": ["WWWWWWW"]}}}
         house = Blueprint.of(blueprint_data(record, "here"))

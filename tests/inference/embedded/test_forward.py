@@ -72,8 +72,8 @@ def ends_of(free: Sequence[tuple[list[int], list[float]]]) -> list[int]:
 
 
 def assert_equal(found: Sequence, expected: Sequence) -> None:
-    assert len({len(tokens) for tokens, _ in expected}) > 1  # rows leave one after the other
-    for (tokens, log_probs), (other, other_log_probs) in zip(found, expected, strict=True):
+    assert len({len(tokens) for tokens, _, _ in expected}) > 1  # rows leave one after the other
+    for (tokens, log_probs, _), (other, other_log_probs, _) in zip(found, expected, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=2e-5)
 
@@ -96,7 +96,7 @@ def test_responses_are_those_of_transformers(
     ends = ends_of(respond(plain, (), owners))
     first = respond(own, ends, owners, cache)
     assert_equal(first, respond(plain, ends, owners))
-    later = [[*prompt, *tokens, 20, 30, 40][-110:] for prompt, (tokens, _) in zip(PROMPTS, first, strict=True)]
+    later = [[*prompt, *tokens, 20, 30, 40][-110:] for prompt, (tokens, _, _) in zip(PROMPTS, first, strict=True)]
     assert_equal(respond(own, ends, owners, cache, later), respond(plain, ends, owners, prompts=later))
 
 

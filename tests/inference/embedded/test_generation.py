@@ -46,28 +46,28 @@ def test_greedy_tokens_are_those_of_transformers(lm, model: CachedModel) -> None
     options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": ends, "pad_token_id": 0}
     expected = lm.generate(ids, attention_mask=mask, **options)[:, width:].tolist()
     drawn = generate(model, PROMPTS, GREEDY, ends, chance())
-    for (tokens, log_probs), reference in zip(drawn, expected, strict=True):
+    for (tokens, log_probs, _), reference in zip(drawn, expected, strict=True):
         assert tokens == reference[: len(tokens)]
         assert len(tokens) == len(log_probs)
         assert tokens[-1] in ends or len(tokens) == 12
         assert not set(tokens[:-1]) & set(ends)
-    assert len({len(tokens) for tokens, _ in drawn}) > 2
+    assert len({len(tokens) for tokens, _, _ in drawn}) > 2
 
 
 def test_rows_that_leave_early_do_not_change_the_others(model: CachedModel) -> None:
     ends = ends_of(model)
     together = generate(model, PROMPTS, GREEDY, ends, chance())
-    for prompt, (tokens, log_probs) in zip(PROMPTS, together, strict=True):
-        ((alone, alone_log_probs),) = generate(model, [prompt], GREEDY, ends, chance())
+    for prompt, (tokens, log_probs, _) in zip(PROMPTS, together, strict=True):
+        ((alone, alone_log_probs, _),) = generate(model, [prompt], GREEDY, ends, chance())
         assert tokens == alone
         assert log_probs == pytest.approx(alone_log_probs, abs=1e-4)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_log_probs_are_those_of_the_whole_sequence(lm, model: CachedModel, greedy: bool) -> None:
-    sampling = Sampling(9, temperature=0.6, top_p=0.9, top_k=50, greedy=greedy)
+    sampling = Sampling(9, temperature=0.6, top_p=0.9, top_k=50, greedy=greedy, uncut=True)
     drawn = generate(model, PROMPTS, sampling, list(range(0, 400, 9)), chance())
-    for prompt, (tokens, log_probs) in zip(PROMPTS, drawn, strict=True):
+    for prompt, (tokens, log_probs, _) in zip(PROMPTS, drawn, strict=True):
         logits = lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = (logits / 0.6).log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1)
         torch.testing.assert_close(torch.tensor(log_probs), expected, atol=1e-4, rtol=1e-4)
@@ -81,7 +81,7 @@ def test_equal_prompts_share_their_prefill_and_are_sampled_independently(
     monkeypatch.setattr(model, "forward", lambda ids, *args: sizes.append(tuple(ids.shape)) or forward(ids, *args))
     drawn = generate(model, [[7, 8, 9]] * 6 + [[20, 21]], Sampling(5), [], chance())
     assert sizes == [(2, 3), *[(7, 1)] * 4]
-    assert len({tuple(tokens) for tokens, _ in drawn}) == 7
+    assert len({tuple(tokens) for tokens, _, _ in drawn}) == 7
 
 
 def test_the_generator_alone_decides(model: CachedModel) -> None:
@@ -93,13 +93,13 @@ def test_the_generator_alone_decides(model: CachedModel) -> None:
 @pytest.mark.parametrize("sampling", [Sampling(12, top_k=1), Sampling(12, top_p=1e-6), Sampling(12, temperature=1e-4)])
 def test_limits_of_sampling_are_greedy(model: CachedModel, sampling: Sampling) -> None:
     drawn, greedy = (generate(model, PROMPTS, one, [], chance()) for one in (sampling, GREEDY))
-    assert [tokens for tokens, _ in drawn] == [tokens for tokens, _ in greedy]
+    assert [tokens for tokens, _, _ in drawn] == [tokens for tokens, _, _ in greedy]
 
 
 def test_one_token(model: CachedModel) -> None:
     drawn = generate(model, PROMPTS, Sampling(1, greedy=True), [], chance())
-    assert [tokens for tokens, _ in drawn] == [
-        tokens[:1] for tokens, _ in generate(model, PROMPTS, GREEDY, [], chance())
+    assert [tokens for tokens, _, _ in drawn] == [
+        tokens[:1] for tokens, _, _ in generate(model, PROMPTS, GREEDY, [], chance())
     ]
 
 
@@ -108,7 +108,7 @@ def test_draws_follow_the_softmax(lm, model: CachedModel) -> None:
     logits = lm(torch.tensor([[7, 8, 9]])).logits[0, -1]
     probabilities = (logits / temperature).softmax(-1)
     drawn = generate(model, [[7, 8, 9]] * num_draws, Sampling(1, temperature=temperature), [], chance())
-    counts = torch.bincount(torch.tensor([tokens[0] for tokens, _ in drawn]), minlength=len(logits))
+    counts = torch.bincount(torch.tensor([tokens[0] for tokens, _, _ in drawn]), minlength=len(logits))
     freedom = len(logits) - 1
 
     def deviations(expected: torch.Tensor) -> float:
@@ -123,12 +123,14 @@ def test_draws_follow_the_softmax(lm, model: CachedModel) -> None:
 @pytest.mark.parametrize(
     ("options", "allowed"), [({"top_p": 0.7}, {1, 3}), ({"top_k": 3}, {0, 1, 3}), ({}, {0, 1, 2, 3})]
 )
-def test_cuts_keep_the_likely_tokens_and_the_log_probs_of_the_whole(options: dict, allowed: set[int]) -> None:
+@pytest.mark.parametrize("uncut", [False, True])
+def test_cuts_keep_the_likely_tokens(options: dict, allowed: set[int], uncut: bool) -> None:
     probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
-    tokens, log_probs = draw(probabilities.log().repeat(2000, 1), Sampling(1, **options), chance())
+    tokens, log_probs, _ = draw(probabilities.log().repeat(2000, 1), Sampling(1, uncut=uncut, **options), chance())
     assert set(tokens.tolist()) == allowed
-    torch.testing.assert_close(log_probs, probabilities.log()[tokens])
     kept = probabilities * torch.tensor([float(token in allowed) for token in range(4)])
+    of_policy = probabilities if uncut else kept / kept.sum()
+    torch.testing.assert_close(log_probs, of_policy.log()[tokens])
     shares = torch.bincount(tokens, minlength=4) / 2000
     torch.testing.assert_close(shares, kept / kept.sum(), atol=0.04, rtol=0)
 
@@ -141,7 +143,7 @@ def test_weights_that_diverged_are_named(tiny_folder: str) -> None:
             generate(model, PROMPTS, GREEDY, [], chance())
 
 
-def test_the_reserving_cache_holds_what_the_stock_cache_holds(lm) -> None:
+def test_the_reserving_cache_holds_what_the_cache_of_transformers_holds(lm) -> None:
     ours, plain = make_cache(lm.config), DynamicCache(config=lm.config)
     assert all(type(layer) is ReservedLayer for layer in ours.layers)
     torch.manual_seed(0)
@@ -164,15 +166,15 @@ def test_the_reserving_cache_holds_what_the_stock_cache_holds(lm) -> None:
 def test_nothing_ends_a_response_before_its_smallest_length(lm, model: CachedModel, greedy: bool) -> None:
     every_other = list(range(0, lm.config.vocab_size, 2))
     drawn = generate(model, PROMPTS, Sampling(40, greedy=greedy, min_new_tokens=5), every_other, chance())
-    for tokens, _ in drawn:
+    for tokens, _, _ in drawn:
         assert not set(tokens[:5]) & set(every_other)
-    assert all(len(tokens) >= 5 for tokens, _ in drawn)
+    assert all(len(tokens) >= 5 for tokens, _, _ in drawn)
     if not greedy:
-        assert min(len(tokens) for tokens, _ in drawn) < 40
+        assert min(len(tokens) for tokens, _, _ in drawn) < 40
     fixed = generate(model, PROMPTS, Sampling(7, greedy=greedy, min_new_tokens=7), every_other, chance())
-    assert [len(tokens) for tokens, _ in fixed] == [7] * len(PROMPTS)
+    assert [len(tokens) for tokens, _, _ in fixed] == [7] * len(PROMPTS)
     options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 5, "eos_token_id": every_other}
     ids = torch.tensor([PROMPTS[0]])
     expected = lm.generate(ids, attention_mask=ids.ne(-1), pad_token_id=0, **options)[0, 3:].tolist()
-    ((tokens, _),) = generate(model, PROMPTS[:1], Sampling(12, greedy=True, min_new_tokens=5), every_other, chance())
+    ((tokens, _, _),) = generate(model, PROMPTS[:1], Sampling(12, greedy=True, min_new_tokens=5), every_other, chance())
     assert tokens == expected

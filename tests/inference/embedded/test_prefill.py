@@ -44,7 +44,7 @@ def shapes(model: CachedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[in
 
 def alone(model: CachedModel, prompt: list[int], ends: list[int]) -> tuple[list[int], list[float]]:
     """The answer to one prompt that is read whole."""
-    ((tokens, log_probs),) = generate(model, [prompt], GREEDY, ends, chance())
+    ((tokens, log_probs, _),) = generate(model, [prompt], GREEDY, ends, chance())
     return tokens, log_probs
 
 
@@ -60,13 +60,13 @@ def test_later_turns_go_on_from_earlier_ones(model: CachedModel, shapes: list) -
         read = [size for size in shapes if size[1] > 1 or size == shapes[0]]
         if histories is not PROMPTS:  # only the bridges and the last tokens of responses
             assert sum(rows * size for rows, size in read) <= len(histories) * (1 + 3)
-        for history, (tokens, log_probs) in zip(histories, drawn, strict=True):
+        for history, (tokens, log_probs, _) in zip(histories, drawn, strict=True):
             expected, expected_log_probs = alone(model, history, ends)
             assert tokens == expected
             assert log_probs == pytest.approx(expected_log_probs, abs=1e-4)
         histories = [[*histories[row], *drawn[row][0], *bridge] for row, bridge in bridges.items()]
         histories.append([*histories[0][:-1], 77, 78])  # goes on from the same response in another way
-    assert len({len(tokens) for tokens, _ in drawn}) > 1
+    assert len({len(tokens) for tokens, _, _ in drawn}) > 1
 
 
 def test_states_of_equal_rows_are_gone_on_from_where_they_are(
@@ -84,7 +84,7 @@ def test_states_of_equal_rows_are_gone_on_from_where_they_are(
         copies.clear()
         found = generate(model, histories, GREEDY, [], chance(), cache)
         assert bool(copies) == copied
-        assert [tokens for tokens, _ in found] == [alone(model, history, [])[0] for history in histories]
+        assert [tokens for tokens, _, _ in found] == [alone(model, history, [])[0] for history in histories]
 
 
 def test_what_does_not_go_on_is_read_anew(model: CachedModel, shapes: list) -> None:
@@ -95,7 +95,7 @@ def test_what_does_not_go_on_is_read_anew(model: CachedModel, shapes: list) -> N
     shapes.clear()
     results = generate(model, [cut, longer], GREEDY, [], chance(), cache)
     assert sorted(shapes[:2]) == [(1, 3), (1, len(cut))]
-    assert [tokens for tokens, _ in results] == [alone(model, prompt, [])[0] for prompt in (cut, longer)]
+    assert [tokens for tokens, _, _ in results] == [alone(model, prompt, [])[0] for prompt in (cut, longer)]
 
 
 def test_a_prompt_that_was_read_whole_is_read_again(model: CachedModel) -> None:
@@ -120,7 +120,7 @@ def test_prompts_of_different_length_are_read_in_groups(model: CachedModel, shap
     drawn = generate(model, [*prompts, prompts[0], prompts[1]], GREEDY, [], chance())
     assert shapes[:2] == [(3, 41), (3, 101)]  # a little padding is free
     assert shapes[2:] == [(8, 1)] * 9
-    for prompt, (tokens, _) in zip([*prompts, prompts[0], prompts[1]], drawn, strict=True):
+    for prompt, (tokens, _, _) in zip([*prompts, prompts[0], prompts[1]], drawn, strict=True):
         assert tokens == alone(model, prompt, [])[0]
 
 

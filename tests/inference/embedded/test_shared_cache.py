@@ -54,10 +54,10 @@ def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
         expected = F.scaled_dot_product_attention(queries, *whole, attn_mask=seen, scale=0.3)
         torch.testing.assert_close(cache.attend(0, queries, seen, 0.3), expected)
     chosen = torch.tensor([3, 1])
-    rows, places = expand_rows(Rows(cache, mask), chosen)
-    assert torch.equal(rows.mask[places], mask[chosen])
-    assert torch.equal(rows.cache.layers[0].keys[places], whole[0][chosen])
-    assert torch.equal(rows.cache.layers[0].values[places], whole[1][chosen])
+    rows, copies = expand_rows(Rows(cache, mask), chosen)
+    assert torch.equal(rows.mask[copies], mask[chosen])
+    assert torch.equal(rows.cache.layers[0].keys[copies], whole[0][chosen])
+    assert torch.equal(rows.cache.layers[0].values[copies], whole[1][chosen])
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_groups_are_sampled_as_from_copies(
     assert branched.shares_prefixes
     whole = TransformersModel(backbone, [None])
     found, expected = (rollout(model, copies) for model in (branched, whole))
-    assert len({len(tokens) for tokens, _ in expected}) > 1  # rows leave one after the other
-    assert len({tuple(tokens) for tokens, _ in expected}) > len(PROMPTS)
-    for (tokens, log_probs), (other, other_log_probs) in zip(found, expected, strict=True):
+    assert len({len(tokens) for tokens, _, _ in expected}) > 1  # rows leave one after the other
+    assert len({tuple(tokens) for tokens, _, _ in expected}) > len(PROMPTS)
+    for (tokens, log_probs, _), (other, other_log_probs, _) in zip(found, expected, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=2e-5)
 
@@ -97,7 +97,7 @@ def rollout(model: CachedModel, copies: list[int]) -> list[tuple[list[int], list
     chance, cache = torch.Generator().manual_seed(0), PrefixCache()
     sampling, ends = Sampling(12, temperature=2.0), range(0, 97, 9)
     first = generate(model, [PROMPTS[copy] for copy in copies], sampling, ends, chance, cache)
-    histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _) in zip(copies, first, strict=True)]
+    histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _, _) in zip(copies, first, strict=True)]
     return [*first, *generate(model, histories + histories, sampling, ends, chance, cache)]
 
 

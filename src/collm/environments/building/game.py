@@ -19,10 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from collm.environments.base import Environment, Step
 from collm.environments.building.arguments import check_blocks, check_count, check_flag, check_threshold
 from collm.environments.building.blocks import (
     REASONS,
+    Cell,
     Reading,
     World,
     build,
@@ -30,7 +33,8 @@ from collm.environments.building.blocks import (
     from_plain,
     plain,
 )
-from collm.environments.building.state import BuildState, Score
+from collm.environments.building.state import BuildState, Score, builders_of
+from collm.environments.canvas import Canvas
 from collm.environments.pay import DENSITIES, paid
 from collm.runtime.checks import check_choice
 from collm.trajectory import Task, Trajectory
@@ -174,6 +178,7 @@ class BuildingGame(Environment):
             state,
             turn=state.turn + 1,
             built=world,
+            builders=builders_of(state.builders if self.persistent else {}, readings.values(), world),
             killed=state.killed or any(command.verb == "kill" for command in commands),
         )
         score = self.score(after, world)
@@ -202,6 +207,7 @@ class BuildingGame(Environment):
             "score": score.total,
             "counts": score.counts,
             "world": plain(world),
+            "builders": [after.builders[cell] for cell in sorted(world)],
         }
         return Step(after, observations, reward, terms, terminated, info)
 
@@ -219,6 +225,20 @@ class BuildingGame(Environment):
     def last_world(self, trajectory: Trajectory) -> World:
         """The world at the end of the episode."""
         return from_plain(trajectory.turns[-1].info["world"]) if trajectory.turns else {}
+
+    @abstractmethod
+    def drawing(self, task: Task, world: World, builders: Mapping[Cell, int]) -> Canvas:
+        """The build over the target of `task`; see `draw_builds`."""
+
+    def render(self, trajectory: Trajectory) -> np.ndarray:
+        """The last build over its target."""
+        world = self.last_world(trajectory)
+        last = trajectory.turns[-1].info.get("builders", []) if trajectory.turns else []
+        return self.drawing(trajectory.task, world, dict(zip(sorted(world), last, strict=False))).pixels()
+
+    def render_turn(self, state: BuildState) -> str:
+        """The build after the last turn over its target, as SVG."""
+        return self.drawing(state.task, state.built, state.builders).svg()
 
     def position(self, agent_id: str) -> str:
         """Number of the agent and of all agents, as text."""

@@ -7,10 +7,8 @@ the blueprint, so they must learn who builds what. The team loses health unless 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-
-import numpy as np
 
 from collm.environments.building.arguments import check_count, check_flag, check_numbers
 from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, read_commands
@@ -31,8 +29,9 @@ from collm.environments.building.house_rules import (
     score_house,
 )
 from collm.environments.building.house_tasks import house_tasks
-from collm.environments.building.picture import draw
+from collm.environments.building.picture import draw_builds
 from collm.environments.building.state import BuildState, Score
+from collm.environments.canvas import Canvas
 from collm.errors import ConfigurationError
 from collm.trajectory import Task, Trajectory
 
@@ -269,19 +268,11 @@ class HouseBuild(BuildingGame):
             "hp": 100.0 * (1.0 - harm),
         }
 
-    def render(self, trajectory: Trajectory) -> np.ndarray:
-        """Blueprint and final build next to each other, one panel per layer, the lowest layer at the bottom."""
-        house, world = Blueprint.of(trajectory.task.data), self.last_world(trajectory)
-
-        def tiles(layer: list[list[Cell]], blocks: World) -> list[list[str | None]]:
-            return [[blocks.get(cell) for cell in row] for row in reversed(layer)]
-
-        return draw(
-            [
-                (f"y {layer[0][0][1]}", tiles(layer, house.world), tiles(layer, world))
-                for layer in reversed(house.layers)
-            ]
-        )
+    def drawing(self, task: Task, world: World, builders: Mapping[Cell, int]) -> Canvas:
+        """One panel per layer, from the ground up, seen from above."""
+        house = Blueprint.of(task.data)
+        layers = [(f"y {layer[0][0][1]}", layer[::-1]) for layer in house.layers]
+        return draw_builds(layers, house.world, world, builders, self.agent_ids, self.reward == "released")
 
     def demonstrate(self, state: BuildState, rng: random.Random) -> dict[str, str]:
         """Each agent independently fills random missing cuboids, as its blocks allow, with random mistakes."""

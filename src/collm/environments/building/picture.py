@@ -1,72 +1,157 @@
-"""An image of the target beside the final build, one tile per cell."""
+"""A build drawn over its target: what is right, wrong, extra and missing can be told apart without colours.
+
+right     the colour and the hatching of the agent that placed the block
+wrong     the same, with a white bar across: another kind of block belongs here
+extra     the same, with a cross: the cell should be empty
+missing   empty, with a dashed frame
+target    the thick line is its outline
+"""
 
 from __future__ import annotations
 
-import colorsys
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-from PIL import Image, ImageDraw
+from collm.environments.building.blocks import Cell, World
+from collm.environments.canvas import INK, Canvas, Style, flowing
 
-Tiles = Sequence[Sequence[str | None]]
+SIDE, MARGIN, TITLE = 28, 10, 16  # of a cell, around a panel, above a panel, in units of the drawing
+SMALL_SIDE = 18  # of a cell where there are several panels
+LEGEND_WIDTH = 200
+MAX_WIDTH = 640  # panels go on in the next row beyond this
 
-TARGET_BLOCK = "target"
+_GROUND, _GRID = Style("#edf0f2"), Style("#ffffff", 2.0)
+_MISSING = Style(INK, 1.6, 3.0)
+_CROSS_EDGE, _CROSS = Style("#ffffff", 5.0, layer=3), Style(INK, 2.6, layer=4)
+_BAR = Style("#ffffff", 5.5, layer=3)
+_OUTLINE = Style(INK, 2.4, layer=5)
+# Colours of Okabe and Ito, from dark to light in turns; then they repeat with other hatchings.
+_COLOURS = ("#0072b2", "#e69f00", "#7a3b69", "#56b4e9", "#00694e", "#f0e442")
+_HATCHES = ("rising", "level", "upright", "falling", "dotted")
 
-TILE, MARGIN, HEADER = 14, 10, 14
-
-_BACKDROP = (245, 245, 242)
-_EMPTY = (226, 226, 220)
-_INK = (60, 60, 60)
-_COLOURS = {
-    TARGET_BLOCK: (120, 144, 176),
-    "oak_planks": (181, 143, 86),
-    "planks": (181, 143, 86),
-    "stone": (125, 125, 125),
-    "stone_bricks": (122, 121, 122),
-    "stone_stairs": (150, 140, 128),
-    "cobblestone": (104, 104, 104),
-    "white_concrete": (207, 213, 214),
-    "obsidian": (38, 24, 58),
-}
+Layer = Sequence[Sequence[Cell]]
 
 
-def colour(block: str) -> tuple[int, int, int]:
-    """The colour of a block: from a table, or else a hash of its name."""
-    if block in _COLOURS:
-        return _COLOURS[block]
-    hue = zlib.crc32(block.encode()) % 360 / 360
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.55, 0.75)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def draw(panels: Sequence[tuple[str, Tiles, Tiles]]) -> np.ndarray:
-    """Draw target and build of each panel next to each other, panels from top to bottom.
+def draw_builds(
+    layers: Sequence[tuple[str, Layer]],
+    target: World,
+    world: World,
+    builders: Mapping[Cell, int],
+    agent_ids: Sequence[str],
+    kinds_count: bool,
+) -> Canvas:
+    """Draw a build over its target.
 
     Args:
-        panels: Title, target and build; both as rows of block names, None where a cell is empty.
-
-    Returns:
-        Picture, [height, width, 3] uint8.
+        layers: Title of each panel and its cells, row by row from the top.
+        target: Blocks of the target, by cell.
+        world: Blocks of the build, by cell.
+        builders: Index of the agent that placed each block; agent 0 where it is not known.
+        agent_ids: The agents.
+        kinds_count: Whether a block of another kind than the target's is marked as wrong.
     """
-    columns = max(len(target[0]) for _, target, _ in panels)
-    width = 3 * MARGIN + 2 * columns * TILE
-    height = MARGIN + sum(HEADER + len(target) * TILE + MARGIN for _, target, _ in panels)
-    image = Image.new("RGB", (width, height), _BACKDROP)
-    pen = ImageDraw.Draw(image)
-    top = MARGIN
-    for title, target, built in panels:
-        for side, (name, tiles) in enumerate((("target", target), ("build", built))):
-            left = MARGIN + side * (columns * TILE + MARGIN)
-            pen.text((left, top), f"{title} {name}".strip(), fill=_INK)
-            _draw_tiles(pen, tiles, left, top + HEADER)
-        top += HEADER + len(target) * TILE + MARGIN
-    return np.asarray(image)
+    side = SIDE if len(layers) == 1 else SMALL_SIDE
+    width = side * max(len(rows[0]) for _, rows in layers)
+    height = side * max(len(rows) for _, rows in layers)
+    labels = {**{str(i): name[:24] for i, name in enumerate(agent_ids)}, "missing": "missing", "extra": "extra"}
+    if kinds_count:
+        labels["wrong"] = "wrong kind"
+    per_row = max(1, min(len(layers), int((MAX_WIDTH - MARGIN) // (width + MARGIN))))
+    num_rows = -(-len(layers) // per_row)
+    panel_height = TITLE + height + MARGIN
+    bottom = num_rows * panel_height + 4
+    all_panels = max(MARGIN + per_row * (width + MARGIN), LEGEND_WIDTH)
+    places, end = flowing(labels, MARGIN, bottom, all_panels)
+    canvas = Canvas(all_panels, end + 6)
+    for index, (title, rows) in enumerate(layers):
+        left, top = MARGIN + index % per_row * (width + MARGIN), TITLE + index // per_row * panel_height
+        if title:
+            canvas.text(left, top - 4, title)
+        _draw_ground(canvas, left, top, len(rows[0]), len(rows), side)
+        for row, line in enumerate(rows):
+            for column, cell in enumerate(line):
+                _draw_cell(
+                    canvas,
+                    (left + column * side, top + row * side),
+                    target.get(cell),
+                    world.get(cell),
+                    builders.get(cell, 0),
+                    kinds_count,
+                    side,
+                )
+        _draw_outline(canvas, rows, target, left, top, side)
+    for key, place in places.items():
+        if key == "missing":
+            _draw_cell(canvas, place, "block", None, 0, False, 18)
+        elif key in ("extra", "wrong"):
+            _draw_cell(canvas, place, None if key == "extra" else "other", "block", 0, True, 18)
+        else:
+            _draw_cell(canvas, place, "block", "block", int(key), False, 18)
+        canvas.text(place[0] + 22, place[1] + 13, labels[key])
+    return canvas
 
 
-def _draw_tiles(pen: ImageDraw.ImageDraw, tiles: Tiles, left: int, top: int) -> None:
-    for row, line in enumerate(tiles):
-        for column, block in enumerate(line):
-            x, y = left + column * TILE, top + row * TILE
-            fill = _EMPTY if block is None else colour(block)
-            pen.rectangle((x, y, x + TILE - 2, y + TILE - 2), fill=fill)
+def _draw_ground(canvas: Canvas, left: float, top: float, columns: int, rows: int, side: float) -> None:
+    canvas.rectangle(_GROUND, left, top, columns * side, rows * side)
+    for column in range(1, columns):
+        canvas.line(_GRID, left + column * side, top, left + column * side, top + rows * side)
+    for row in range(1, rows):
+        canvas.line(_GRID, left, top + row * side, left + columns * side, top + row * side)
+
+
+def _draw_cell(
+    canvas: Canvas,
+    place: tuple[float, float],
+    wanted: str | None,
+    built: str | None,
+    builder: int,
+    kinds_count: bool,
+    side: float,
+) -> None:
+    x, y, inner = place[0] + 1, place[1] + 1, side - 2
+    if built is None:
+        if wanted is not None:
+            canvas.frame(_MISSING, x + inner / 6, y + inner / 6, inner * 2 / 3)
+        return
+    canvas.rectangle(Style(_COLOURS[builder % len(_COLOURS)], layer=1), x, y, inner, inner)
+    _hatch(canvas, builder, x, y, inner)
+    if wanted is None:
+        for style in (_CROSS_EDGE, _CROSS):
+            canvas.line(style, x + 3, y + 3, x + inner - 3, y + inner - 3)
+            canvas.line(style, x + inner - 3, y + 3, x + 3, y + inner - 3)
+    elif kinds_count and wanted != built:
+        canvas.line(_BAR, x, y + inner / 2, x + inner, y + inner / 2)
+
+
+def _hatch(canvas: Canvas, builder: int, x: float, y: float, side: float) -> None:
+    """White lines over a cell; dark ones on light colours, which have odd numbers."""
+    style = Style(INK if builder % len(_COLOURS) % 2 else "#ffffff", 1.1, layer=2)
+    kind = _HATCHES[builder % len(_HATCHES)]
+    half = side / 2
+    for step in (side / 4, side / 2, 3 * side / 4):
+        if kind == "level":
+            canvas.line(style, x, y + step, x + side, y + step)
+        elif kind == "upright":
+            canvas.line(style, x + step, y, x + step, y + side)
+        elif kind == "dotted":
+            for other in (side / 4, side / 2, 3 * side / 4):
+                canvas.line(style, x + step - 1, y + other, x + step + 1, y + other)
+    for start, end in (((0, half), (half, 0)), ((0, side), (side, 0)), ((half, side), (side, half))):
+        if kind == "rising":
+            canvas.line(style, x + start[0], y + start[1], x + end[0], y + end[1])
+        elif kind == "falling":
+            canvas.line(style, x + side - start[0], y + start[1], x + side - end[0], y + end[1])
+
+
+def _draw_outline(canvas: Canvas, rows: Layer, target: World, left: float, top: float, side: float) -> None:
+    """The border between cells of the target and others."""
+    inside = [[cell in target for cell in line] for line in rows]
+    for row in range(len(rows) + 1):
+        for column in range(len(rows[0]) + 1):
+            here = row < len(rows) and column < len(rows[0]) and inside[row][column]
+            above = row > 0 and column < len(rows[0]) and inside[row - 1][column]
+            before = column > 0 and row < len(rows) and inside[row][column - 1]
+            x, y = left + column * side, top + row * side
+            if here != above:
+                canvas.line(_OUTLINE, x, y, x + side, y)
+            if here != before:
+                canvas.line(_OUTLINE, x, y, x, y + side)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from collm.environments.building.blocks import World
+from collm.environments.building.blocks import Cell, Reading, World, is_air
 from collm.trajectory import Task
 
 
@@ -40,6 +40,7 @@ class BuildState:
         killed: Whether the spiders are dead; false again at each turn unless the game is persistent.
         used: Number of cells filled so far, by agent and block; empty unless the game is persistent.
         built: Blocks at the end of the last turn; equal to `world` if the game is persistent.
+        builders: Index of the agent that placed each block of `built`, for pictures.
     """
 
     task: Task
@@ -50,3 +51,19 @@ class BuildState:
     killed: bool = False
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     built: World = field(default_factory=dict)
+    builders: Mapping[Cell, int] = field(default_factory=dict)
+
+
+def builders_of(before: Mapping[Cell, int], readings: Iterable[Reading], world: World) -> dict[Cell, int]:
+    """Index of the agent that placed each block of `world`.
+
+    Args:
+        before: The same before this turn.
+        readings: What every agent does in this turn, in the order of the agents.
+        world: Blocks after the turn.
+    """
+    builders = dict(before)
+    for index, reading in enumerate(readings):
+        fills = [command for command in reading.accepted if not is_air(command.block)]
+        builders.update((cell, index) for command in fills for cell in command.cells)
+    return {cell: builders[cell] for cell in world}

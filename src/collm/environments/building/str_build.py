@@ -11,11 +11,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from collm.environments.base import check_tasks
 from collm.environments.building.arguments import check_count
-from collm.environments.building.blocks import Reading, Rules, World, iou, neighbours, read_commands
+from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, neighbours, read_commands
 from collm.environments.building.game import BuildingGame
 from collm.environments.building.lettering import (
     Rows,
@@ -29,9 +27,10 @@ from collm.environments.building.lettering import (
     random_figures,
     targets,
 )
-from collm.environments.building.picture import TARGET_BLOCK, draw
+from collm.environments.building.picture import draw_builds
 from collm.environments.building.state import BuildState, Score
 from collm.environments.building.str_rules import checkerboard, command, score_build
+from collm.environments.canvas import Canvas
 from collm.trajectory import Task, Trajectory
 
 DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
@@ -221,21 +220,13 @@ class StrBuild(BuildingGame):
             "adjacency": same / pairs if pairs else 0.0,
         }
 
-    def render(self, trajectory: Trajectory) -> np.ndarray:
-        """Target and final build next to each other."""
-        rows, world = trajectory.task.data["rows"], self.last_world(trajectory)
-        target = dict.fromkeys(targets(rows), TARGET_BLOCK)
-        (_, (right, top, _)) = bounding_box(rows)
-        cells = [[(x, y, 0) for x in range(right + 1)] for y in range(top, -1, -1)]
-        return draw(
-            [
-                (
-                    "",
-                    [[target.get(cell) for cell in line] for line in cells],
-                    [[world.get(cell) for cell in line] for line in cells],
-                )
-            ]
-        )
+    def drawing(self, task: Task, world: World, builders: Mapping[Cell, int]) -> Canvas:
+        """One panel; every kind of block is right on a cell of the word."""
+        rows = task.data["rows"]
+        cells = grid_cells(rows)
+        lines = [cells[start : start + len(rows[0])] for start in range(0, len(cells), len(rows[0]))]
+        target = dict.fromkeys(targets(rows), "")
+        return draw_builds([("", lines)], target, world, builders, self.agent_ids, kinds_count=False)
 
     def demonstrate(self, state: BuildState, rng: random.Random) -> dict[str, str]:
         """Each agent independently fills random missing cells with random blocks and mistakes, top row first."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from collm.environments.base import SPLITS, Environment, EpisodeFailure, Step, check_tasks
 from collm.environments.building.arguments import check_count, check_flag, check_threshold
 from collm.environments.coding.data import load_problems
+from collm.environments.coding.picture import draw_results
 from collm.environments.coding.prompts import feedback_text, first_alone, first_helper, first_main
 from collm.environments.coding.reward import MAXIMUM, READINGS, SINGLE_MAXIMUM, CodingScore
 from collm.environments.pay import DENSITIES, paid
@@ -204,6 +205,10 @@ class Coding(Environment):
     def progress(self, state: CodingState) -> float:
         """Score of the last turn's programs, out of the best one."""
         return max(0.0, state.last.total_reward) / self.max_reward
+
+    def render_turn(self, state: CodingState) -> str:
+        """What the programs of the last turn came to, as SVG."""
+        return draw_results(state.last, self.single_agent).svg()
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Of the last turn: score in percent, share of asserts that hold, whether all do, use of the helper."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +31,16 @@ class ReservedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
-        if self._buffers is None or self._buffers[0].shape[-2] < stop:
-            old = (self.keys, self.values)
-            self._reserve(key_states, value_states, len(key_states), stop)
+        buffers = self._buffers
+        if buffers is None or buffers[0].shape[-2] < stop:
+            buffers = self._reserve(key_states, value_states, len(key_states), stop)
             if start:
-                for buffer, kept in zip(self._buffers, old, strict=True):
+                for buffer, kept in zip(buffers, states_of(self), strict=True):
                     buffer[..., :start, :] = kept
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+        for buffer, new in zip(buffers, (key_states, value_states), strict=True):
             buffer[..., start:stop, :] = new
-        self.keys, self.values = (buffer[..., :stop, :] for buffer in self._buffers)
-        return self.keys, self.values
+        self.keys, self.values = (buffer[..., :stop, :] for buffer in buffers)
+        return states_of(self)
 
     def attend(self, queries: Tensor, bias: Tensor, scale: float) -> Tensor:
         """Attention outputs at the newest token of each row, [R, H, G, D].
@@ -59,11 +60,12 @@ class ReservedLayer(DynamicLayer):
 
         A processor reads a contiguous buffer of many rows up to three times faster than slices with gaps.
         """
+        assert self._buffers is not None, "attention comes after the first update"
         keys, values = self._buffers
         gap = keys.shape[2] - self.get_seq_length()
         return keys, values, F.pad(bias, (0, gap), value=torch.finfo(bias.dtype).min)
 
-    def fill(self, parts: Sequence[tuple[DynamicLayer, Tensor, Tensor, Tensor]], rows: int, length: int) -> None:
+    def fill(self, parts: Sequence[tuple[Any, Tensor, Tensor, Tensor]], rows: int, length: int) -> None:
         """Copy rows from other layers.
 
         Args:
@@ -72,22 +74,28 @@ class ReservedLayer(DynamicLayer):
             rows: Number of rows.
             length: Number of positions of each row.
         """
-        like = parts[0][0]
-        self.lazy_initialization(like.keys, like.values)
-        self._reserve(like.keys, like.values, rows, length)
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+        like = states_of(parts[0][0])
+        self.lazy_initialization(*like)
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._reserve(*like, rows, length))
         for layer, chosen, columns, targets in parts:
-            for own, other in ((self.keys, layer.keys), (self.values, layer.values)):
+            for own, other in zip(states_of(self), states_of(layer), strict=True):
                 own[targets] = other[chosen[:, None], :, columns].transpose(1, 2)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._buffers = None  # allocated again, with reserve, at the next update
 
-    def _reserve(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
+    def _reserve(self, keys: Tensor, values: Tensor, rows: int, length: int) -> tuple[Tensor, Tensor]:
         capacity = length + max(_RESERVED_TOKENS, length // 2)
         # zeros, because unused positions must be finite
-        self._buffers = tuple(like.new_zeros((rows, like.shape[1], capacity, like.shape[3])) for like in (keys, values))
+        new_keys, new_values = (like.new_zeros(rows, like.shape[1], capacity, like.shape[3]) for like in (keys, values))
+        self._buffers = (new_keys, new_values)
+        return self._buffers
+
+
+def states_of(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that holds some, whatever its class, [R, H, W, D]."""
+    return layer.keys, layer.values
 
 
 @dataclass(frozen=True, eq=False)

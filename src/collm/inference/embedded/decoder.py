@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from collm.architectures.decoders import Decoder, Layer, lora_matrices, weight_and_bias
+from collm.architectures.decoders import Decoder, Layer, weight_and_bias
 from collm.inference.embedded.cache import ReservedLayer
+from collm.inference.embedded.layers import Embedding, Linears, Norm, Rotation, Spans, all_of, spans_of
 from collm.inference.embedded.shared_cache import SharedPrefixCache
 from collm.kernels.attention import attention
 
@@ -27,21 +27,7 @@ Member = tuple[PreTrainedModel, Decoder, str | None]
 """A language model, its modules, and the adapter on it, if any."""
 
 
-@dataclass(frozen=True)
-class Spans:
-    """The rows of each member.
-
-    Args:
-        parts: Index of a member and its adjacent rows.
-        even: Whether all members have equally many rows, in order.
-    """
-
-    parts: Sequence[tuple[int, slice]]
-    even: bool
-
-
 _TOKENS_PER_CHUNK = 1024  # of the feed-forward network; hidden states of more do not fit in processor caches
-_FEW_ROWS, _SHORT_ROW = range(2, 6), 1024  # numbers of rows, and their largest size
 _MAX_COPIED_WEIGHTS = 2**23  # without adapters; copying more of them costs more than it saves
 
 
@@ -64,15 +50,15 @@ class EmbeddedModel:
         self.config = lms[0].config
         self.device = lms[0].device
         self.num_members = len(members)
-        self.tokens = _Embedding([decoder.tokens.weight for decoder in decoders])
-        self.positions = _Embedding([decoder.positions.weight for decoder in decoders]) if first.positions else None
-        self.rotation = _Rotation(first) if first.rotation else None
+        self.tokens = Embedding([decoder.tokens.weight for decoder in decoders])
+        self.positions = Embedding([decoder.positions.weight for decoder in decoders]) if first.positions else None
+        self.rotation = Rotation(first) if first.rotation else None
         stacks = zip(*(decoder.layers for decoder in decoders), strict=True)
         self.layers = [_Layer(stack, adapters, copied, first.head_size) for stack in stacks]
         # at lower precision fused attention rounds its scores less
         self.shares_prefixes = torch.finfo(first.head.weight.dtype).bits >= 32
-        self.norm = _Norm(first.norm, bare=copied)
-        self.head = _Linears([([decoder.head], decoder.norm) for decoder in decoders], adapters, copied)
+        self.norm = Norm(first.norm, bare=copied)
+        self.head = Linears([([decoder.head], decoder.norm) for decoder in decoders], adapters, copied)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -84,7 +70,7 @@ class EmbeddedModel:
     ) -> Tensor:
         """Logits after the last of the new tokens, [R, V]; see `CachedModel`."""
         new = ids.shape[1]
-        spans, ends = (_spans(owners, size, self.num_members) for size in (new, 1))
+        spans, ends = (spans_of(owners, size, self.num_members) for size in (new, 1))
         states = self.tokens(ids.flatten(), spans)
         rotation = self.rotation(positions.flatten(), mask.shape[1], states.dtype) if self.rotation else None
         if self.positions:
@@ -104,22 +90,22 @@ class _Layer:
         first = stack[0]
         self.index = first.index
         self.head_size = head_size
-        self.before_attention = _Norm(first.before_attention, bare=copied)
-        self.attention_in = _Linears([(one.attention_in, one.before_attention) for one in stack], adapters, copied)
-        self.attention_out = _Linears([([one.attention_out], None) for one in stack], adapters, copied)
-        self.before_feed_forward = _Norm(first.before_feed_forward, bare=copied)
-        self.feed_forward_in = _Linears(
+        self.before_attention = Norm(first.before_attention, bare=copied)
+        self.attention_in = Linears([(one.attention_in, one.before_attention) for one in stack], adapters, copied)
+        self.attention_out = Linears([([one.attention_out], None) for one in stack], adapters, copied)
+        self.before_feed_forward = Norm(first.before_feed_forward, bare=copied)
+        self.feed_forward_in = Linears(
             [(one.feed_forward_in, one.before_feed_forward) for one in stack], adapters, copied
         )
-        self.feed_forward_out = _Linears([([one.feed_forward_out], None) for one in stack], adapters, copied)
+        self.feed_forward_out = Linears([([one.feed_forward_out], None) for one in stack], adapters, copied)
         weight = weight_and_bias(first.attention_out)[0]
         # at lower precision fused attention rounds its scores less
         self.uses_buffers = weight.device.type == "cpu" and weight.dtype == torch.float32
         self.num_queries = weight.shape[1] // head_size
         self.gated = len(first.feed_forward_in) == 2
-        self.head_norms = None
+        self.head_norms: list[tuple[Norm, Norm]] = []
         if first.query_norm is not None:
-            self.head_norms = [(_Norm(one.query_norm), _Norm(one.key_norm)) for one in stack]
+            self.head_norms = [(Norm(one.query_norm), Norm(one.key_norm)) for one in stack]
 
     def attend(
         self,
@@ -148,7 +134,7 @@ class _Layer:
         queries, keys, values = (
             part.view(num_rows, -1, part.shape[1], self.head_size).transpose(1, 2) for part in (queries, keys, values)
         )
-        stored = cache.layers[self.index]
+        stored: Any = cache.layers[self.index]
         keys, values = stored.update(keys, values)
         if ends is not None:
             states, spans = states.view(num_rows, -1, states.shape[-1])[:, -1], ends
@@ -176,7 +162,7 @@ class _Layer:
             for member, rows in spans.parts
             for start in range(rows.start, rows.stop, _TOKENS_PER_CHUNK)
         ]
-        return torch.cat([self._feed_forward(states[rows], _all_of(member)) for member, rows in pieces])
+        return torch.cat([self._feed_forward(states[rows], all_of(member)) for member, rows in pieces])
 
     def _feed_forward(self, states: Tensor, spans: Spans) -> Tensor:
         hidden = self.feed_forward_in(self.before_feed_forward(states), spans)
@@ -197,133 +183,6 @@ class _Layer:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-class _Linears:
-    """Several linear layers of one input: [M, in] to [M, out of all], each row with the weights of its member.
-
-    Args:
-        stack: Linear layers of each member, and the norm before them, if any.
-        adapters: Adapter of each member.
-        copied: Copy the weights, multiplied by norms and adapters; otherwise they are used in place.
-    """
-
-    def __init__(
-        self,
-        stack: Sequence[tuple[Sequence[nn.Module], nn.Module | None]],
-        adapters: Sequence[str | None],
-        copied: bool,
-    ):
-        self.copies: tuple[Tensor, Tensor | None] | None = None  # [N, in, out of all] and [N, 1, out of all]
-        self.weights: list[tuple[Tensor, Tensor | None]] = []
-        self.adapters: list[tuple[Tensor, Tensor] | None] = []
-        if copied:
-            merged = [_merged(*one, adapter) for one, adapter in zip(stack, adapters, strict=True)]
-            weights, biases = zip(*merged, strict=True)
-            self.copies = torch.stack(weights), None if biases[0] is None else torch.stack(biases)[:, None]
-        else:
-            self.weights = [weight_and_bias(one) for one in stack[0][0]]
-            self.adapters = [_joined_lora(stack[0][0], adapter) for adapter in adapters]
-
-    def __call__(self, states: Tensor, spans: Spans) -> Tensor:
-        if self.copies is not None:
-            return self._with_copies(states, spans)
-        parts = [_linear(states, *one) for one in self.weights]
-        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        for member, rows in spans.parts:
-            if self.adapters[member] is not None:
-                down, up = self.adapters[member]
-                out[rows] += (states[rows].to(down.dtype) @ down @ up).to(out.dtype)
-        return out
-
-    def _with_copies(self, states: Tensor, spans: Spans) -> Tensor:
-        weights, biases = self.copies
-        if not spans.even:
-            parts = [states[rows] @ weights[member] for member, rows in spans.parts]
-            if biases is not None:
-                parts = [part + biases[member] for part, (member, _) in zip(parts, spans.parts, strict=True)]
-            return torch.cat(parts)
-        states = states.view(len(weights), -1, states.shape[-1])
-        out = torch.bmm(states, weights) if biases is None else torch.baddbmm(biases, states, weights)
-        return out.flatten(0, 1)
-
-
-class _Norm:
-    """A norm over the last dimension; `bare` without its weights, which are then part of the next linear layers."""
-
-    def __init__(self, module: nn.Module, bare: bool = False):
-        self.shape = tuple(module.weight.shape)
-        self.centers = isinstance(module, nn.LayerNorm)
-        self.eps = module.eps if self.centers else module.variance_epsilon
-        self.weight = None if bare else module.weight
-        self.bias = None if bare or not self.centers else module.bias
-
-    def __call__(self, states: Tensor) -> Tensor:
-        if self.centers:
-            return F.layer_norm(states, self.shape, self.weight, self.bias, self.eps)
-        return F.rms_norm(states, self.shape, self.weight, self.eps)
-
-
-class _Embedding:
-    """Embeddings: indices [M] to states [M, hidden size], each row with the weights of its member."""
-
-    def __init__(self, weights: Sequence[Tensor]):
-        same = all(weight is weights[0] for weight in weights)
-        self.weights = [weights[0]] if same else list(weights)
-
-    def __call__(self, indices: Tensor, spans: Spans) -> Tensor:
-        if len(self.weights) == 1:
-            return F.embedding(indices, self.weights[0])
-        return torch.cat([F.embedding(indices[rows], self.weights[member]) for member, rows in spans.parts])
-
-
-class _Rotation:
-    """Rotary embedding: factors of queries and keys, and of their halves exchanged."""
-
-    def __init__(self, decoder: Decoder):
-        self.module = decoder.rotation
-        self.head_size = decoder.head_size
-        self.factors: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, positions: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Factors at `positions` [M], all below `length`; [M, 1, head size] each."""
-        if self.factors is None or len(self.factors[0]) < length:
-            numbers = torch.arange(2 * length, device=positions.device)[None]
-            cos, sin = self.module(torch.empty((), dtype=dtype, device=positions.device), numbers)
-            half = self.head_size // 2
-            self.factors = (cos[0, :, None], torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1))
-        return self.factors[0][positions], self.factors[1][positions]
-
-
-def _merged(layers: Sequence[nn.Module], norm: nn.Module | None, adapter: str | None) -> tuple[Tensor, Tensor | None]:
-    """Weight [in, out of all] and bias [out of all] of linear layers, with the norm before them and an adapter."""
-    weights, biases = [], []
-    for layer in layers:
-        weight, bias = weight_and_bias(layer)
-        down, up = lora_matrices(layer, adapter)
-        if down.numel():
-            weight = weight + (down @ up).T
-        if isinstance(norm, nn.LayerNorm):
-            bias = weight @ norm.bias + (0.0 if bias is None else bias)
-        weights.append(weight if norm is None else weight * norm.weight)
-        biases.append(bias)
-    return torch.cat(weights).T, None if biases[0] is None else torch.cat(biases)
-
-
-def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, [M, in] to [M, out]; for a few short rows the transposed product, faster on a processor."""
-    few = len(states) in _FEW_ROWS and weight.shape[1] <= _SHORT_ROW and weight.is_contiguous()
-    if not few or weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return F.linear(states, weight, bias)
-    out = weight @ states.T if bias is None else torch.addmm(bias[:, None], weight, states.T)
-    return out.T.contiguous()
-
-
-def _joined_lora(layers: Sequence[nn.Module], adapter: str | None) -> tuple[Tensor, Tensor] | None:
-    """LoRA matrices of linear layers of one input, [in, rank of all] and [rank of all, out of all]; None for none."""
-    down, up = zip(*(lora_matrices(layer, adapter) for layer in layers), strict=True)
-    joined = torch.cat(down, dim=1)
-    return (joined, torch.block_diag(*up)) if joined.numel() else None
-
-
 def _attention_bias(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     """Number added to the attention scores, [R, 1, S, W]: 0 where a token is visible."""
     width = mask.shape[1]
@@ -333,18 +192,3 @@ def _attention_bias(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
         visible = visible & (order <= order[width - new :, None])
     # the smallest number instead of -inf, with which a row of padding alone would be NaN
     return torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
-def _all_of(member: int) -> Spans:
-    return Spans([(member, slice(None))], even=False)
-
-
-def _spans(owners: Sequence[int], size: int, num_members: int) -> Spans:
-    """The tokens of each member, `size` of them in every row."""
-    parts, start = [], 0
-    for owner, rows in groupby(owners):
-        stop = start + size * len(list(rows))
-        parts.append((owner, slice(start, stop)))
-        start = stop
-    sizes = {rows.stop - rows.start for _, rows in parts}
-    return Spans(parts, len(sizes) == 1 and [owner for owner, _ in parts] == list(range(num_members)))

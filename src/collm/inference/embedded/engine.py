@@ -126,5 +126,5 @@ def _decodes(backbone: Backbone, trial: Trial) -> bool:
         if not trial.is_right(rows, responses):
             return False
         eos_ids.append(responses[0][0][0])  # rows end at different times
-        rows = [[*row, *tokens, row[0]] for row, (tokens, _) in zip(rows, responses, strict=True)]
+        rows = [[*row, *tokens, row[0]] for row, (tokens, _, _) in zip(rows, responses, strict=True)]
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -85,13 +85,13 @@ class TransformersModel:
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
-            **{cache_argument(type(self.backbone.lm)): cache},
+            **{cache_argument(type(self.backbone.lm)): cache},  # type: ignore[arg-type]
         )
         return output.logits[:, -1]
 
 
 @contextmanager
-def mixed_adapters(backbone: Backbone, adapters: Sequence[str]) -> Iterator[Callable[[Sequence[int]], None]]:
+def mixed_adapters(backbone: Backbone, adapters: Sequence[str | None]) -> Iterator[Callable[[Sequence[int]], None]]:
     """Give every row of a forward pass an adapter of its own, without gradients.
 
     peft can mix adapters too, but looks them up row by row in every layer.
@@ -103,7 +103,7 @@ def mixed_adapters(backbone: Backbone, adapters: Sequence[str]) -> Iterator[Call
     Yields:
         A function to call before a forward pass with the index of each row's adapter; rows of an adapter are adjacent.
     """
-    spans: list[tuple[str, slice]] = []
+    spans: list[tuple[str | None, slice]] = []
 
     def assign_rows(owners: Sequence[int]) -> None:
         spans.clear()
@@ -111,7 +111,7 @@ def mixed_adapters(backbone: Backbone, adapters: Sequence[str]) -> Iterator[Call
             first, *others = rows
             spans.append((adapters[owner], slice(first, first + 1 + len(others))))
 
-    def add(layer: LoraLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for adapter, rows in spans:
             down, up = layer.lora_A[adapter], layer.lora_B[adapter]
             change = up(down(inputs[0][rows].to(down.weight.dtype))) * layer.scaling[adapter]
@@ -138,6 +138,7 @@ def cached_model(members: Sequence[Member]) -> CachedModel:
         members: Backbone and adapter of each policy; see `engine.batch_key` for which go together.
     """
     decoders = {backbone: decoder_of(backbone.lm) for backbone, _ in members}
-    if all(decoders.values()):
-        return EmbeddedModel([(backbone.lm, decoders[backbone], adapter) for backbone, adapter in members])
+    known = [(one.lm, decoder, adapter) for one, adapter in members if (decoder := decoders[one]) is not None]
+    if len(known) == len(members):
+        return EmbeddedModel(known)
     return TransformersModel(members[0][0], [adapter for _, adapter in members])

@@ -16,8 +16,10 @@ from collm.inference.embedded.cache import Rows, join_rows
 from collm.inference.embedded.forward import CachedModel
 from collm.inference.embedded.prefill import PrefixCache, prefill
 from collm.inference.embedded.shared_cache import expand_rows
-from collm.inference.sampling import Responses, Sampling, draw
+from collm.inference.sampling import Responses, Sampling, draw, masks_of_rows
+from collm.models.policy import Response
 from collm.runtime.profiler import meter
+from collm.sampling_mask import SamplingMask
 
 
 @meter.phase("generate")
@@ -43,8 +45,8 @@ def generate(
         owners: Index of the policy of each prompt, where several are batched; those of a policy are adjacent.
 
     Returns:
-        For each prompt its sampled tokens and their log-probabilities under the distribution at `temperature`,
-        before top-p and top-k cut it.
+        For each prompt its sampled tokens, their log-probabilities at `temperature` and, where top-p, top-k or a
+        shortest length cut the distribution, the sets they were drawn from; see `draw`.
     """
     owned = [(owner, tuple(prompt)) for owner, prompt in zip(owners or [0] * len(prompts), prompts, strict=True)]
     owners = [owner for owner, _ in owned]
@@ -64,9 +66,12 @@ def generate(
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     finished: list[tuple[Rows, Tensor]] = []  # states of rows that left the batch, and their prompts
     computed = 0
+    drawn: list[tuple[SamplingMask, Tensor]] = []
     for step in range(limit):
         forbidden = ends if step < sampling.min_new_tokens else None
-        token, log_prob = draw(logits, sampling, generator, forbidden)
+        token, log_prob, kept = draw(logits, sampling, generator, forbidden)
+        if kept is not None:
+            drawn.append((kept, rows))
         tokens[rows, step], log_probs[rows, step] = token, log_prob
         ended = torch.isin(token, ends) & alive
         lengths[rows[ended]] = step + 1
@@ -88,11 +93,15 @@ def generate(
     sizes = lengths.tolist()
     # the last token of a response is sampled and never computed
     meter.count(sum(sizes) - len(sizes), computed)
-    responses = [(tokens[row, :size].tolist(), log_probs[row, :size].tolist()) for row, size in enumerate(sizes)]
-    if keeps:
+    masks = masks_of_rows(drawn, sizes) if drawn else [None] * len(sizes)
+    responses = [
+        Response(tokens[row, :size].tolist(), log_probs[row, :size].tolist(), mask)
+        for row, (size, mask) in enumerate(zip(sizes, masks, strict=True))
+    ]
+    if keeps and prefix_cache is not None:
         finished.append((Rows(cache, _is_read(mask[:, : width + step], width, lengths[rows])), rows))
         sequences = [
-            (owner, (*prompt, *tokens[:-1])) for (owner, prompt), (tokens, _) in zip(owned, responses, strict=True)
+            (owner, (*prompt, *tokens[:-1])) for (owner, prompt), (tokens, _, _) in zip(owned, responses, strict=True)
         ]
         prefix_cache.replace([(states, [sequences[row] for row in numbers.tolist()]) for states, numbers in finished])
     return responses

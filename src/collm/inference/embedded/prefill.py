@@ -96,7 +96,7 @@ def _compute(
     model: CachedModel, prompts: Sequence[Prompt], starts: Sequence[tuple[int, Rows, int] | None], unshared: bool
 ) -> tuple[Rows, Tensor]:
     """The states of prompts and the logits of their next tokens; all of them have a known beginning, or none has."""
-    before = _copied([start[1:] for start in starts], unshared) if starts[0] else None
+    before = _copied([start[1:] for start in starts if start], unshared) if starts[0] else None
     new = [tokens[start[0] if start else 0 :] for (_, tokens), start in zip(prompts, starts, strict=True)]
     ids, mask = pad_left(new, model.device)
     meter.count(sum(map(len, new)), ids.numel())

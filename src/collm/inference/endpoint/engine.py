@@ -20,7 +20,7 @@ from collm.inference.endpoint.latency import Latency
 from collm.inference.endpoint.weights import push
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
-from collm.models.policy import Policy
+from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
 from collm.trajectory import Action
 
@@ -96,7 +96,7 @@ class EndpointEngine(Engine):
 
     def take_numbers(self) -> dict[str, list[float]]:
         """Answers that did not come, retries, and seconds of those that did; see `Engine.take_numbers`."""
-        taken = {}
+        taken: dict[str, list[float]] = {}
         for agent_id, mate in self.mates.items():
             taken |= {f"{kind}/{agent_id}": values for kind, values in mate.numbers.items() if values}
             mate.clear()
@@ -191,7 +191,7 @@ class _Mate:
         if answer.token_ids is None:
             return Action(answer.text, truncated=answer.truncated, seconds=seconds)
         log_probs = answer.log_probs or [0.0] * len(answer.token_ids)
-        (action,) = self.policy.actions([prompt], [(answer.token_ids, log_probs)], self.policy_version)
+        (action,) = self.policy.actions([prompt], [Response(answer.token_ids, log_probs)], self.policy_version)
         return replace(action, seconds=seconds)
 
     def body(self, prompt: Any, seed: int, greedy: bool) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""Engines side by side: `python tools/bench.py engines`, whole iterations of CoLLM-CC with adapters, on any device.
+
+Every engine that is installed plays and learns the same work: responses of a fixed length, random or SmolLM2's weights.
+CPU seconds stand beside the wall time, because they hardly depend on what else a machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from collm.algorithms.collm_cc import CoLLMCC
+from collm.benchmark.operations import Iterations, play_and_learn
+from collm.benchmark.timed_table import Table
+from collm.benchmark.tiny_model import VOCABULARY, build_tokenizer
+from collm.critics.language_model import LanguageModelCritic
+from collm.data import RolloutDataModule
+from collm.environments.workload import Workload
+from collm.models.policy_spec import PolicySpec
+from collm.models.specs import ModelSpec
+
+LORA: dict[str, Any] = {"lora_rank": 16, "lora_alpha": 32.0, "learning_rate": 1e-5}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the results (bench)")
+    parser.add_argument("--models", nargs="+", default=["heads of 64", "smollm2"], help="models (both)")
+    parser.add_argument(
+        "--engines", nargs="+", default=["collm", "transformers", "vllm"], help="engines (collm transformers vllm)"
+    )
+    parser.add_argument("--joint-samples", type=int, default=8, help="joint samples of an iteration (8)")
+    parser.add_argument("--prompt-tokens", type=int, default=64, help="words of a prompt (64)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens of a response (32)")
+    parser.add_argument("--iterations", type=int, default=3, help="measured iterations, after a warm-up (3)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="top-p of all engines (1)")
+    parser.add_argument("--limit", type=float, default=3600, help="time limit of all measurements in seconds (3600)")
+    parser.add_argument("--each", type=float, default=900, help="time limit of each measurement in seconds (900)")
+
+
+class CpuSeconds(L.Callback):
+    """CPU seconds of this process in each iteration."""
+
+    def __init__(self) -> None:
+        self.measured: list[float] = []
+        self.began = time.process_time()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        now = time.process_time()
+        self.measured.append(now - self.began)
+        self.began = now
+
+
+def measure_engines(known: argparse.Namespace) -> int:
+    """Measure every engine with every model; the exit status is 1 if one failed."""
+    known.device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = Table(known, "engines")
+    with tempfile.TemporaryDirectory() as folder:
+        build_tokenizer(folder, VOCABULARY)
+        torch.manual_seed(0)
+        LlamaForCausalLM(shape()).save_pretrained(folder)
+        for model in known.models:
+            path = folder if model == "heads of 64" else model
+            for engine in known.engines:
+                name = f"{model}, {engine}"
+                if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+                    table.add(name, "not installed")
+                else:
+                    table.measure(name, partial(iteration, known, table, name, path, engine))
+    print(f"\n{table.text()}", end="")
+    return int(table.failed)
+
+
+def shape() -> LlamaConfig:
+    """A Llama of 2 layers with 2 heads of 64 numbers, which every engine takes."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
+def iteration(known: argparse.Namespace, table: Table, name: str, path: str, engine: str) -> None:
+    """Measure iterations of two agents and a critic, each an adapter on one model."""
+    new = known.new_tokens
+    policy = PolicySpec(
+        path, engine=engine, max_new_tokens=new, min_new_tokens=new, top_p=known.top_p, context_length=512, **LORA
+    )
+    data = RolloutDataModule(
+        Workload(2, 1, known.prompt_tokens, num_tasks=known.joint_samples),
+        tasks_per_rollout=known.joint_samples,
+        rollouts_per_epoch=1 + known.iterations,
+    )
+    critic = LanguageModelCritic(ModelSpec(path, context_length=512, **LORA))
+    module = CoLLMCC(agent_ids=data.agent_ids, policy=policy, critic=critic, parameters="lora")
+    rounds, cpu = Iterations(lora=True), CpuSeconds()
+    play_and_learn(module, data, "auto", rounds, cpu)
+    warm = rounds.measured[1:]
+    seconds, generate = (statistics.median(one[key] for one in warm) for key in ("seconds", "generate"))
+    table.add(
+        name,
+        3600 * known.joint_samples / seconds,
+        "joint samples/hour",
+        sampled_tokens_per_second=warm[0]["sampled_tokens"] / generate,
+        seconds=seconds,
+        generate_seconds=generate,
+        cpu_seconds=statistics.median(cpu.measured[1:]),
+        first_seconds=rounds.measured[0]["seconds"],
+    )

@@ -1,0 +1,10 @@
+"""Score recorded cases without any model: collm score cases.jsonl [--reward paper|released]"""
+
+from __future__ import annotations
+
+
+def main() -> int:
+    """The command."""
+    from collm.scoring.score import main
+
+    return main()

@@ -1,0 +1,19 @@
+"""Train methods with several seeds in parallel and compare them: collm study --config FILE --jobs 2"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from collm.commands import BASE, wants_help
+
+
+def main() -> int:
+    """The command."""
+    if wants_help():
+        from collm.runtime.quick_help import function_help
+
+        print(function_help("collm.studies.study", "study"))
+        return 0
+    from collm.studies.study import main
+
+    return main(Path(__file__).with_name("fit.py"), BASE)

@@ -1,0 +1,99 @@
+"""Test methods of the module unittest as functions with plain asserts, which the sandbox counts one by one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+
+BINARY: Mapping[str, type[ast.cmpop]] = {
+    "assertEqual": ast.Eq,
+    "assertEquals": ast.Eq,
+    "assertListEqual": ast.Eq,
+    "assertDictEqual": ast.Eq,
+    "assertNotEqual": ast.NotEq,
+    "assertIs": ast.Is,
+    "assertIsNot": ast.IsNot,
+    "assertIn": ast.In,
+    "assertNotIn": ast.NotIn,
+    "assertGreater": ast.Gt,
+    "assertGreaterEqual": ast.GtE,
+    "assertLess": ast.Lt,
+    "assertLessEqual": ast.LtE,
+}
+UNARY = ("assertTrue", "assertFalse", "assertIsNone", "assertIsNotNone")
+
+
+def test_functions(source: str) -> tuple[str, dict[str, list[str]]]:
+    """The import lines of a test module, and the tests of each of its classes: `setUp` and one method each.
+
+    Methods with asserts of unittest that have no plain form are left out. Raises SyntaxError.
+    """
+    tree = ast.parse(source)
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    classes: dict[str, list[str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            methods = {each.name: each.body for each in node.body if isinstance(each, ast.FunctionDef)}
+            for name, body in methods.items():
+                if name.startswith("test"):
+                    plain = plain_asserts([*methods.get("setUp", []), *body])
+                    if plain is not None:
+                        classes.setdefault(node.name, []).append(plain)
+    return "\n".join(map(ast.unparse, imports)), classes
+
+
+test_functions.__test__ = False  # type: ignore[attr-defined]  # no test of pytest
+
+
+def plain_asserts(body: list[ast.stmt]) -> str | None:
+    """The source of a test with plain asserts, None if one of its asserts has no plain form."""
+    module = ast.Module([*ast.parse("class _Self: pass\nself = _Self()").body, *body], [])
+    try:
+        changed = _Asserts().visit(ast.parse(ast.unparse(ast.fix_missing_locations(module))))
+    except (KeyError, IndexError):
+        return None
+    return ast.unparse(ast.fix_missing_locations(changed))
+
+
+class _Asserts(ast.NodeTransformer):
+    """Replaces calls of `self.assert...`; raises KeyError for unknown ones and IndexError for missing arguments."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        call = node.value
+        name = _assert_name(call)
+        if name is None or not isinstance(call, ast.Call):
+            return node
+        if name in UNARY:
+            tested = call.args[0]
+            if name in ("assertIsNone", "assertIsNotNone"):
+                operator = ast.Is() if name == "assertIsNone" else ast.IsNot()
+                tested = ast.Compare(tested, [operator], [ast.Constant(None)])
+            return ast.Assert(ast.UnaryOp(ast.Not(), tested) if name == "assertFalse" else tested, None)
+        if name == "assertAlmostEqual":
+            places = next((each.value for each in call.keywords if each.arg == "places"), None)
+            places = call.args[2] if len(call.args) > 2 else places or ast.Constant(7)
+            difference = ast.BinOp(call.args[0], ast.Sub(), call.args[1])
+            rounded = ast.Call(ast.Name("round", ast.Load()), [difference, places], [])
+            return ast.Assert(ast.Compare(rounded, [ast.Eq()], [ast.Constant(0)]), None)
+        return ast.Assert(ast.Compare(call.args[0], [BINARY[name]()], [call.args[1]]), None)
+
+    def visit_With(self, node: ast.With) -> ast.stmt | list[ast.stmt]:
+        context = node.items[0].context_expr
+        if len(node.items) != 1 or _assert_name(context) != "assertRaises" or not isinstance(context, ast.Call):
+            self.generic_visit(node)
+            return node
+        raised = ast.parse(
+            "_raised = False\ntry:\n    pass\nexcept Exception:\n    _raised = True\nassert _raised"
+        ).body
+        attempt = raised[1]
+        assert isinstance(attempt, ast.Try)
+        attempt.body = node.body
+        attempt.handlers[0].type = context.args[0]
+        return raised
+
+
+def _assert_name(node: ast.AST) -> str | None:
+    """The name of the assert that `node` calls, None if it is something else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert"):
+        return node.func.attr
+    return None

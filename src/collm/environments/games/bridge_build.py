@@ -1,0 +1,236 @@
+"""BridgeBuild: two agents find out which of several lanes across a river is sound, and build a crossing along it.
+
+What an agent knows of its half is worth something only if it pays for probes and tells the other one: the value of
+information. Without any probe the best team succeeds in one of `lanes` maps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from collm.environments.base import TASKS, Environment, Step, check_tasks
+from collm.environments.games import bridge_expert as scripted
+from collm.environments.games.bridge_maps import SPACING, River, random_rivers
+from collm.environments.games.bridge_prompts import observation
+from collm.environments.games.bridge_rules import (
+    CONNECTED,
+    FAKES,
+    GAP,
+    PLANKS,
+    Rules,
+    State,
+    begin,
+    resolve,
+    touching,
+)
+from collm.environments.games.svg import COLOURS, label, line, picture, square
+from collm.environments.pay import DENSITIES, paid
+from collm.errors import ConfigurationError
+from collm.runtime.checks import NOT_NEGATIVE, SEED, Range, check_number
+from collm.trajectory import Task, Trajectory
+
+COMMUNICATION = ("none", "facts", "text")
+
+
+class BridgeBuild(Environment):
+    """Two agents probe pillars, tell each other what they found, and lay planks from one bank to the other.
+
+    The reward of a turn is 5 times the share of the gap that was closed (the least number of further planks, at first
+    that of the sound lane), 2 for the crossing, -12 for each fake that planks newly touch, as a share of all fakes, -5
+    for each plank as a share of all water, and minus the costs of probes. Fakes bear nothing. The episode ends with
+    the crossing.
+
+    Args:
+        width: Number of columns.
+        height: Number of rows, both banks included.
+        lanes: Number of lanes, one of which is sound.
+        pillars: Number of pillars in a lane, half of them in each half of the river; even.
+        spare: Planks beyond those that the sound lane needs; 0 or 1, as 2 more would get around a fake.
+        vision: How far agents see in each direction from the cells they walk over.
+        steps: Largest number of steps in a turn, straight or diagonal.
+        max_probes: Number of pillars that an agent can probe in a turn.
+        probe_cost: What one probe costs.
+        horizon: Largest number of turns of an episode.
+        communication: "none", "facts" (results of an agent's own probes), or "text" of any kind.
+        message_limit: Number of facts of an agent in a turn; further ones are rejected.
+        max_characters: Length of a text; what is longer is cut.
+        reward: "dense": every turn has its reward; "sparse": their sum, at the end.
+        num_maps: Number of maps to train on.
+        num_eval: Number of held-out maps, all different from those to train on.
+        seed: Seed of the maps.
+        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between turns,
+            for small models.
+    """
+
+    agent_ids = ("builder_1", "builder_2")
+
+    def __init__(
+        self,
+        width: int = 11,
+        height: int = 11,
+        lanes: int = 3,
+        pillars: int = 4,
+        spare: int = 1,
+        vision: int = 5,
+        steps: int = 4,
+        max_probes: int = 3,
+        probe_cost: float = 0.05,
+        horizon: int = 4,
+        communication: Literal["none", "facts", "text"] = "facts",
+        message_limit: int = 3,
+        max_characters: int = 80,
+        reward: Literal["dense", "sparse"] = "dense",
+        num_maps: int = 200,
+        num_eval: int = 16,
+        seed: int = 0,
+        prompt: Literal["full", "compact"] = "full",
+    ) -> None:
+        small = Range(1, 50, whole=True)
+        for name, value, allowed in (
+            ("width", width, Range(SPACING + 1, 50, whole=True)),
+            ("height", height, Range(5, 50, whole=True)),
+            ("lanes", lanes, Range(2, 20, whole=True)),
+            ("pillars", pillars, Range(2, 40, whole=True)),
+            ("spare", spare, Range(0, 1, whole=True)),
+            ("vision", vision, small),
+            ("steps", steps, small),
+            ("max_probes", max_probes, Range(0, 50, whole=True)),
+            ("probe_cost", probe_cost, NOT_NEGATIVE),
+            ("horizon", horizon, Range(1, 1000, whole=True)),
+            ("message_limit", message_limit, small),
+            ("max_characters", max_characters, Range(1, 1000, whole=True)),
+            ("num_maps", num_maps, TASKS),
+            ("num_eval", num_eval, TASKS),
+            ("seed", seed, SEED),
+        ):
+            check_number(name, value, allowed)
+        for name, choice, choices in (
+            ("communication", communication, COMMUNICATION),
+            ("reward", reward, DENSITIES),
+            ("prompt", prompt, ("full", "compact")),
+        ):
+            if choice not in choices:
+                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(choices)}.")
+        if pillars % 2:
+            raise ConfigurationError(f"pillars is {pillars}; it must be even, half of them in each half of the river.")
+        planks = height - 2 - pillars + spare
+        self.rules = Rules(
+            self.agent_ids, vision, steps, max_probes, float(probe_cost), planks, horizon, communication,
+            message_limit, max_characters,
+        )  # fmt: skip
+        self.horizon, self.reward, self.prompt = horizon, reward, prompt
+        rivers = random_rivers(num_maps + num_eval, width, height, lanes, pillars, seed)
+        train, held_out = rivers[:-num_eval], rivers[-num_eval:]
+        self._tasks = {
+            "train": [Task(f"river_{index}", river.data) for index, river in enumerate(train)],
+            "eval": [Task(f"held_out_{index}", river.data) for index, river in enumerate(held_out)],
+        }
+        check_tasks("BridgeBuild", self._tasks["train"], self._tasks["eval"])
+        self._check_rivers(rivers)
+        turns = horizon if reward == "sparse" else 1
+        water = min(river.water for river in rivers)
+        self.max_reward = GAP + CONNECTED
+        self.min_reward = -FAKES - PLANKS * planks / water - probe_cost * max_probes * 2 * turns
+
+    def _check_rivers(self, rivers: Sequence[River]) -> None:
+        """Refuse maps that the scripted team cannot solve although it tells what it finds out."""
+        rules = Rules(**{**vars(self.rules), "communication": "facts"})
+        if rules.max_probes and any(scripted.solved_in(rules, river) is None for river in rivers):
+            raise ConfigurationError(
+                f"{rules.horizon} turns are too few even for the scripted team that tells what it finds out; raise "
+                "horizon, vision, max_probes or message_limit, or lower lanes or pillars."
+            )
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The maps of a split."""
+        return self._tasks[split]
+
+    def reset(self, task: Task, rng: random.Random) -> tuple[State, dict[str, str]]:
+        """Begin an episode; the game is deterministic."""
+        state = begin(self.rules, River.of(task.data))
+        return state, self._observations(state, None)
+
+    def _observations(self, state: State, before: State | None) -> dict[str, str]:
+        return {
+            agent_id: observation(self.rules, state, index, before, self.prompt)
+            for index, agent_id in enumerate(self.agent_ids)
+        }
+
+    def step(self, state: State, joint_action: Mapping[str, str]) -> Step:
+        """Walk, probe, deliver messages, lay planks; see `bridge_rules`."""
+        after, terms, counts = resolve(self.rules, state, [joint_action[agent_id] for agent_id in self.agent_ids])
+        gap = after.river.gap(after.planks)
+        over = not gap or after.turn >= self.horizon
+        reward = paid(self.reward, sum(terms.values()), after.total, over)
+        info = {
+            **counts,
+            "success": not gap,
+            "gap": gap,
+            "rejected": {
+                agent_id: [list(entry) for entry in builder.rejected]
+                for agent_id, builder in zip(self.agent_ids, after.builders, strict=True)
+            },
+        }
+        return Step(after, {} if over else self._observations(after, state), reward, terms, not gap, info)
+
+    def state_features(self, state: State) -> dict[str, float]:
+        """The gap, planks left, touched fakes; of each agent, the pillars that it knows to be sound and to be fake."""
+        gap = state.river.gap(state.planks)
+        features = {
+            "gap_share": gap / state.first_gap,
+            "connected": float(not gap),
+            "planks_left": float(self.rules.planks - len(state.planks)),
+            "fakes_touched": float(touching(state.river, state.planks)),
+        }
+        for agent_id, builder in zip(self.agent_ids, state.builders, strict=True):
+            features[f"known_sound/{agent_id}"] = float(sum(builder.known.values()))
+            features[f"known_fake/{agent_id}"] = float(len(builder.known) - sum(builder.known.values()))
+        both = [set(cell for cell, sound in builder.known.items() if not sound) for builder in state.builders]
+        return {**features, "fakes_known_to_both": float(len(both[0] & both[1]))}
+
+    def state_text(self, state: State) -> str:
+        """The gap, the planks left, all pillars, and which of them each agent knows."""
+        left = self.rules.planks - len(state.planks)
+        lines = [f"gap {state.river.gap(state.planks)} planks {left} touched {touching(state.river, state.planks)}"]
+        for cell, sound in sorted(state.river.pillars.items()):
+            knows = [str(index + 1) for index, builder in enumerate(state.builders) if cell in builder.known]
+            lines.append(" ".join(["pillar", *map(str, cell), "sound" if sound else "fake", "know", *knows]))
+        return "\n".join(lines)
+
+    def progress(self, state: State) -> float:
+        """Share of the gap that is closed."""
+        return 1 - state.river.gap(state.planks) / state.first_gap
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Success, turns, and per episode: probes, planks, touched fakes, messages, useful ones, rejected lines."""
+        infos = [turn.info for turn in trajectory.turns]
+        names = ("probes", "planks", "fakes", "messages", "useful_messages")
+        return {
+            "success": float(infos[-1]["success"]),
+            "gap": float(infos[-1]["gap"]),
+            "turns": float(len(infos)),
+            "rejected": float(sum(len(entries) for info in infos for entries in info["rejected"].values())),
+            **{name: float(sum(info[name] for info in infos)) for name in names},
+        }
+
+    def render_turn(self, state: State) -> str:
+        """The river with pillars (fakes crossed), planks, what each agent has seen and knows, and what it sent."""
+        river = state.river
+        shapes = [square((x, y), "#a9c48f") for x in range(river.width) for y in (0, river.height - 1)]
+        for builder, colour in zip(state.builders, COLOURS, strict=False):
+            shapes += [square(cell, colour, 0.12) for cell in sorted(builder.seen)]
+        shapes += [square(cell, "#b58f56") for cell in sorted(state.planks)]
+        for cell, sound in sorted(river.pillars.items()):
+            knows = "".join(str(index + 1) for index, builder in enumerate(state.builders) if cell in builder.known)
+            shapes += [square(cell, "#8b8b8b" if sound else "#c98a8a"), label(cell, ("" if sound else "x") + knows)]
+        captions = [f"turn {state.turn}, planks {len(state.planks)} of {self.rules.planks}"]
+        for index, builder in enumerate(state.builders):
+            shapes += [line(builder.way, COLOURS[index]), label(builder.position, str(index + 1), "#fff")]
+            captions += [f"{self.agent_ids[index]} sends: {text}" for text in builder.sent]
+        return picture(river.width, river.height, shapes, captions)
+
+    def demonstrate(self, state: State, rng: random.Random) -> dict[str, str]:
+        """What noisy demonstrators do: they know the commands, but probe, tell and build at random."""
+        return scripted.demonstration(self.rules, state, rng)

@@ -1,0 +1,279 @@
+"""ResourceGathering: agents with different tools each see at the start what only another one can use.
+
+No agent can know where its own resources are, so the team has to talk, or to search. With `communication` set to
+"none" it cannot talk; `collm.environments.games.gathering_bound` computes how often a team can succeed then.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from collm.environments.base import TASKS, Environment, Step, check_tasks
+from collm.environments.games import gathering_expert as scripted
+from collm.environments.games.gathering_maps import LEVELS, RUBBLE, Map, random_maps, read_maps
+from collm.environments.games.gathering_prompts import observation
+from collm.environments.games.gathering_rules import (
+    APPROACH,
+    ARRIVE,
+    COMPLETE,
+    PROGRESS,
+    USEFUL,
+    WASTE,
+    Rules,
+    State,
+    begin,
+    known,
+    missing,
+    progress,
+    resolve,
+    work_distance,
+)
+from collm.environments.games.svg import COLOURS, label, line, picture, square
+from collm.environments.pay import DENSITIES, paid
+from collm.errors import ConfigurationError
+from collm.runtime.checks import SEED, Range, check_number, shown
+from collm.trajectory import Task, Trajectory
+
+DEFAULT_TOOLS = {"gatherer_1": ["wood"], "gatherer_2": ["stone", "iron"]}
+DEFAULT_GOALS = {"wood": 3, "stone": 3, "iron": 1}
+COMMUNICATION = ("none", "facts", "text")
+_KIND_COLOURS = {"wood": "#b58f56", "stone": "#9a9a9a", "iron": "#d8b4a0", "clay": "#c9785d", RUBBLE: "#d9d5c8"}
+
+
+class ResourceGathering(Environment):
+    """Agents gather resources on a grid, each of the kinds that its tools are for, within a few turns.
+
+    In a turn an agent walks, takes what is near, and may send a message, which arrives before the next turn. The reward
+    of a turn is 8 times the progress (the mean over the kinds of gathered / goal, at most 1), 7 when everything is
+    there, 0.1 for useful messages (at most, per sender), 0.05 for each step nearer to one's own resources, 0.15 for
+    getting there first, and -0.1 for each vain attempt to take something. The episode ends when everything is there.
+
+    Args:
+        tools: Kinds of resource that each agent can take, by agent id: 2 to 4 agents, no kind in two lists. Default:
+            gatherer_1 takes wood, gatherer_2 stone and iron.
+        goals: Amount that the team needs of each kind. Default: 3 wood, 3 stone and 1 iron.
+        size: Width and height of the map.
+        level: How scattered resources are: all of a kind in one cell, in two or in three, with 0, 1 or 2 cells of
+            rubble per camp, which nobody needs.
+        distance: Smallest distance of two starts, in steps.
+        vision: How far agents see from the cells they walk over, in steps, straight or diagonal.
+        steps: Largest number of steps in a turn.
+        reach: How far from an agent it can take things, in steps; at most `vision`.
+        max_takes: Number of cells from which an agent can take in a turn.
+        horizon: Largest number of turns of an episode.
+        communication: "none", "facts" (what an agent has seen; false ones are not sent), or "text" of any kind.
+        message_limit: Number of facts of an agent in a turn; further ones are rejected.
+        max_characters: Length of a text; what is longer is cut.
+        reward: "dense": every turn has its reward; "sparse": their sum, at the end.
+        num_maps: Number of maps to train on.
+        num_eval: Number of held-out maps, all different from those to train on; with `path` its last ones.
+        path: File of maps, JSON lines with size, starts [[x, y], ...] and cells [[x, y, kind, amount], ...].
+        seed: Seed of the maps.
+        prompt: "full" explains the game, for instruction-tuned models; "compact" shows only what differs between turns,
+            for small models.
+    """
+
+    def __init__(
+        self,
+        tools: dict[str, list[str]] | None = None,
+        goals: dict[str, int] | None = None,
+        size: int = 15,
+        level: int = 2,
+        distance: int = 8,
+        vision: int = 1,
+        steps: int = 4,
+        reach: int = 1,
+        max_takes: int = 2,
+        horizon: int = 4,
+        communication: Literal["none", "facts", "text"] = "facts",
+        message_limit: int = 1,
+        max_characters: int = 80,
+        reward: Literal["dense", "sparse"] = "dense",
+        num_maps: int = 200,
+        num_eval: int = 16,
+        path: str | None = None,
+        seed: int = 0,
+        prompt: Literal["full", "compact"] = "full",
+    ) -> None:
+        tools, goals = tools or DEFAULT_TOOLS, goals or DEFAULT_GOALS
+        small = Range(1, 100, whole=True)
+        for name, value, allowed in (
+            ("vision", vision, Range(1, 20, whole=True)),
+            ("level", level, Range(LEVELS[0], LEVELS[-1], whole=True)),
+            ("distance", distance, Range(1, 1000, whole=True)),
+            ("steps", steps, small),
+            ("reach", reach, Range(0, 20, whole=True)),
+            ("max_takes", max_takes, small),
+            ("horizon", horizon, Range(1, 1000, whole=True)),
+            ("message_limit", message_limit, small),
+            ("max_characters", max_characters, Range(1, 1000, whole=True)),
+            ("num_maps", num_maps, TASKS),
+            ("num_eval", num_eval, TASKS),
+            ("seed", seed, SEED),
+        ):
+            check_number(name, value, allowed)
+        check_number("size", size, Range(2 * vision + 1, 200, whole=True))
+        check_number("reach", reach, Range(0, vision, whole=True), "Agents take only from where they can see.")
+        for name, choice, choices in (
+            ("communication", communication, COMMUNICATION),
+            ("reward", reward, DENSITIES),
+            ("prompt", prompt, ("full", "compact")),
+        ):
+            if choice not in choices:
+                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(choices)}.")
+        check_tools(tools, goals)
+        self.rules = Rules(
+            {name: tuple(kinds) for name, kinds in tools.items()}, dict(goals), vision, steps, reach, max_takes,
+            horizon, communication, message_limit, max_characters,
+        )  # fmt: skip
+        self.agent_ids = self.rules.agent_ids
+        self.horizon, self.reward, self.prompt = horizon, reward, prompt
+        if path is None:
+            maps = random_maps(num_maps + num_eval, tools, goals, size, vision, distance, level, seed)
+        else:
+            maps = read_maps(path, len(tools), goals)
+        train, held_out = maps[:-num_eval], maps[-num_eval:]
+        self._tasks = {
+            "train": [Task(f"map_{index}", place.data) for index, place in enumerate(train)],
+            "eval": [Task(f"held_out_{index}", place.data) for index, place in enumerate(held_out)],
+        }
+        check_tasks("ResourceGathering", self._tasks["train"], self._tasks["eval"])
+        self._check_maps(train, held_out, path)
+        team = len(tools)
+        most = USEFUL * team + APPROACH * steps * team
+        turns = horizon if reward == "sparse" else 1
+        self.min_reward = -WASTE * max_takes * team * turns
+        self.max_reward = PROGRESS + COMPLETE + ARRIVE * team + most * turns
+
+    def _check_maps(self, train: Sequence[Map], held_out: Sequence[Map], path: str | None) -> None:
+        """Refuse maps that the scripted team cannot solve with facts, and held-out maps that are trained on."""
+        rules = Rules(**{**vars(self.rules), "communication": "facts"})
+        seen = {str(place.data) for place in train}
+        for split, maps in (("map", train), ("held_out", held_out)):
+            for index, place in enumerate(maps):
+                if split == "held_out" and str(place.data) in seen:
+                    raise ConfigurationError(f"path: the last {len(held_out)} maps of {path} are held out, but map "
+                                             f"{index + 1} of them is also trained on; remove one.")  # fmt: skip
+                amounts = {kind: sum(held.get(kind, 0) for held in place.cells.values()) for kind in rules.goals}
+                short = [kind for kind, goal in rules.goals.items() if amounts[kind] < goal]
+                if short or scripted.solved_in(rules, place) is None:
+                    why = f"it has too little {short[0]}" if short else f"{rules.horizon} turns are too few"
+                    raise ConfigurationError(
+                        f"{split}_{index} cannot be solved: {why} even for the scripted team that tells what it sees; "
+                        "raise horizon, message_limit, steps or max_takes, or lower size or level"
+                        + (f", or correct {path}." if path else ".")
+                    )
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The maps of a split."""
+        return self._tasks[split]
+
+    def reset(self, task: Task, rng: random.Random) -> tuple[State, dict[str, str]]:
+        """Begin an episode; the game is deterministic."""
+        state = begin(self.rules, Map.of(task.data))
+        return state, self._observations(state, None)
+
+    def _observations(self, state: State, before: State | None) -> dict[str, str]:
+        return {
+            agent_id: observation(self.rules, state, index, before, self.prompt)
+            for index, agent_id in enumerate(self.agent_ids)
+        }
+
+    def step(self, state: State, joint_action: Mapping[str, str]) -> Step:
+        """Walk, take, deliver messages; see `gathering_rules`."""
+        after, terms, counts = resolve(self.rules, state, [joint_action[agent_id] for agent_id in self.agent_ids])
+        solved = not missing(self.rules, after.gathered)
+        over = solved or after.turn >= self.horizon
+        reward = paid(self.reward, sum(terms.values()), after.total, over)
+        info = {
+            **counts,
+            "success": solved,
+            "progress": progress(self.rules, after.gathered),
+            "positions": [list(gatherer.position) for gatherer in after.gatherers],
+            "rejected": {
+                agent_id: [list(entry) for entry in gatherer.rejected]
+                for agent_id, gatherer in zip(self.agent_ids, after.gatherers, strict=True)
+            },
+        }
+        return Step(after, {} if over else self._observations(after, state), reward, terms, solved, info)
+
+    def state_features(self, state: State) -> dict[str, float]:
+        """Progress; what is missing of each kind; of each agent, how far its work is, and how much of it is known."""
+        needed = missing(self.rules, state.gathered)
+        features = {"progress": progress(self.rules, state.gathered), "kinds_missing": float(len(needed))}
+        features |= {f"missing/{kind}": float(needed.get(kind, 0)) for kind in self.rules.goals}
+        for index, agent_id in enumerate(self.agent_ids):
+            found = [fact for fact in known(self.rules, state, index) if fact[1] in needed]
+            features[f"distance/{agent_id}"] = float(self._work_distance(state, index))
+            features[f"known_cells/{agent_id}"] = float(len(found))
+            features[f"knows/{agent_id}"] = float(bool(found))
+        return features
+
+    def _work_distance(self, state: State, index: int) -> int:
+        return work_distance(self.rules, state, index, state.gatherers[index].position)
+
+    def state_text(self, state: State) -> str:
+        """What is missing, and of each agent its place, the way to its work, and what it knows."""
+        needed = missing(self.rules, state.gathered)
+        lines = ["missing " + " ".join(f"{kind} {amount}" for kind, amount in needed.items())]
+        for index, gatherer in enumerate(state.gatherers):
+            x, y = gatherer.position
+            found = len([fact for fact in known(self.rules, state, index) if fact[1] in needed])
+            lines.append(f"agent {index + 1} at {x} {y} distance {self._work_distance(state, index)} know {found}")
+        return "\n".join(lines)
+
+    def progress(self, state: State) -> float:
+        """Share of the goal that the team has."""
+        return progress(self.rules, state.gathered)
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Success, progress, turns, and per episode: messages, useful ones, vain takes; the share of rejected lines."""
+        infos = [turn.info for turn in trajectory.turns]
+        lines = sum(len(entries) for info in infos for entries in info["rejected"].values())
+        return {
+            "success": float(infos[-1]["success"]),
+            "progress": float(infos[-1]["progress"]),
+            "turns": float(len(infos)),
+            "rejected": float(lines),
+            **{name: float(sum(info[name] for info in infos)) for name in ("messages", "useful_messages", "wasted")},
+        }
+
+    def render_turn(self, state: State) -> str:
+        """The map with what is left, what each agent has seen, its last walk, and what it sent."""
+        size = state.map.size
+        shapes = []
+        for gatherer, colour in zip(state.gatherers, COLOURS, strict=False):
+            shapes += [square(cell, colour, 0.18) for cell in sorted(gatherer.seen)]
+        for cell, held in sorted(state.amounts.items()):
+            for kind, amount in held.items():
+                if amount:
+                    shapes += [square(cell, _KIND_COLOURS.get(kind, "#c8c06a")), label(cell, f"{kind[0]}{amount}")]
+        captions = [f"turn {state.turn}, progress {progress(self.rules, state.gathered):.0%}"]
+        for index, gatherer in enumerate(state.gatherers):
+            shapes += [line(gatherer.way, COLOURS[index]), label(gatherer.position, str(index + 1), "#fff")]
+            captions += [f"{self.agent_ids[index]} sends: {text}" for text in gatherer.sent]
+        return picture(size, size, shapes, captions)
+
+    def demonstrate(self, state: State, rng: random.Random) -> dict[str, str]:
+        """What noisy demonstrators do: they know the commands, but neither what to report nor where to look."""
+        return scripted.demonstration(self.rules, state, rng)
+
+
+def check_tools(tools: Any, goals: Any) -> None:
+    """Raise `ConfigurationError` unless 2 to 4 agents have one tool for each kind of the goals, and no other."""
+    if not isinstance(tools, Mapping) or not 2 <= len(tools) <= len(COLOURS):
+        raise ConfigurationError(f"tools is {shown(tools)}; give the kinds of each agent, by id, for 2 to 4 agents.")
+    if not isinstance(goals, Mapping) or not goals:
+        raise ConfigurationError(f"goals is {shown(goals)}; give the amount that is needed of each kind.")
+    for kind, goal in goals.items():
+        if not isinstance(kind, str) or not kind.isalpha() or kind != kind.lower() or kind == RUBBLE:
+            raise ConfigurationError(f"goals names {shown(kind)}; use lower-case words other than {RUBBLE}.")
+        check_number(f"goals: {kind}", goal, Range(1, 1000, whole=True))
+    for agent_id, kinds in tools.items():
+        if not isinstance(agent_id, str) or not agent_id.strip() or not isinstance(kinds, (list, tuple)) or not kinds:
+            raise ConfigurationError(f"tools has {shown(agent_id)}: {shown(kinds)}; give a list of kinds by agent id.")
+    listed = [kind for kinds in tools.values() for kind in kinds]
+    if sorted(map(str, listed)) != sorted(goals):
+        raise ConfigurationError(f"tools are for {listed} and goals are {list(goals)}; give each kind to one agent.")

@@ -1,0 +1,1 @@
+"""The replay page: one self-contained HTML file that shows recorded episodes turn by turn."""
