@@ -146,6 +146,11 @@ class PolicySpec(ModelSpec):
         if self.endpoint is None:
             raise ConfigurationError(f"{name}.engine is 'endpoint', but no {name}.endpoint.url says where it is.")
         self.endpoint.check(f"{name}.endpoint")
+        if self.endpoint.trained and (self.top_p < 1 or self.top_k or self.min_new_tokens):
+            raise ConfigurationError(
+                f"{name}.endpoint.trained needs the set that each token was drawn from, which servers do not send: set "
+                "top_p to 1, top_k and min_new_tokens to 0."
+            )
 
     def allowed_ids(self, name: str = "policy") -> list[int] | None:
         """Tokens of `allowed_words`, None where anything may be written."""
