@@ -122,7 +122,7 @@ class _Mate:
 
     def open(self, connection: Any) -> None:
         """Connect, in the event loop that runs."""
-        self.client = connection(_key(self.policy.spec), self.endpoint.concurrency)
+        self.client = connection(self.endpoint.urls, _key(self.policy.spec), self.endpoint.concurrency)
         self.turnstile = asyncio.Semaphore(self.endpoint.concurrency)
 
     async def answer(self, prompt: Any, seed: int, greedy: bool) -> Action:

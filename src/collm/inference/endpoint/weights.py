@@ -56,7 +56,7 @@ async def push(urls: Sequence[str], key: str | None, policy: Policy, version: st
             await asyncio.sleep(0.5 * 2**attempt)
         return f"{url} ({problem})"
 
-    async with connection(key, len(urls)) as client:
+    async with connection(urls, key, len(urls)) as client:
         failed = [one for one in await asyncio.gather(*map(give, urls)) if one]
     if failed:
         raise TrainingError(
