@@ -16,7 +16,6 @@ from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.serving.app import Service, make_app
-from collm.serving.decoding import responder
 from collm.serving.guard import Guard, Impatient
 
 
@@ -41,11 +40,13 @@ def listening(app: Any, **options: Any) -> Iterator[str]:
 
 
 @contextmanager
-def served(policy: Policy, backend: str = "collm", key: str | None = None, max_bytes: int = 2_000_000) -> Iterator[str]:
+def served(
+    policy: Policy, backend: str = "collm", key: str | None = None, max_bytes: int = 2_000_000, trainable: bool = False
+) -> Iterator[str]:
     """The address of an agent, which ends in /v1."""
     policy.backbone.eval()
-    app = make_app(Service(policy, responder(policy, backend), "test"))
-    with listening(Guard(app, key, max_bytes)) as address:
+    app = make_app(Service(policy, backend, "test", trainable))
+    with listening(Guard(app, key, max_bytes, max_weights=10**8 if trainable else None)) as address:
         yield f"{address}/v1"
 
 

@@ -18,7 +18,7 @@ from collm.samplers.base import Sampler
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
 from collm.samplers.pipeline import Pipeline
-from collm.studies.measure import episode_record, response_time
+from collm.studies.measure import episode_record, response_time, timing
 from collm.studies.runs import read_run
 from collm.trajectory import Action, Message, Task, Trajectory, Turn
 from toy import Toy
@@ -136,11 +136,21 @@ def test_transcripts_show_the_conversation() -> None:
     )
 
 
-@pytest.mark.parametrize(("sampler", "expected"), [(Parallel(), 4.0), (Pipeline(), 6.0), (Discussion(), 8.0)])
-def test_response_time(sampler: Sampler, expected: float) -> None:
-    """Two turns, 1 s and 2 s per message: the slowest, the sum, and the slowest of two rounds."""
+@pytest.mark.parametrize(
+    ("sampler", "expected", "idle"), [(Parallel(), 4.0, 0.25), (Pipeline(), 6.0, 0.5), (Discussion(), 8.0, 0.25)]
+)
+def test_response_time(sampler: Sampler, expected: float, idle: float) -> None:
+    """Two turns, 1 s and 2 s per message: the slowest, the sum, and the slowest of two rounds.
+
+    In a turn of 2 s two agents are busy for 3 s of 4; in a pipeline of 3 s for 3 of 6; in two rounds for 6 of 8.
+    """
     (trajectory,), _ = play(sampler, a1=1.0, a2=2.0)
     assert response_time(trajectory) == pytest.approx(expected)
+    measured = timing(trajectory)
+    assert measured["turn_seconds"] == pytest.approx(expected / 2)
+    assert measured["idle_share"] == pytest.approx(idle)
+    tokens = sum(len(m.action.token_ids) for turn in trajectory.turns for a in ("a1", "a2") for m in turn.written_by(a))
+    assert measured["tokens_per_second"] == pytest.approx(tokens / expected)
 
 
 def test_cost_is_tokens_per_agent_and_turn() -> None:

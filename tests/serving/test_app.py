@@ -72,11 +72,11 @@ def test_jobs_of_one_batch_have_their_own_settings(policy: Policy) -> None:
     ]
     respond = responder(policy, "collm")
     beside, alone = respond(jobs), [respond([job])[0] for job in jobs]
-    assert [tokens for tokens, _ in beside] == [tokens for tokens, _ in alone]
-    for (_, one), (_, other) in zip(beside, alone, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
-    assert len(beside[3][0]) == 6
-    assert all(len(tokens) <= job.sampling.max_new_tokens for (tokens, _), job in zip(beside, jobs, strict=True))
+    assert [one.token_ids for one in beside] == [one.token_ids for one in alone]
+    for one, other in zip(beside, alone, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+    assert len(beside[3].token_ids) == 6
+    assert all(len(one.token_ids) <= job.sampling.max_new_tokens for one, job in zip(beside, jobs, strict=True))
 
 
 def test_the_transformers_backend_draws_by_seed_too(policy: Policy) -> None:
@@ -85,7 +85,8 @@ def test_the_transformers_backend_draws_by_seed_too(policy: Policy) -> None:
         [Job(PROMPT, Sampling(6), 1), Job(PROMPT, Sampling(6), 1), Job(PROMPT, Sampling(6, greedy=True), 1)]
     )
     assert first == second
-    assert greedy[0] == responder(policy, "collm")([Job(PROMPT, Sampling(6, greedy=True), 1)])[0][0]
+    (other,) = responder(policy, "collm")([Job(PROMPT, Sampling(6, greedy=True), 1)])
+    assert greedy.token_ids == other.token_ids
 
 
 def test_a_chat_has_the_tokens_of_training_over_four_turns(url: str, policy: Policy) -> None:

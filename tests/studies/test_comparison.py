@@ -271,12 +271,14 @@ def test_runs_and_untrained_protocols_end_to_end(
     document = json.loads((out / "table.json").read_text())
     rows = {row["label"]: row["cells"] for row in document["table"]}
     assert list(rows) == ["CC", "Parallel", "Again", "Pipeline", "Talk", "Single"]
-    assert list(rows["CC"]) == ["seconds", "cost", "message_tokens", "return", "last"]
+    times = ["seconds", "turn_seconds", "idle_share", "tokens_per_second"]
+    assert list(rows["CC"]) == [*times, "cost", "message_tokens", "return", "last"]
+    assert rows["Pipeline"]["idle_share"][0] == pytest.approx(0.5)  # one of two agents always waits
     # four tokens a message at most; in a discussion each agent writes two of them a turn
     assert rows["Parallel"]["cost"][0] <= 4.0 < rows["Talk"]["cost"][0] <= 8.0
     assert rows["Talk"]["cost"][0] == pytest.approx(2 * rows["Talk"]["message_tokens"][0])
     # the same weights, tasks and seeds play the same episodes, by whichever way they are named
-    same = [name for name in rows["Parallel"] if name != "seconds"]
+    same = [name for name in rows["Parallel"] if name not in times]
     assert [rows["Again"][name] for name in same] == [rows["Parallel"][name] for name in same]
     assert [row["label"] for row in document["overhead"]] == ["CC"]
     assert document["overhead"][0]["cells"]["joint_samples"][0] == 8.0

@@ -34,6 +34,8 @@ class EndpointSpec:
             seconds.
         concurrency: Most requests at once.
         version: What every response must give as its `system_fingerprint`; by default anything.
+        trained: Train the agent here, and push its weights to the servers, which `serve.py --trainable` started, before
+            the first rollout after an update. Responses of other weights are refused.
     """
 
     url: str | list[str] = field(default_factory=list)
@@ -46,6 +48,7 @@ class EndpointSpec:
     patience: float = 120.0
     concurrency: int = 64
     version: str | None = None
+    trained: bool = False
 
     @property
     def urls(self) -> list[str]:
@@ -71,6 +74,11 @@ class EndpointSpec:
                 raise ConfigurationError(
                     f"{name}.{setting} is {getattr(self, setting)!r}; choose one of {', '.join(allowed)}."
                 )
+        if self.trained and (self.protocol != "completions" or self.late not in ("fail", "wait") or self.version):
+            raise ConfigurationError(
+                f"{name}.trained needs the tokens that were sampled, by the weights that train: use protocol "
+                "completions, late fail or wait, and no version."
+            )
         check_numbers(name, self, retries=COUNT_OR_ZERO, patience=POSITIVE, concurrency=COUNT)
         check_numbers(name, self, deadline=POSITIVE.or_none)
         if self.api_key_env and not os.environ.get(self.api_key_env):

@@ -128,13 +128,14 @@ class PolicySpec(ModelSpec):
     @property
     def is_remote(self) -> bool:
         """Whether its weights are elsewhere."""
-        return self.engine in ("endpoint", "human")
+        trained = self.endpoint is not None and self.endpoint.trained
+        return self.engine == "human" or (self.engine == "endpoint" and not trained)
 
     @property
     def knows_text_only(self) -> bool:
         """Whether nothing is known about the tokens of its model."""
         chats = self.endpoint is not None and self.endpoint.protocol == "chat"
-        return self.engine == "human" or (self.engine == "endpoint" and chats)
+        return self.is_remote and (self.engine == "human" or chats)
 
     @property
     def learns(self) -> bool:
@@ -145,6 +146,11 @@ class PolicySpec(ModelSpec):
         if self.endpoint is None:
             raise ConfigurationError(f"{name}.engine is 'endpoint', but no {name}.endpoint.url says where it is.")
         self.endpoint.check(f"{name}.endpoint")
+        if self.endpoint.trained and (self.top_p < 1 or self.top_k or self.min_new_tokens):
+            raise ConfigurationError(
+                f"{name}.endpoint.trained needs the set that each token was drawn from, which servers do not send: set "
+                "top_p to 1, top_k and min_new_tokens to 0."
+            )
 
     def allowed_ids(self, name: str = "policy") -> list[int] | None:
         """Tokens of `allowed_words`, None where anything may be written."""

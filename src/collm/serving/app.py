@@ -14,11 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from collm.inference.endpoint.weights import VERSION_HEADER
 from collm.inference.sampling import Sampling, sampling_of
 from collm.models.policy import Policy
 from collm.serving.batcher import Batcher, Busy
 from collm.serving.conversations import Conversations
-from collm.serving.decoding import Job, Respond
+from collm.serving.decoding import Job
+from collm.serving.weights import Refused, Weights
 from collm.trajectory import Action
 
 _LETTERS_PER_TOKEN = 32  # longer texts cannot fit and are not tokenized
@@ -66,14 +68,15 @@ class Service:
 
     Args:
         policy: The agent, in evaluation mode.
-        respond: What writes its responses.
+        backend: What writes its responses; see `decoding.responder`.
         version: What responses call the weights that wrote them.
+        trainable: Take new weights from a learner.
     """
 
-    def __init__(self, policy: Policy, respond: Respond, version: str):
+    def __init__(self, policy: Policy, backend: str, version: str, trainable: bool = False):
         self.policy = policy
-        self.version = version
-        self.batcher = Batcher(respond)
+        self.weights = Weights(policy, backend, version, trainable)
+        self.batcher = Batcher(self.weights.respond)
         self.conversations = Conversations(policy)
 
     def sampling(self, given: _Settings, max_tokens: int | None) -> Sampling:
@@ -114,15 +117,15 @@ class Service:
         if size > most:
             raise HTTPException(400, f"the prompt has {size} characters; a context of this model never has over {most}")
 
-    async def answer(self, ids: list[int], sampling: Sampling, seed: int | None) -> Action:
-        """The response to a prompt."""
+    async def answer(self, ids: list[int], sampling: Sampling, seed: int | None) -> tuple[Action, str]:
+        """The response to a prompt, and the version of the weights that wrote it."""
         self.check_ids(ids, sampling.max_new_tokens)
         seed = secrets.randbits(62) if seed is None else seed
         try:
-            response = await self.batcher.answer(Job(ids, sampling, seed))
+            response, version = await self.batcher.answer(Job(ids, sampling, seed))
         except Busy as error:
             raise HTTPException(429, "too many requests wait", {"retry-after": "1"}) from error
-        return self.policy.actions([ids], [response])[0]
+        return self.policy.actions([ids], [response])[0], version
 
     def choice(self, action: Action, given: _Settings) -> dict[str, Any]:
         """What completions and chats say alike about a response."""
@@ -130,7 +133,7 @@ class Service:
         reason = "length" if action.truncated else "stop"
         return {"index": 0, "finish_reason": reason, **(ids if given.return_token_ids else {})}
 
-    def reply(self, kind: str, action: Action, choice: dict[str, Any]) -> dict[str, Any]:
+    def reply(self, kind: str, action: Action, version: str, choice: dict[str, Any]) -> dict[str, Any]:
         """The body of an answer."""
         counts = {"prompt_tokens": len(action.prompt_ids), "completion_tokens": len(action.token_ids)}
         return {
@@ -138,7 +141,7 @@ class Service:
             "object": kind,
             "created": int(time.time()),
             "model": self.policy.agent_id,
-            "system_fingerprint": self.version,
+            "system_fingerprint": version,
             "choices": [choice],
             "usage": {**counts, "total_tokens": sum(counts.values())},
         }
@@ -167,7 +170,7 @@ def make_app(service: Service) -> FastAPI:
     async def models() -> dict[str, Any]:
         room = service.policy.spec.max_tokens()
         one = {"id": service.policy.agent_id, "object": "model", "owned_by": "collm", "max_model_len": room}
-        record = {**service.policy.record(), "version": service.version}
+        record = {**service.policy.record(), "version": service.weights.version}
         return {"object": "list", "data": [{**one, "agent": record}]}
 
     @app.post("/tokenize")
@@ -185,11 +188,11 @@ def make_app(service: Service) -> FastAPI:
             ids = await asyncio.to_thread(lambda: list(encode(text).input_ids))
         else:
             ids = given.prompt
-        action = await service.answer(ids, sampling, given.seed)
+        action, version = await service.answer(ids, sampling, given.seed)
         choice = {"text": action.text, "logprobs": None, **service.choice(action, given)}
         if given.logprobs is not None:
             choice["logprobs"] = {"tokens": service.tokens_of(action), "token_logprobs": list(action.log_probs)}
-        return service.reply("text_completion", action, choice)
+        return service.reply("text_completion", action, version, choice)
 
     @app.post("/v1/chat/completions")
     async def chat(given: _Chat) -> dict[str, Any]:
@@ -200,7 +203,7 @@ def make_app(service: Service) -> FastAPI:
             ids = await asyncio.to_thread(service.conversations.prompt, messages)
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
-        action = await service.answer(ids, sampling, given.seed)
+        action, version = await service.answer(ids, sampling, given.seed)
         service.conversations.remember(messages, action)
         message = {"role": "assistant", "content": action.text}
         choice = {"message": message, "logprobs": None, **service.choice(action, given)}
@@ -208,7 +211,16 @@ def make_app(service: Service) -> FastAPI:
             pairs = zip(service.tokens_of(action), action.log_probs, strict=True)
             content = [{"token": token, "logprob": value, "top_logprobs": []} for token, value in pairs]
             choice["logprobs"] = {"content": content}
-        return service.reply("chat.completion", action, choice)
+        return service.reply("chat.completion", action, version, choice)
+
+    @app.post("/weights")
+    async def weights(request: Request) -> dict[str, str]:
+        version, content = request.headers.get(VERSION_HEADER, ""), await request.body()
+        try:
+            await service.batcher.between(lambda: service.weights.load(content, version))
+        except Refused as error:
+            raise HTTPException(409, str(error)) from error
+        return {"version": version}
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:

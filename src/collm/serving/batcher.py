@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
-from collm.models.policy import Response
-from collm.serving.decoding import Job, Respond
+from collm.serving.decoding import Job
 
 _GATHER_SECONDS = 0.002  # so that requests that are sent together are answered together
 
@@ -21,34 +21,38 @@ class Batcher:
     """Answers jobs in batches, in one thread, while the event loop goes on.
 
     Args:
-        respond: What writes the responses to a batch.
+        respond: What writes the answers to a batch.
         max_batch: Most jobs in one batch.
         max_waiting: Most jobs that may wait.
     """
 
-    def __init__(self, respond: Respond, max_batch: int = 64, max_waiting: int = 1024):
+    def __init__(self, respond: Callable[[Sequence[Job]], Sequence[Any]], max_batch: int = 64, max_waiting: int = 1024):
         self.respond = respond
         self.max_batch = max_batch
         self.max_waiting = max_waiting
-        self._jobs: asyncio.Queue[tuple[Job, asyncio.Future[Response]]] = asyncio.Queue()
+        self._jobs: asyncio.Queue[tuple[Job, asyncio.Future[Any]]] = asyncio.Queue()
 
-    async def answer(self, job: Job) -> Response:
-        """The response to a job.
+    async def answer(self, job: Job) -> Any:
+        """The answer to a job.
 
         Raises:
             Busy: Too many jobs wait already.
         """
         if self._jobs.qsize() >= self.max_waiting:
             raise Busy
-        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._jobs.put_nowait((job, future))
         return await future
+
+    async def between(self, work: Callable[[], None]) -> None:
+        """Do something while no batch is written."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The context in which jobs are answered."""
-        with ThreadPoolExecutor(1) as thread:
-            worker = asyncio.create_task(self._work(thread))
+        with ThreadPoolExecutor(1) as self._thread:
+            worker = asyncio.create_task(self._work(self._thread))
             try:
                 yield
             finally:

@@ -36,6 +36,7 @@ def serve(
     vllm_command: str = "vllm",
     vllm_arguments: str = "",
     seconds: float | None = None,
+    trainable: bool = False,
 ) -> None:
     """Serve every agent of a run as an OpenAI-compatible endpoint, until the command is stopped.
 
@@ -57,6 +58,7 @@ def serve(
         vllm_command: How vLLM's command is called, with its path where it is in an environment of its own.
         vllm_arguments: Further arguments of `vllm serve`.
         seconds: Stop after this time; by default serve until stopped.
+        trainable: Take new weights from a run whose agents have `endpoint.trained`; not with vLLM.
     """
     check_number("port", port, Range(0, 65535, whole=True))
     check_number("max_bytes", max_bytes, COUNT)
@@ -64,6 +66,8 @@ def serve(
     check_key(host, api_key_env)
     if backend != "vllm":
         check_installed()
+    elif trainable:
+        raise ConfigurationError("trainable is true, but vLLM takes no weights; use backend collm or transformers.")
     folders = agent_folders(run)
     unknown = sorted(set(agents or []) - set(folders))
     if unknown:
@@ -77,7 +81,7 @@ def serve(
         if backend == "vllm":
             command = vllm(name, folder, host, number, vllm_command, vllm_arguments)
         else:
-            command = own(folder, backend, host, number, api_key_env, max_bytes)
+            command = own(folder, backend, host, number, api_key_env, max_bytes) + ["--trainable"] * trainable
         # vLLM reads its key from the environment, so that no command line shows it
         variables = {"VLLM_API_KEY": os.environ[api_key_env]} if backend == "vllm" and api_key_env else {}
         servers.append(Server(folder_name(name), command, f"http://{_in_url(host)}:{number}/health", variables))

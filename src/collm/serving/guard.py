@@ -26,13 +26,22 @@ class Guard:
         key: What clients send as `Authorization: Bearer KEY`; None for no key.
         max_bytes: Longest body of a request.
         body_seconds: Longest time in which a body has to arrive.
+        max_weights: Longest body at `/weights`, which may take 20 times as long; by default no other than elsewhere.
     """
 
-    def __init__(self, app: App, key: str | None, max_bytes: int = 2_000_000, body_seconds: float = 30.0):
+    def __init__(
+        self,
+        app: App,
+        key: str | None,
+        max_bytes: int = 2_000_000,
+        body_seconds: float = 30.0,
+        max_weights: int | None = None,
+    ):
         self.app = app
         self.key = key
         self.max_bytes = max_bytes
         self.body_seconds = body_seconds
+        self.max_weights = max_weights
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,17 +53,20 @@ class Guard:
             if not hmac.compare_digest(given, f"Bearer {self.key}".encode()):
                 await _refuse(send, 401, "the API key is missing or wrong")
                 return
+        most, seconds = self.max_bytes, self.body_seconds
+        if scope["path"] == "/weights" and self.max_weights is not None:
+            most, seconds = self.max_weights, 20 * seconds
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.max_bytes:
-            await _refuse(send, 413, f"the body has {length[:20].decode('latin1')} bytes, more than {self.max_bytes}")
+        if not length.isdigit() or int(length) > most:
+            await _refuse(send, 413, f"the body has {length[:20].decode('latin1')} bytes, more than {most}")
             return
         try:
-            body = await asyncio.wait_for(self._body(receive), self.body_seconds)
+            body = await asyncio.wait_for(self._body(receive, most), seconds)
         except (TimeoutError, asyncio.TimeoutError):
-            await _refuse(send, 408, f"the body did not arrive within {self.body_seconds:g} seconds")
+            await _refuse(send, 408, f"the body did not arrive within {seconds:g} seconds")
             return
         if body is None:
-            await _refuse(send, 413, f"the body has more than {self.max_bytes} bytes")
+            await _refuse(send, 413, f"the body has more than {most} bytes")
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -63,16 +75,17 @@ class Guard:
 
         await self.app(scope, replay, send)
 
-    async def _body(self, receive: Receive) -> bytes | None:
+    @staticmethod
+    async def _body(receive: Receive, most: int) -> bytes | None:
         """The body of a request, None where it is too long."""
-        body = b""
+        body = bytearray()
         while True:
             message = await receive()
             body += message.get("body", b"")
-            if len(body) > self.max_bytes:
+            if len(body) > most:
                 return None
             if not message.get("more_body"):
-                return body
+                return bytes(body)
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:

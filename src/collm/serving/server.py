@@ -9,13 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-import torch
 import uvicorn
 
 from collm.errors import ConfigurationError
 from collm.serving.agents import load_agent
 from collm.serving.app import Service, make_app
-from collm.serving.decoding import responder
 from collm.serving.guard import Guard, Impatient
 
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections, so that none is closed while a request is sent
@@ -42,7 +40,7 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def serve(folder: Path, backend: str, host: str, port: int, key: str | None, max_bytes: int) -> None:
+def serve(folder: Path, backend: str, host: str, port: int, key: str | None, max_bytes: int, trainable: bool) -> None:
     """Serve one agent until the process is told to stop.
 
     Args:
@@ -52,11 +50,12 @@ def serve(folder: Path, backend: str, host: str, port: int, key: str | None, max
         port: Port to listen at.
         key: Key that clients have to send; None for none.
         max_bytes: Longest request.
+        trainable: Take new weights from a learner.
     """
     policy = load_agent(folder, backend)
-    with torch.inference_mode():
-        service = Service(policy, responder(policy, backend), version_of(folder))
-    guarded = Guard(make_app(service), key, max_bytes)
+    service = Service(policy, backend, version_of(folder), trainable)
+    size = sum(weight.numel() * weight.element_size() for weight in policy.backbone.parameters())
+    guarded = Guard(make_app(service), key, max_bytes, max_weights=2 * size + 10_000_000 if trainable else None)
     uvicorn.run(
         guarded,
         host=host,
@@ -79,11 +78,12 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--key-env")
     parser.add_argument("--max-bytes", type=int, required=True)
+    parser.add_argument("--trainable", action="store_true")
     given = parser.parse_args()
     end_with_parent()
     key = os.environ[given.key_env] if given.key_env else None
     try:
-        serve(given.folder, given.backend, given.host, given.port, key, given.max_bytes)
+        serve(given.folder, given.backend, given.host, given.port, key, given.max_bytes, given.trainable)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

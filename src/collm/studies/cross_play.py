@@ -175,10 +175,10 @@ def draw(path: Path, table: Table, first: str) -> None:
     bars.invert_yaxis()
     bars.set_xlabel(_RETURN)
     means = [[cell[0] for cell in line] for line in table.matrix]
-    panel.imshow(means, cmap="viridis", vmin=0)
+    panel.imshow(means, cmap="Blues", vmin=0, vmax=1.5 * max(map(max, means), default=1.0))
     for i, line in enumerate(means):
         for j, mean in enumerate(line):
-            panel.text(j, i, f"{mean:.2f}", ha="center", va="center", color="white")
+            panel.text(j, i, f"{mean:.2f}", ha="center", va="center")
     ticks = range(len(means))
     panel.set_xticks(ticks, [f"run {index}" for index in ticks])
     panel.set_yticks(ticks, [f"run {index}" for index in ticks])

@@ -48,18 +48,20 @@ class MeasureEpisodes(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         trajectories, self._trajectories = self._trajectories, []
+        timed = self.time_episodes(trainer, pl_module) if self.timed_episodes else []
         record = {
             "tasks": [trajectory.task.task_id for trajectory in trajectories],
             "episodes": [episode_record(trajectory) for trajectory in trajectories],
-            "seconds": self.time_episodes(trainer, pl_module) if self.timed_episodes else [],
+            "seconds": [response_time(trajectory) for trajectory in timed],
+            "timing": [timing(trajectory) for trajectory in timed if trajectory.turns],
             "joint_samples": pl_module.joint_samples,
         }
         write_text(self.path, json.dumps(record))
 
-    def time_episodes(self, trainer: L.Trainer, pl_module: Any) -> list[float]:
-        """Response times of episodes that are played one at a time."""
+    def time_episodes(self, trainer: L.Trainer, pl_module: Any) -> list[Trajectory]:
+        """Episodes that are played one at a time, with the time of every response."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        seconds = []
+        timed = []
         for index in range(-1, self.timed_episodes):  # the first episode is a warm-up
             number = max(0, index)
             task = data.eval_tasks[number % len(data.eval_tasks)]
@@ -73,8 +75,8 @@ class MeasureEpisodes(L.Callback):
                     greedy=data.eval_greedy,
                 )
             if index >= 0:
-                seconds.append(response_time(trajectory))
-        return seconds
+                timed.append(trajectory)
+        return timed
 
 
 def episode_record(trajectory: Trajectory) -> dict[str, Any]:
@@ -102,6 +104,20 @@ def response_time(trajectory: Trajectory) -> float:
                 spent[agent_id] = spent.get(agent_id, 0.0) + message.action.seconds
         total += sum(max(spent.values()) for spent in rounds.values())
     return total
+
+
+def timing(trajectory: Trajectory) -> dict[str, float]:
+    """Seconds of a turn, the share of them in which an agent only waits, and tokens per second of the team."""
+    seconds = response_time(trajectory)
+    agents = trajectory.turns[0].actions
+    written = [m.action for turn in trajectory.turns for agent_id in agents for m in turn.written_by(agent_id)]
+    busy = sum(action.seconds for action in written)
+    tokens = sum(len(action.token_ids) for action in written)
+    return {
+        "turn_seconds": seconds / len(trajectory.turns),
+        "idle_share": 1 - busy / (len(agents) * seconds) if seconds else 0.0,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+    }
 
 
 class _Stopwatch:

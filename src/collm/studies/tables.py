@@ -10,7 +10,14 @@ from pathlib import Path
 
 from collm.runtime.files import replacing
 
-RENAMED = {"seconds": "time (s)", "cost": "cost (tokens)", "message_tokens": "tokens/message"}
+RENAMED = {
+    "seconds": "time (s)",
+    "turn_seconds": "time of a turn (s)",
+    "idle_share": "idle share",
+    "tokens_per_second": "tokens/s",
+    "cost": "cost (tokens)",
+    "message_tokens": "tokens/message",
+}
 
 Cell = tuple[float, float, float]
 

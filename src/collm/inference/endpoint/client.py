@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 _CONNECT_SECONDS = 10.0
+_TRIAL_SECONDS = 180.0  # of a server that was just started
 _IDLE_SECONDS = 2.0  # connections are not used again after this time: servers close theirs after 5 or more
 _AGAIN = {408, 409, 425, 429}
 
@@ -55,14 +56,16 @@ class Answer:
     version: str | None
 
 
-def connection(key: str | None, concurrency: int) -> httpx.AsyncClient:
+def connection(urls: Sequence[str], key: str | None, concurrency: int) -> httpx.AsyncClient:
     """A client for many requests at once; closing it is for the caller.
 
     Args:
+        urls: Addresses of the servers.
         key: Key of the servers, if they want one.
         concurrency: Most connections.
     """
     return httpx.AsyncClient(
+        verify=any(url.startswith("https:") for url in urls),  # reading certificates takes longer than a request
         headers={"authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # deadlines are set for whole answers
         limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=_IDLE_SECONDS),
@@ -184,7 +187,7 @@ async def described(url: str, key: str | None, model: str) -> dict[str, Any]:
     Raises:
         Fault: The server cannot be used.
     """
-    async with connection(key, 1) as client:
+    async with connection([url], key, 1) as client:
         listed = (await asyncio.wait_for(request(client, "GET", f"{url}/models", None, 4_000_000), 60.0)).get("data")
     models = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     records = [one["agent"] for one in models if one.get("id") == model and isinstance(one.get("agent"), dict)]
@@ -204,12 +207,12 @@ async def introduced(urls: Sequence[str], key: str | None, model: str, chats: bo
     Raises:
         Fault: Says what is wrong, for people to read.
     """
-    async with connection(key, len(urls)) as client:
+    async with connection(urls, key, len(urls)) as client:
         for url in urls:
             try:
-                await asyncio.wait_for(_introduced(client, url, model, chats, probe), 60.0)
+                await asyncio.wait_for(_introduced(client, url, model, chats, probe), _TRIAL_SECONDS)
             except (TimeoutError, asyncio.TimeoutError) as error:
-                raise Fault(f"{url} does not answer within 60 seconds") from error
+                raise Fault(f"{url} does not answer within {_TRIAL_SECONDS:g} seconds") from error
 
 
 async def _introduced(client: httpx.AsyncClient, url: str, model: str, chats: bool, probe: dict[str, Any]) -> None:

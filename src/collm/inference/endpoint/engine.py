@@ -10,12 +10,14 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import torch
 
 from collm.errors import ConfigurationError
 from collm.inference.base import Engine, Prompts
 from collm.inference.endpoint.latency import Latency
+from collm.inference.endpoint.weights import push
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy, Response
@@ -33,7 +35,21 @@ class EndpointEngine(Engine):
 
     def __init__(self, policies: Mapping[str, Policy]):
         super().__init__(policies)
+        self.run = uuid4().hex  # servers take weights of one run only
         self.mates = {agent_id: _Mate(policy) for agent_id, policy in policies.items()}
+
+    def sync(self, version: int, keep_cache: bool = False) -> None:
+        """Push the weights of agents that train here, if they are newer than those of the servers; see `Engine.sync`.
+
+        Raises:
+            TrainingError: A server did not take them.
+        """
+        super().sync(version, keep_cache)
+        for mate in self.mates.values():
+            mate.policy_version = version if mate.endpoint.trained else None
+            if mate.endpoint.trained and mate.wanted != f"{self.run}:{version}":
+                mate.wanted = f"{self.run}:{version}"
+                _run(push(mate.endpoint.urls, _key(mate.policy.spec), mate.policy, mate.wanted))
 
     @classmethod
     def check(cls, name: str, spec: PolicySpec) -> None:
@@ -95,6 +111,8 @@ class _Mate:
         self.policy = policy
         self.endpoint = policy.spec.endpoint
         self.latency = Latency(self.endpoint.patience)
+        self.wanted = self.endpoint.version  # of the weights that answer
+        self.policy_version: int | None = None  # the same as a number of updates, where they train here
         self.loads = dict.fromkeys(self.endpoint.urls, 0)  # requests on their way
         self.clear()
 
@@ -104,7 +122,7 @@ class _Mate:
 
     def open(self, connection: Any) -> None:
         """Connect, in the event loop that runs."""
-        self.client = connection(_key(self.policy.spec), self.endpoint.concurrency)
+        self.client = connection(self.endpoint.urls, _key(self.policy.spec), self.endpoint.concurrency)
         self.turnstile = asyncio.Semaphore(self.endpoint.concurrency)
 
     async def answer(self, prompt: Any, seed: int, greedy: bool) -> Action:
@@ -164,14 +182,17 @@ class _Mate:
             raise _Failed(fault.cause, url, fault.again, fault.after) from fault
         finally:
             self.loads[url] -= 1
-        if self.endpoint.version not in (None, answer.version):
-            raise _Failed("version", url, len(self.loads) > 1, None)
+        if self.wanted not in (None, answer.version):
+            raise _Failed("stale" if self.endpoint.trained else "version", url, len(self.loads) > 1, None)
+        if self.endpoint.trained and answer.log_probs is None:
+            raise _Failed("no_log_probs", url, False, None)
         seconds = time.monotonic() - began
         self.latency.record(seconds, load)
         if answer.token_ids is None:
             return Action(answer.text, truncated=answer.truncated, seconds=seconds)
         log_probs = answer.log_probs or [0.0] * len(answer.token_ids)
-        return replace(self.policy.actions([prompt], [Response(answer.token_ids, log_probs)])[0], seconds=seconds)
+        (action,) = self.policy.actions([prompt], [Response(answer.token_ids, log_probs)], self.policy_version)
+        return replace(action, seconds=seconds)
 
     def body(self, prompt: Any, seed: int, greedy: bool) -> dict[str, Any]:
         """The request for an answer; what hosted models may not know is left out where it is a default."""
@@ -198,7 +219,7 @@ class _Mate:
 
     def stand_in(self, prompt: Any, cause: str) -> Action:
         """The action in place of one that did not come, for `cause`."""
-        last = prompt.last if self.endpoint.late == "last" else None
+        last = getattr(prompt, "last", None) if self.endpoint.late == "last" else None
         if last is None:
             action = self.policy.encode_action("", prompt)
         else:
