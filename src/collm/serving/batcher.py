@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from collm.serving.decoding import Job, Respond, Response
+from collm.models.policy import Response
+from collm.serving.decoding import Job, Respond
 
 _GATHER_SECONDS = 0.002  # so that requests that are sent together are answered together
 

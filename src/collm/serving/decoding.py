@@ -31,6 +31,7 @@ class Job:
 
 
 Respond = Callable[[Sequence[Job]], list[Response]]
+"""What writes the responses of several jobs."""
 
 
 def responder(policy: Policy, backend: str) -> Respond:
