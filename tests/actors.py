@@ -27,6 +27,9 @@ class Scripted:
     def serving(self, version: int, keep_cache: bool = False) -> Iterator[Scripted]:
         yield self
 
+    def take_numbers(self) -> dict[str, list[float]]:
+        return {}
+
     def prompt(self, agent_id: str, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         return self.policies[agent_id].prompt(observations, actions)
 

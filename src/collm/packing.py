@@ -31,7 +31,7 @@ class TokenSequence:
         old_log_probs: Behaviour log-probability at the scored positions of a policy, 0 elsewhere, length L; empty for
             critics.
         sampling_masks: The sets that the tokens at all positions were drawn from, one piece after the other, together
-            of length L; empty where nothing was cut.
+            of at most length L; where they end, nothing more was cut.
         trainer_log_probs: What the policy that trains gave the tokens before the first step, like `old_log_probs`;
             empty unless that has to be kept.
     """
@@ -143,8 +143,9 @@ def action_sequences(trajectories: Iterable[Trajectory], agent_id: str) -> list[
             current.ids.extend(action.token_ids)
             current.turns.extend([turn] * len(action.token_ids))
             current.old_log_probs.extend(action.log_probs if turn >= 0 else [0.0] * len(action.token_ids))
-            of_action = action.sampling_mask or SamplingMask.uncut(len(action.token_ids))
-            current.sampling_masks.extend([SamplingMask.uncut(len(context)), of_action])
+            if action.sampling_mask is not None:  # what came before without one was drawn from the whole vocabulary
+                missing = len(current.ids) - sum(map(len, [*current.sampling_masks, action.sampling_mask]))
+                current.sampling_masks.extend([SamplingMask.uncut(missing), action.sampling_mask])
     return [sequence for sequence in sequences if any(turn >= 0 for turn in sequence.turns)]
 
 
@@ -190,12 +191,13 @@ def pad_sequences(sequences: Sequence[TokenSequence], pad_id: int, device: torch
 
 def _joined_masks(sequences: Sequence[TokenSequence], length: int, scored: Tensor) -> SamplingMask | None:
     """The sets of the scored tokens, whose mask is [R, L]; None where nothing was cut."""
+    if not any(sequence.sampling_masks for sequence in sequences):
+        return None
     pieces = []
     for sequence in sequences:
         missing = length - sum(map(len, sequence.sampling_masks))
         pieces += [*sequence.sampling_masks, SamplingMask.uncut(missing)]
-    joined = SamplingMask.join(pieces)
-    return joined.take(scored.flatten()) if len(joined.ids) else None
+    return SamplingMask.join(pieces).take(scored.flatten())
 
 
 def similar_lengths(lengths: Sequence[int], max_tokens: float = math.inf) -> list[list[int]]:

@@ -147,7 +147,6 @@ class Turn:
                 {"agent_id": message.agent_id, "observation": message.observation, "text": message.action.text}
                 for message in self.messages
             ],
-            "branch": self.position(),
             "features": self.features,
             "state_text": self.state_text,
             "progress": self.progress,
@@ -163,13 +162,6 @@ class Turn:
             "info": self.info,
             **{name: value for name, value in optional.items() if value not in ([], {}, "", None)},
         }
-
-    def position(self) -> dict[str, Any]:
-        """The place of the turn in its rollout tree, and the ids of its actions, which its siblings may share."""
-        if self.branch is None:
-            return {}
-        uids = {agent_id: action.uid for agent_id, action in self.actions.items()}
-        return {"node": self.branch.node, "parent": self.branch.parent, "actions": uids}
 
 
 @dataclass

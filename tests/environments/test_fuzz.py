@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from collm.environments.base import Environment
 from collm.environments.building.house_build import HouseBuild
 from collm.environments.building.str_build import StrBuild
+from collm.environments.coding.class_eval import ClassEval
 from collm.environments.coding.task import Coding
 from collm.environments.games.bridge_build import BridgeBuild
 from collm.environments.games.resource_gathering import ResourceGathering
+from collm.environments.reward_function import RewardFunctionTask
+from collm.environments.tools.function_calling import FunctionCalling
 from collm.environments.writing.arxiv import ArXiv
 from collm.environments.writing.tldr import TLDR
 from collm.sandbox.pool import Sandbox
@@ -38,6 +41,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{name}_{talk}": (name, {"communication": talk}) for name in GAMES for talk in ("none", "facts", "text")},
     "gathering_late": ("gathering", {"reward": "sparse", "level": 3, "horizon": 8, "prompt": "compact"}),
     "bridge_late": ("bridge", {"reward": "sparse", "prompt": "compact"}),
+}
+CLASSES |= {"reward_function": RewardFunctionTask, "function_calling": FunctionCalling, "class_eval": ClassEval}
+FENCE = {"dataset": "samples", "reward": "collm.environments.example_rewards.fence", "min_reward": -1.0}
+VARIANTS |= {
+    "reward_function": ("reward_function", {**FENCE, "templates": {"left": "{plan}", "right": "{posts}"}}),
+    "function_calling": ("function_calling", {"num_agents": 3}),
+    "function_calling_alone": ("function_calling", {"num_agents": 1}),
+    "class_eval": ("class_eval", {"horizon": 2}),
+    "class_eval_sparse": ("class_eval", {"horizon": 2, "reward_density": "sparse", "deal": "blocks", "num_agents": 5}),
 }
 
 WORDS = st.sampled_from(
@@ -93,8 +105,17 @@ PROGRAMS = st.builds(
     BODIES,
     st.sampled_from(["", "X = 1\n", "print(1)\n", "def cut(", "import nothing_here\n"]),
 )
+CALLS = st.sampled_from(
+    [
+        *("switch_light(room='kitchen', on=True)", "switch_light(room=", "get_weather(city='Rome', city=1)", "[", "]"),
+        *("set_timer(minutes=-5)", "f(**x)", "- math.square_root(number=9)", "f(x={'a': [1, {}]})", "()", "=", "'"),
+        *("def deposit(self, amount):", "def withdraw(self, amount): return True", "class Account:", "    return 8"),
+        *("    self.balance += amount", "@property", "def history(self): raise SystemExit", "import os; os._exit(1)"),
+    ]
+)
 TEXTS = (
     PROGRAMS
+    | st.lists(CALLS, max_size=8).map("\n".join)
     | st.lists(WORDS, max_size=300).map(" ".join)
     | st.lists(COMMANDS, max_size=12).map("\n".join)
     | st.lists(MOVES, max_size=12).map("\n".join)
@@ -111,7 +132,7 @@ def sandbox() -> Sandbox:
 @cache
 def environment(variant: str) -> Environment:
     name, options = VARIANTS[variant]
-    if name == "coding":
+    if name in ("coding", "class_eval"):
         options = {**options, "sandbox": sandbox()}
     if name == "house_build":
         options = {**options, "num_houses": 3, "num_eval": 1, "size": (4, 4, 4)}

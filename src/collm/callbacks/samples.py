@@ -111,9 +111,11 @@ class LogSamples(L.Callback):
             firsts = {trajectory.task.task_id: index for index, trajectory in reversed([*enumerate(trajectories)])}
             with_tokens = set(sorted(firsts.values())[: self.num_with_tokens])
             path.parent.mkdir(parents=True, exist_ok=True)
+            numbers: dict[str, str] = {}  # of actions, so that transcripts do not depend on random ids
             with path.open("w" if batch_idx == 0 else "a") as file:
                 for index, trajectory in enumerate(trajectories):
                     record = trajectory.record()
+                    add_branches(record, trajectory, numbers)
                     if index in with_tokens:
                         add_tokens(record, trajectory, pl_module.policies)
                     file.write(json.dumps(record) + "\n")
@@ -133,6 +135,14 @@ def note_estimates(batch: RolloutBatch, estimates: Mapping[str, Tensor]) -> None
         for trajectory, row in zip(batch.trajectories, values.tolist(), strict=True):
             for turn, value in zip(trajectory.turns, row, strict=False):
                 turn.estimates[name] = value
+
+
+def add_branches(record: dict[str, Any], trajectory: Trajectory, numbers: dict[str, str]) -> None:
+    """Add to a transcript the place of every turn in its rollout tree, and which actions siblings share, by number."""
+    for kept, turn in zip(record["turns"], trajectory.turns, strict=True):
+        if turn.branch is not None:
+            actions = {name: numbers.setdefault(one.uid, str(len(numbers))) for name, one in turn.actions.items()}
+            kept["branch"] = {"node": turn.branch.node, "parent": turn.branch.parent, "actions": actions}
 
 
 def add_tokens(record: dict[str, Any], trajectory: Trajectory, policies: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 FILES = {
     "replay": ("replay.html", "the episodes, turn by turn: open it in a browser"),
@@ -30,6 +32,9 @@ class PrintSummary(L.Callback):
         rows = [("network", "model", "parameters", "trained", "numbers", "device"), *networks(pl_module)]
         if trainer.is_global_zero:
             print("\n" + in_columns(rows))
+        slow = pl_module.device.type == "cpu" and not bfloat16_is_fast()
+        if slow and any(one.lm.dtype == torch.bfloat16 for one in pl_module.backbones.values()):
+            rank_zero_warn("this processor has no instructions for bfloat16: dtype float32 is some forty times as fast")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         found = [trainer.callback_metrics.get(f"eval/return{end}") for end in ("", "_low", "_high")]
@@ -59,6 +64,11 @@ class PrintSummary(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.returns = [[float(value) for value in one] for one in state["returns"]]
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def networks(module: Any) -> Iterator[tuple[str, ...]]:

@@ -1,0 +1,132 @@
+"""What callbacks write: transcripts with all that the replay page shows, curves, tables; and nothing in a trial run."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from collm.callbacks.curve import draw_curve
+from collm.callbacks.samples import add_branches, add_tokens, note_estimates
+from collm.callbacks.summary import in_columns
+from collm.callbacks.threads import ChooseThreads
+from collm.environments.contract import drawn
+from collm.errors import ConfigurationError
+from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
+from toy import Toy
+
+
+def trajectory(*actions: Action, branches: bool = False) -> Trajectory:
+    """An episode of one agent with a turn for each action."""
+    turns = [
+        Turn({"a": "o"}, {"a": action}, 1.0, branch=Branch(index, index - 1) if branches else None)
+        for index, action in enumerate(actions)
+    ]
+    return Trajectory(Task("t", {}), 0, 2, 1.0, turns)
+
+
+def test_estimates_are_written_to_the_turns_they_belong_to():
+    batch = collate([trajectory(Action("x"), Action("y")), trajectory(Action("z"))])
+    note_estimates(batch, {"V(h)": torch.tensor([[0.25, 0.5], [0.75, 0.0]])})
+    assert [turn.estimates for turn in batch.trajectories[0].turns] == [{"V(h)": 0.25}, {"V(h)": 0.5}]
+    assert [turn.estimates for turn in batch.trajectories[1].turns] == [{"V(h)": 0.75}]
+    assert batch.trajectories[1].record()["turns"][0]["estimates"] == {"V(h)": 0.75}
+
+
+def test_tokens_stand_beside_their_log_probabilities():
+    episode = trajectory(Action("ab", token_ids=[1, 2], log_probs=[-0.5, -2.00049]))
+    record = episode.record()
+    policies = {"a": SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "-ab"[ids[0]]))}
+    add_tokens(record, episode, policies)
+    assert record["turns"][0]["tokens"] == {"a": [["a", -0.5], ["b", -2.0]]}
+
+
+def test_siblings_that_share_an_action_have_the_same_number():
+    shared, other = Action("x"), Action("y")
+    numbers: dict[str, str] = {}
+    records = []
+    for episode in (
+        trajectory(shared, branches=True),
+        trajectory(other, branches=True),
+        trajectory(shared, branches=True),
+    ):
+        records.append(episode.record())
+        add_branches(records[-1], episode, numbers)
+    assert [record["turns"][0]["branch"]["actions"] for record in records] == [{"a": "0"}, {"a": "1"}, {"a": "0"}]
+    assert "branch" not in trajectory(shared).record()["turns"][0]
+
+
+def test_the_curve_shows_the_interval_and_survives_a_single_point():
+    picture = np.asarray(draw_curve([(0, 0.0, -1.0, 1.0), (100, 0.0, -1.0, 1.0)]))
+    column = picture[:, 500]
+    band = (column == np.array([0xCF, 0xE2, 0xF3])).all(-1).sum()
+    # from -1 to 1 of an axis from -1.2 to 1.2, which is 440 pixels high, without the line and four grid lines
+    assert band == pytest.approx(440 * 2 / 2.4 - 4, abs=6)
+    assert draw_curve([(0, 1.0, 1.0, 1.0)]).size == (1000, 560)
+
+
+def test_columns_are_aligned():
+    assert in_columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+
+
+@pytest.mark.parametrize(
+    ("size", "variable", "num_threads", "expected"),
+    [(100, None, None, 1), (30_000_000, None, None, 2), (100, "2", None, 2), (30_000_000, None, 1, 1)],
+)
+def test_small_models_use_one_thread(monkeypatch, size, variable, num_threads, expected):
+    used = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    weights = [torch.empty(size, device="meta")]
+    module = SimpleNamespace(device=torch.device("cpu"), backbones={"a": SimpleNamespace(parameters=lambda: weights)})
+    try:
+        torch.set_num_threads(2)
+        ChooseThreads(num_threads).on_fit_start(None, module)  # type: ignore[arg-type]
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(used)
+
+
+@pytest.mark.parametrize("picture", [7, "<script>", "<svg" + " " * 300_000])
+def test_pictures_that_are_no_svg_are_refused(monkeypatch, picture):
+    environment = Toy()
+    monkeypatch.setattr(Toy, "render_turn", lambda self, state: picture)
+    state, _ = environment.reset(environment.tasks("eval")[0], random.Random(0))
+    with pytest.raises(ConfigurationError, match="render_turn returned"):
+        drawn(environment, state)
+
+
+def test_a_run_leaves_a_replay_with_values_tokens_and_siblings(fit, run_folder, capsys):
+    cross = ["--data.eval_sampler=Tree", "--data.eval_sampler.joint=cross", "--data.eval_episodes_per_task=2"]
+    assert fit("--trainer.max_epochs=1", *cross) == 0
+    first, second = sorted((run_folder / "transcripts").glob("*.jsonl"))
+    episodes = [json.loads(line) for line in second.read_text().splitlines()]
+    turn = episodes[0]["turns"][0]
+    assert set(turn["estimates"]) == {"V(h)", "advantage"}
+    assert "".join(piece for piece, _ in turn["tokens"]["a1"]).startswith(turn["actions"]["a1"][:1])
+    assert all(log_prob <= 0 for _, log_prob in turn["tokens"]["a1"])
+    roots = [one["turns"][0]["branch"] for one in episodes if one["task_id"] == episodes[0]["task_id"]]
+    assert {one["parent"] for one in roots} == {roots[0]["parent"]}
+    assert len({one["node"] for one in roots}) == 4  # two responses of each agent, crossed
+    assert {tuple(one["actions"].values()) for one in roots} == {
+        (x, y) for x in {one["actions"]["a1"] for one in roots} for y in {one["actions"]["a2"] for one in roots}
+    }
+    page = (run_folder / "replay.html").read_text()
+    assert '"V(h)"' in page
+    assert (run_folder / "return.png").is_file()
+    told = capsys.readouterr().out
+    assert "network" in told
+    assert "return on held-out tasks: " in told
+    assert "replay.html" in told
+
+
+def test_a_trial_run_leaves_nothing_behind(fit, tmp_path: Path):
+    before = {path for path in tmp_path.rglob("*") if path.suffix != ".pyc"}
+    assert fit("--trainer.fast_dev_run=true") == 0
+    assert {path for path in tmp_path.rglob("*") if path.suffix != ".pyc"} == before
