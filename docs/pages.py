@@ -1,14 +1,20 @@
-"""What mkdocs calls while it builds the site: pages of the navigation that are not written yet are left out."""
+"""What mkdocs calls while it builds the site: pages that are not written are left out, files outside are named."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 
 def on_config(config: Any) -> None:
     """Drop entries of `nav` without a file."""
-    config.nav = [entry for entry in map(_present, config.nav, [Path(config.docs_dir)] * len(config.nav)) if entry]
+    config.nav = [entry for entry in (_present(one, Path(config.docs_dir)) for one in config.nav) if entry]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Name files of the repository that are no pages of the site, in place of links to them."""
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", markdown)
 
 
 def _present(entry: Any, folder: Path) -> Any:

@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy(name):
 
 def test_every_tool_is_a_command_and_calls_it():
     tools = {path.stem for path in (REPOSITORY / "tools").glob("*.py")}
-    assert tools <= set(commands.names())
+    assert tools - set(commands.names()) <= {"gathering"}  # writes results of this repository
     assert {"fit", "compare", "study", "gradient", "report", "score", "plan", "bench", "ceiling", "replay"} <= tools
 
 
@@ -132,3 +132,24 @@ def test_a_wheel_holds_the_configurations_and_the_page(tmp_path):
         assert f"collm/{path}" in names
     (points,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "collm = collm.commands:main" in zipfile.ZipFile(wheel).read(points).decode()
+
+
+BROKEN = {
+    "a typo": ("from collm.environments.base import Environmant\n", ["ImportError", "Environmant", "mine.py line 1"]),
+    "a name": ("x = 1\ny = zz\n", ["NameError: name 'zz' is not defined", "mine.py line 2", "y = zz"]),
+    "no Python": ("def f(:\n", ["SyntaxError", "mine.py line 1: def f(:"]),
+    "a package": ("import never_heard_of\n", ["no module named 'never_heard_of'"]),
+}
+
+
+@pytest.mark.parametrize(("text", "fragments"), BROKEN.values(), ids=BROKEN)
+def test_a_mistake_in_a_file_of_ones_own_is_named_first_with_its_line(
+    fit, capsys, tmp_path, monkeypatch, text, fragments
+):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert fit("--data.environment=mine.Mine") in (1, 2)
+    message = capsys.readouterr().err.partition("error: ")[2]
+    assert [fragment for fragment in fragments if fragment not in message] == [], message
+    assert "is not a class that fits here" not in message
+    sys.modules.pop("mine", None)

@@ -34,8 +34,9 @@ LEAVES = {
     "models/dialogue.py",  # a history as tokens
     "models/loading.py",  # text as tokens
     "models/backbone.py",  # tokens as hidden states and logits
+    "models/policy_spec.py",  # settings of a policy
     "models/scores.py",  # logits as log-probabilities and entropies
-    "models/policy_spec.py",  # whether the gap between sampler and trainer is corrected
+    "sampling_mask.py",  # the tokens that each token was drawn from
     "models/dropout.py",  # train mode without dropout
     "critics/base.py",  # the interface of critics
     "critics/histories.py",  # a joint history as tokens

@@ -52,14 +52,14 @@ class SamplingMask:
         return cls(torch.cat([mask.ids for mask in masks]), torch.cat([mask.counts for mask in masks]))
 
     def take(self, index: Tensor) -> SamplingMask:
-        """The sets at these places, [M], or where this mask [L] is True."""
+        """The sets at these positions, [M], or where this mask [L] is True."""
         if index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
         sizes = self.counts.abs()
         starts, taken = sizes.cumsum(0) - sizes, sizes[index]
         shifts = starts[index] - (taken.cumsum(0) - taken)
-        places = torch.arange(int(taken.sum()), device=self.ids.device) + shifts.repeat_interleave(taken)
-        return SamplingMask(self.ids[places], self.counts[index])
+        positions = torch.arange(int(taken.sum()), device=self.ids.device) + shifts.repeat_interleave(taken)
+        return SamplingMask(self.ids[positions], self.counts[index])
 
     def split(self, sizes: Sequence[int]) -> list[SamplingMask]:
         """The sets in parts of these lengths."""

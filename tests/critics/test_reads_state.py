@@ -86,5 +86,5 @@ def test_missing_state_text_is_refused(no_weights: None, reads: str) -> None:
     with pytest.raises(ConfigurationError, match=f"critic.reads is '{reads}', but SimpleNamespace does not describe"):
         critic.check(silent)
     LanguageModelCritic().check(silent)
-    with pytest.raises(ConfigurationError, match="critic.reads is 'mind'; choose history, state or both"):
+    with pytest.raises(ConfigurationError, match="critic.reads is 'mind'; choose one of history, state, both"):
         LanguageModelCritic(reads="mind")

@@ -158,6 +158,7 @@ def test_several_turns_with_feedback_and_an_early_end() -> None:
     game = task("mine.earlier", feedback="mine.hint", horizon=3)
     one = first(game, a="x", b="")
     assert (one.reward, one.observations, one.terminated) == (0.0, {"a": "after 0", "b": "x"}, False)
+    assert ">a: x<" in game.render_turn(one.state)
     two = game.step(one.state, {"a": "y", "b": ""})
     assert (two.reward, two.observations) == (0.1, {"a": "after 1", "b": "y"})
     three = game.step(two.state, {"a": "y", "b": ""})

@@ -60,8 +60,10 @@ def play(game: TwoTurns, sampler: Sampler | None = None, num: int = 2, retries: 
 
 
 def told(trajectory: Trajectory) -> dict:
-    """All that is recorded of an episode but its failures."""
-    return {name: value for name, value in trajectory.record().items() if name not in ("failures", "error")}
+    """All that is recorded of an episode but its failures and the unique ids of its actions."""
+    record = trajectory.record()
+    turns = [{name: value for name, value in turn.items() if name != "branch"} for turn in record["turns"]]
+    return {"turns": turns, **{name: record[name] for name in ("task_id", "return", "metrics")}}
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])  # both episodes' first turns, then both second turns

@@ -6,6 +6,7 @@ It needs the sampler `Demonstrations`, whose batches hold joint actions of scrip
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from torch import Tensor
@@ -21,16 +22,22 @@ class BehaviorCloning(MultiAgentModule):
     """Agents that imitate scripted demonstrations.
 
     Args:
+        observations: Learn to predict what agents are shown as well, except its first token. A model with random
+            weights learns to copy from it, as observations repeat much of what was shown and done before.
         kwargs: Arguments of every algorithm; those of the policy gradient (ratio clip, advantages, entropy, KL) have no
             effect.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, observations: bool = False, **kwargs):
         super().__init__(**kwargs)
         refuse_foreign(self.specs, "agents that imitate demonstrations")
+        self.observations = observations
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}
+        if self.observations:
+            sequences = {agent_id: [with_observations(sequence) for sequence in sequences[agent_id]]
+                         for agent_id in self.agent_ids}  # fmt: skip
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
             for name, members in self.team.items():
                 losses = (self.cloning_losses(agent_id, sequences[agent_id], rows) for agent_id in members)
@@ -44,3 +51,8 @@ class BehaviorCloning(MultiAgentModule):
         for chunk in self.micro_batches(sequences, rows, policy):
             log_probs, _ = policy.log_probs(chunk)
             yield -log_probs.sum() / num_tokens
+
+
+def with_observations(sequence: TokenSequence) -> TokenSequence:
+    """The sequence with all tokens but the first scored."""
+    return replace(sequence, turns=[-1, *(max(0, turn) for turn in sequence.turns[1:])])

@@ -36,7 +36,9 @@ def run(subcommand: str | None = None) -> int:
     prepare()
     from collm import cli  # imports everything else
 
-    return cli.main(BASE, [subcommand, *sys.argv[1:]] if subcommand else None)
+    if subcommand:
+        sys.argv.insert(1, subcommand)
+    return cli.main(BASE)
 
 
 if __name__ == "__main__":

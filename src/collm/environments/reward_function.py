@@ -17,6 +17,7 @@ from collm.environments.calls import TooSlow, described
 from collm.environments.rows import Row, load_rows, named, split_rows
 from collm.environments.templates import Template, text_of
 from collm.environments.user_function import RewardState, Score, UserFunction, read_score
+from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError, TrainingError
 from collm.runtime.checks import FINITE, POSITIVE, Range, check_number, check_utf8, shown
 from collm.trajectory import Task, Trajectory
@@ -240,6 +241,11 @@ class RewardFunctionTask(Environment):
             terms = ", ".join(f"{name} {value:.2f}" for name, value in state.terms.items())
             lines.append(f"reward {state.rewards[-1]:.2f}" + (f" ({terms})" if terms else ""))
         return "\n".join(lines)
+
+    def render_turn(self, state: RewardState) -> str:
+        """The fields of the row, the last responses and the reward."""
+        said = [f"{name}: {text}" for name, text in state.history[-1].items()] if state.history else []
+        return lines_as_svg("\n".join([*said, "", self.state_text(state)]))
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """The metrics that the function returned, each summed over the turns."""

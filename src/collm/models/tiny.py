@@ -31,16 +31,16 @@ GAME_WORDS = (
 )
 
 
-def build_tokenizer(words: str = WORDS, size: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: it encodes any text; words of the games, digits and grid cells are one token each.
+def build_tokenizer(words: str = WORDS, numbers: int = 10) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: it encodes any text; words of the games, small numbers and grid cells are one token each.
 
     Args:
         words: Words that are one token each.
-        size: Width and height of a map whose cells, such as " 3 12", are one token each; 0 for none.
+        numbers: Number of numbers from 0 on that are one token each, 10 to 100.
     """
     tokenizer = Tokenizer(models.BPE())
-    cells = " [0-9]{1,2} [0-9]{1,2}|" if size else ""
-    pieces = Regex(rf"{cells} ?[0-9]|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
+    number = "[0-9]" if numbers == 10 else "[0-9]{1,2}"
+    pieces = Regex(rf" ?{number}|[#.+x]|\n| ?[^\s0-9#.+\n]+|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(pieces, behavior="isolated"),
@@ -49,8 +49,7 @@ def build_tokenizer(words: str = WORDS, size: int = 0) -> PreTrainedTokenizerFas
     )
     tokenizer.decoder = decoders.ByteLevel()
     corpus = [form for word in words.split() for form in (word, " " + word)] * 2
-    corpus += [form for digit in range(10) for form in (f"{digit}", f" {digit}")] * 2
-    corpus += [f" {x} {y}" for x in range(size) for y in range(size)] * 2
+    corpus += [form for value in range(numbers) for form in (f"{value}", f" {value}")] * 2
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -72,10 +71,11 @@ def build_tiny(
     context: int = 2048,
     seed: int = 0,
     words: str = WORDS,
-    size: int = 0,
+    numbers: int = 10,
+    initializer_range: float = 0.05,
 ) -> None:
     """Write configuration, tokenizer and random weights as a Hugging Face folder; see `build_tokenizer`."""
-    tokenizer = build_tokenizer(words, size)
+    tokenizer = build_tokenizer(words, numbers)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -85,7 +85,7 @@ def build_tiny(
         num_key_value_heads=num_heads,
         max_position_embeddings=context,
         tie_word_embeddings=True,
-        initializer_range=0.05,
+        initializer_range=initializer_range,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 
 from jsonargparse import ArgumentParser
@@ -42,10 +44,30 @@ def readable(message: str, parser: ArgumentParser, components: Mapping[str, type
     causes = [_explained(cause, where, parser, components) for cause in dict.fromkeys(causes)]
     if (missing := re.search(r"No module named '([\w.]+)'", message)) and f"'{missing[1]}." not in message:
         given, causes = "", [f"no module named {missing[1]!r}, which it imports; install it or correct the name"]
+    named = (match[1] for match in _CLASS.finditer(message))
+    if problem := next((found for name in dict.fromkeys(named) if (found := import_problem(name))), ""):
+        given, causes = "", [problem]
     if given and all(cause.startswith("Expected") and "Got value" not in cause for cause in causes):
         causes.append(given)
     text = (f"{where}: " if where else "") + "; ".join(causes or [message.strip()])
     return re.sub(r"^([\w.]+): ([\w.]+): ", r"\1.\2: ", text)
+
+
+def import_problem(class_path: str) -> str:
+    """Why the file that holds a class of the user's own cannot be imported, and where; empty if it can."""
+    module = class_path.rpartition(".")[0]
+    try:
+        if module and not module.startswith("collm."):
+            importlib.import_module(module)
+    except ModuleNotFoundError:
+        return ""  # `readable` says which module is missing
+    except Exception as error:
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<")]
+        where = f"{frames[-1].filename} line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f"{error.filename} line {error.lineno}: {(error.text or '').strip()}"
+        return f"{type(error).__name__}: {error}\n{where}\n(while {class_path} was imported)"
+    return ""
 
 
 def _arguments(cls: type) -> set[str]:

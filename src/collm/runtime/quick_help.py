@@ -61,22 +61,43 @@ def training_help(command: str) -> str:
     return "\n".join(lines)
 
 
+_NEEDED = {
+    "MultiAgentModule": {"training_step"},
+    "Environment": {"tasks", "reset", "step"},
+    "Sampler": {"joint_actions"},
+}
+"""Methods that a class needs, by what it derives from."""
+
+
 def classes_of(folder: Path) -> Iterator[tuple[str, str]]:
-    """Public classes under `folder` that a configuration can name, with the first line of their docstrings."""
+    """Complete classes under `folder` that a configuration can name, with the first sentence of their docstrings."""
     parsed = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))]
-    found = [node for tree in parsed for node in tree.body if isinstance(node, ast.ClassDef)]
-    bases = {node.name: {ast.unparse(base) for base in node.bases} for node in found}
-    roots = {"MultiAgentModule", "Environment", "Sampler"}
+    found = {node.name: node for tree in parsed for node in tree.body if isinstance(node, ast.ClassDef)}
 
-    def derives(name: str) -> bool:
-        return any(base in roots or derives(base) for base in bases.get(name, ()))
+    def lacking(name: str) -> set[str] | None:
+        """Methods that a class still lacks; None if it derives from none of those above."""
+        if name in _NEEDED:
+            return set(_NEEDED[name])
+        if name not in found:
+            return None
+        inherited = [lacking(ast.unparse(base)) for base in found[name].bases]
+        if all(one is None for one in inherited):
+            return None
+        methods = [part for part in found[name].body if isinstance(part, ast.FunctionDef)]
+        unfinished = {method.name for method in methods if _is_unfinished(method)}
+        return (set().union(*filter(None, inherited)) - {method.name for method in methods}) | unfinished
 
-    parents = set().union(*bases.values()) - {name for name in bases if name in ("CoLLMCC", "CoLLMDC", "Parallel")}
-    for node in found:
-        abstract = any("abstractmethod" in ast.unparse(part) for part in node.body if isinstance(part, ast.FunctionDef))
-        if derives(node.name) and not node.name.startswith("_") and not abstract and node.name not in parents:
+    for name, node in found.items():
+        if name not in _NEEDED and not name.startswith("_") and lacking(name) == set():
             words = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
-            yield node.name, words if len(words) <= WIDTH - 22 else words[: WIDTH - 25] + "..."
+            yield name, words if len(words) <= WIDTH - 22 else words[: WIDTH - 25] + "..."
+
+
+def _is_unfinished(method: ast.FunctionDef) -> bool:
+    """Whether a method is abstract, or does nothing but raise an error."""
+    body = method.body[1:] if ast.get_docstring(method) else method.body
+    raises = len(body) == 1 and isinstance(body[0], ast.Raise)
+    return raises or any("abstractmethod" in ast.unparse(one) for one in method.decorator_list)
 
 
 def _filled(text: str, first: int, rest: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from collm.environments.adapters.pettingzoo import OUT, PettingZooText
 from collm.errors import ConfigurationError, TrainingError
@@ -113,6 +116,10 @@ def test_an_episode_by_hand() -> None:
     assert played.state_text(one.state) == f"red: turn 1\nblue: {OUT}"
     two = played.step(one.state, {"red": "-1 3", "blue": str(right)})
     assert (two.reward, two.info["invalid"]) == (0.5 * (right == 3), [])
+    drawn = played.render_turn(two.state)
+    assert drawn is not None
+    png = base64.b64decode(drawn.partition("base64,")[2].partition('"')[0])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), np.full((4, 4, 3), 2, dtype=np.uint8))
     three = played.step(two.state, {"red": str(right), "blue": ""})
     assert (three.reward, three.terminated, three.observations) == (0.5, True, {})
     trajectory = Trajectory(task, 0, 5, 1.0)

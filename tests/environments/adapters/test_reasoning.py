@@ -62,6 +62,9 @@ def test_messages_reach_the_others_and_answers_are_judged() -> None:
     assert game.state_text(step.state).endswith("solver_1: a chi\nsolver_2: \nsolver_3: yes")
     last = game.step(step.state, {"solver_1": "Answer: Child.", "solver_2": "the wife", "solver_3": "Hm.\nchild"})
     assert (last.reward, last.terminated) == (pytest.approx(2 / 3), True)
+    picture = game.render_turn(last.state)
+    assert "solver_2 is wrong" in picture
+    assert "solver_3 is right" in picture
     trajectory = Trajectory(state.task, 0, 2, 1.0)
     trajectory.turns.append(Turn({}, {"solver_1": Action("")}, last.reward, last.terms, last.info))
     assert game.metrics(trajectory) == {"all_right": 0.0, "any_right": 1.0}

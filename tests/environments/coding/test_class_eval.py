@@ -132,6 +132,7 @@ def test_a_second_turn_after_feedback(sandbox: Sandbox) -> None:
     assert game.state_text(step.state) == (
         "tests that pass: push 1 of 1, pop 2 of 2, largest 0 of 2, turn 1 of 1; score 4.17 of 6.00"
     )
+    assert ">largest: □□<" in game.render_turn(step.state)
     last = game.step(step.state, {"coder_1": PUSH + LARGEST, "coder_2": POP + TURN})
     assert (last.reward, last.terminated, last.observations) == (6.0, True, {})
     trajectory = Trajectory(state.task, 0, 2, game.max_reward)

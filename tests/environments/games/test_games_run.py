@@ -24,7 +24,7 @@ GAMES = ("resource_gathering", "bridge_build")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "games"
-    build_tiny(folder, hidden_size=16, num_layers=1, num_heads=2, words=GAME_WORDS, size=15)
+    build_tiny(folder, hidden_size=16, num_layers=1, num_heads=2, words=GAME_WORDS, numbers=16)
     return str(folder)
 
 

@@ -113,8 +113,8 @@ def test_an_episode_ends_with_the_last_resource() -> None:
 
 def test_a_fact_arrives_with_the_true_amount_before_the_next_turn() -> None:
     _, steps = play(game(prompt="compact"), FIELD, (STONE, ""), ("", ""))
-    assert steps[0].observations["b"] == "turn 2 at 7 4\nknow stone 0 3"
-    assert steps[1].observations == {"a": "turn 3 at 1 4", "b": "turn 3 at 7 4\nknow stone 0 3"}
+    assert steps[0].observations["b"] == "turn 2 at 7 4\ngo 0 3\ntake 0 3"
+    assert steps[1].observations == {"a": "turn 3 at 1 4", "b": "turn 3 at 7 4\ngo 0 3\ntake 0 3"}
     full = play(game(), FIELD, (STONE, ""))[1][0].observations
     assert "- 2 stone at 0 3" in full["b"]
     assert "stone" not in full["a"]  # shown before, and nothing of it is for a

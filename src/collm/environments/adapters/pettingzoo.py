@@ -15,6 +15,7 @@ import numpy as np
 
 from collm.environments.base import SPLITS, TASKS, TURNS, Environment, Step
 from collm.environments.calls import described, load_function
+from collm.environments.written import image_as_svg, lines_as_svg
 from collm.errors import ConfigurationError, TrainingError
 from collm.runtime.checks import FINITE, SEED, check_number, shown
 from collm.trajectory import Task, Trajectory
@@ -158,6 +159,13 @@ class PettingZooText(Environment):
     def state_text(self, state: PettingZooState) -> str:
         """What each agent is shown now."""
         return "\n".join(f"{agent}: {text}" for agent, text in state.shown.items())
+
+    def render_turn(self, state: PettingZooState) -> str | None:
+        """The environment's own picture, or what each agent is shown if it draws none."""
+        if getattr(state.env, "render_mode", None) != "rgb_array":
+            return lines_as_svg(self.state_text(state))
+        picture = state.env.render()
+        return None if picture is None else image_as_svg(np.asarray(picture, dtype=np.uint8))
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Sum of each agent's own rewards, and the share of responses without a valid action."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from collm.environments.base import AGENTS, SPLITS, TASKS, TURNS, Environment, Step, check_tasks
+from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
 from collm.runtime.checks import COUNT, SEED, check_number, shown
 from collm.trajectory import Task, Trajectory
@@ -144,6 +145,13 @@ class ReasoningGym(Environment):
         """The complete question, the answer, and the messages so far."""
         said = [f"{name}: {text}" for messages in state.messages for name, text in messages.items()]
         return "\n".join([state.task.data["question"].strip(), f"Answer: {state.task.data['answer']}", *said])
+
+    def render_turn(self, state: ReasoningState) -> str:
+        """The question, the answer, the messages, and who is right."""
+        right = [
+            f"{name} is {'right' if ok else 'wrong'}" for name, ok in zip(self.agent_ids, state.right, strict=False)
+        ]
+        return lines_as_svg("\n".join([self.state_text(state), *right]))
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
         """Whether all agents, or any of them, answered right."""

@@ -17,6 +17,7 @@ from collm.environments.coding.class_program import Skeleton, read_methods, read
 from collm.environments.coding.class_score import OVERLAP, PASSED, WRITTEN, ClassScore, Team
 from collm.environments.pay import DENSITIES, paid
 from collm.environments.rows import split_rows
+from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
 from collm.runtime.checks import FINITE, check_number
 from collm.sandbox.pool import Sandbox, SandboxFailure
@@ -203,6 +204,13 @@ class ClassEval(Environment):
             return "no methods yet"
         passed = ", ".join(f"{name or 'class'} {good} of {total}" for name, (good, total) in state.last.passed.items())
         return f"tests that pass: {passed}; score {state.last.total:.2f} of {self.max_reward:.2f}"
+
+    def render_turn(self, state: ClassState) -> str:
+        """The tests of each method, black where they pass."""
+        last = state.last
+        counts = [f"{name}: {'■' * good}{'□' * (total - good)}" for name, (good, total) in last.passed.items()]
+        shares = [f"contribution of {agent_id}: {share:.2f}" for agent_id, share in last.contributions.items()]
+        return lines_as_svg("\n".join([*counts, *shares, last.error, self.state_text(state)]))
 
     def progress(self, state: ClassState) -> float:
         """Score of the last turn, out of the best one."""

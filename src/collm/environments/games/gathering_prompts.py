@@ -11,7 +11,8 @@ MAX_TOLD_LINES = 3
 def observation(rules: Rules, state: State, index: int, before: State | None, prompt: str) -> str:
     """What agent `index` is shown in `state`; `before` is the state of the turn before, None at the beginning.
 
-    It depends on what the agent saw and did itself and on messages, on nothing else that others did.
+    It depends on what the agent saw and did itself and on messages, on nothing else that others did. The prompt
+    "compact" shows what an agent knows as the commands that would use it: what it could take, what it could tell.
     """
     gatherer = state.gatherers[index]
     agent_id = rules.agent_ids[index]
@@ -22,8 +23,9 @@ def observation(rules: Rules, state: State, index: int, before: State | None, pr
         tools = " ".join(f"{kind} {rules.goals[kind]}" for kind in rules.tools[agent_id])
         lines = [f"agent {index + 1}: {tools}"] if before is None else []
         lines.append(f"turn {state.turn + 1} at {x} {y}")
-        lines += [f"know {kind} {cell[0]} {cell[1]}" for kind, cell, _ in known_now]
-        lines += [f"see {kind} {cell[0]} {cell[1]}" for cell, kind in news]
+        for _, cell, _ in known_now:
+            lines += [f"go {cell[0]} {cell[1]}", f"take {cell[0]} {cell[1]}"]
+        lines += [f"tell {kind} {cell[0]} {cell[1]}" for cell, kind in news]
         lines += [f"{name}: {text}" for name, text in gatherer.heard]
         return "\n".join(lines)
     lines = [*introduction(rules, state, index), ""] if before is None else []
