@@ -300,7 +300,17 @@ def constructors() -> Iterator[tuple[type, str, bool]]:
 
 BASES = ("Environment", "Sampler", "MultiAgentModule", "Callback", "Critic")
 ARGUMENTS = sorted({(cls.__name__, name): (cls, name, whole) for cls, name, whole in constructors()}.items())
-NEEDED = {"MeasureCeiling": {"out": "x"}, "MeasureEpisodes": {"path": "x.json"}, "MeasureGradients": {"path": "x.json"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "MeasureCeiling": {"out": "x"},
+    "MeasureEpisodes": {"path": "x.json"},
+    "MeasureGradients": {"path": "x.json"},
+    "PettingZooText": {"make": "zoo.Constant", "min_reward": 0.0, "max_reward": 1.0, "horizon": 2},
+    "RewardFunctionTask": {
+        "dataset": "samples",
+        "reward": "collm.environments.example_rewards.fence",
+        "templates": {"left": "{plan}", "right": "{plan}"},
+    },
+}
 
 
 def make(cls: type, **arguments: Any) -> Any:
@@ -309,7 +319,7 @@ def make(cls: type, **arguments: Any) -> Any:
         return cls(**arguments).check("policy")
     if issubclass(cls, collm.algorithms.base.MultiAgentModule):
         return cls(agent_ids=["a1", "a2"], **arguments)
-    return cls(**NEEDED.get(cls.__name__, {}), **arguments)
+    return cls(**{**NEEDED.get(cls.__name__, {}), **arguments})
 
 
 def test_the_arguments_are_all_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class DrawCurve(L.Callback):
         if trainer.state.fn != "fit" or any(value is None for value in found):
             return
         mean, low, high = (float(value) for value in found if value is not None)
+        if not all(map(math.isfinite, (mean, low, high))):  # the run ends, or the evaluation had no finished episode
+            return
         self.points.append((pl_module.joint_samples, mean, low, high))
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with replacing(folder / "return.png") as unfinished:

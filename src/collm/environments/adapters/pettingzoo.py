@@ -17,7 +17,7 @@ from collm.environments.base import SPLITS, TASKS, TURNS, Environment, Step
 from collm.environments.calls import described, load_function
 from collm.environments.written import image_as_svg, lines_as_svg
 from collm.errors import ConfigurationError, TrainingError
-from collm.runtime.checks import FINITE, SEED, check_number, shown
+from collm.runtime.checks import COUNT_OR_ZERO, FINITE, SEED, check_number, shown
 from collm.trajectory import Task, Trajectory
 
 NUMBER = re.compile(r"-?\d{1,9}")
@@ -78,7 +78,7 @@ class PettingZooText(Environment):
         seeds = range(first, first + num_tasks + num_eval)
         tasks = [Task(f"seed {number}", {"seed": number}) for number in seeds]
         self._tasks = {"train": tasks[:num_tasks], "eval": tasks[num_tasks:]}
-        self.default_action = default_action
+        self.default_action = check_number("default_action", default_action, COUNT_OR_ZERO)
         try:
             env = self.make()
             self.agent_ids = tuple(str(agent) for agent in env.possible_agents)
