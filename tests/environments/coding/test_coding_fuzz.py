@@ -195,8 +195,8 @@ def test_time_grows_with_the_length(read: Callable[[str], None], pattern: str) -
     start = "```" if pattern == "spaces behind a fence" else "def total_odd(xs):\n return aux(xs)\n"
     longest = MAX_CHARACTERS if read in (paper, released) else 40_000
     part, full = (start + (GROWING[pattern] * size)[: size - len(start)] for size in (longest // 8, longest))
-    # Eight times the text: a time that grows with its square would be 64 times as long. A busy machine may add a factor of
-    # three, and a clock half a millisecond.
+    # Eight times the text: a time that grows with its square would be 64 times as long. A busy machine may add a factor
+    # of three, and a clock half a millisecond.
     assert slowest(read, full) <= 24 * slowest(read, part) + 0.0005
     # More than the longest text that is read takes no longer: 40,000 blanks behind a fence once took 40 s.
     assert slowest(read, full + GROWING[pattern] * 40_000) < 0.5
