@@ -464,3 +464,12 @@ def test_transcripts_are_plain_data():
     environment = StrBuild(horizon=1)
     trajectory, _ = play(environment, SQUARE, [pair("/setblock 0 1 0 stone\nhm")])
     assert json.loads(json.dumps(trajectory.record())) == trajectory.record()
+
+
+def test_a_rejected_line_with_half_of_a_surrogate_pair_is_shown_as_text() -> None:
+    environment = StrBuild(words=["I"], eval_words=["C"], feedback="position")
+    state, _ = environment.reset(environment.tasks("train")[0], random.Random(0))
+    step = environment.step(state, dict.fromkeys(environment.agent_ids, "/setblock 0 0 \ud800 stone"))
+    for shown in step.observations.values():
+        assert "- /setblock 0 0 ? stone  (coordinates must be plain integers)" in shown.splitlines()
+        shown.encode("utf-8")

@@ -284,6 +284,7 @@ class BuildingGame(Environment):
             lines.append(f"{len(rejected)} of your lines had no effect:")
             for line, reason in rejected[:MAX_TOLD_LINES]:
                 shown = line if len(line) <= MAX_TOLD_CHARACTERS else line[:MAX_TOLD_CHARACTERS] + "..."
+                shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text to show
                 lines.append(f"- {shown}  ({REASONS[reason]})")
             if len(rejected) > MAX_TOLD_LINES:
                 lines.append(f"- and {len(rejected) - MAX_TOLD_LINES} more")
