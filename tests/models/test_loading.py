@@ -27,7 +27,7 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "nowhere", "a/b/c"])
 def test_a_folder_that_does_not_exist(path: str) -> None:
-    named = f"model folder '{path}' does not exist.*hub name.*'tiny', 'tiny_house', 'relay', 'smollm2'"
+    named = f"model folder '{path}' does not exist.*hub name.*'tiny', 'tiny_house', 'tiny_games', 'relay', 'smollm2'"
     with pytest.raises(ConfigurationError, match=named):
         load_config(path)
 
