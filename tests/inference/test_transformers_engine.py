@@ -104,5 +104,5 @@ def test_one_switch_chooses(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -
         policy = Policy("a1", spec, Backbone(tiny_folder, "float32"), None)
         sampled(policy, [[7], [8]], chance(), greedy=True)
     assert asked == [2]
-    with pytest.raises(ConfigurationError, match="choose collm, transformers or vllm"):
+    with pytest.raises(ConfigurationError, match="choose one of collm, transformers, vllm, endpoint, human"):
         PolicySpec(tiny_folder, engine="sglang").check("policy")

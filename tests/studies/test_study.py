@@ -151,14 +151,14 @@ def test_the_shipped_gradient_test(compared: list[Any], monkeypatch: pytest.Monk
     args = ["study", "--config", "configs/studies/str_build_tiny.yaml", "--out", str(tmp_path / "study")]
     monkeypatch.setattr("sys.argv", args)
     assert module.main("tools/fit.py", "configs/base.yaml") == 0
-    assert len(trained) == 15
+    assert len(trained) == 18
     for run in trained:
         data: dict[str, Any] = {}
         for config in run.configs:
             data.update(yaml.safe_load(Path(config).read_text()).get("data", {}))
         assert data["tasks_per_rollout"] * data["num_generations"] == 64
     ((entries, _, _),) = compared
-    assert len({entry.label for entry in entries}) == 9
+    assert len({entry.label for entry in entries}) == 10
 
 
 def test_only_a_run_that_reached_its_end_is_finished(fit: Callable[..., int], run_folder: Path) -> None:
