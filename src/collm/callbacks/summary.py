@@ -79,7 +79,7 @@ def networks(module: Any) -> Iterator[tuple[str, ...]]:
         yield _network(whose, policy.spec, policy.backbone, module.learners[name], module)
     for name, critic in getattr(module, "critics", {}).items():
         network = getattr(critic, "network", None)
-        if not hasattr(network, "backbone"):  # not a language model
+        if network is None or not hasattr(network, "backbone"):  # not a language model
             yield (name, type(critic).__name__, "", f"{_count(module.learners.get(name, ())):,}", "", "")
         else:
             trained = module.learners.get(name, network.trainable_parameters())
