@@ -150,6 +150,35 @@ def test_the_report_can_be_regenerated_from_the_raw_numbers(tmp_path: Path) -> N
     assert (tmp_path / "again" / "README.md").read_text() == text
 
 
+def test_runs_of_one_study_on_two_machines_are_joined(tmp_path: Path) -> None:
+    """Method A is run on one machine and B on the other, the second with a later start."""
+    rule = Rule("rollout/return", window=1, threshold=0.75, claims=[BETTER])
+    whole = {
+        "rule": asdict(rule),
+        "cells": {"game": "game"},
+        "homes": {"A": "A", "B": "B"},
+        "methods": {},
+        "began": "2026-01-02T03:04:05+00:00",
+        "planned": 10,
+        "outcomes": sorted((outcome.record() for outcome in outcomes()), key=lambda record: record["method"]),
+    }
+    of_a, of_b = (
+        {**whole, "outcomes": [one for one in whole["outcomes"] if one["method"] == name], "began": began}
+        for name, began in (("A", whole["began"]), ("B", "2026-01-05T03:04:05+00:00"))
+    )
+    paths = {name: tmp_path / f"{name}.json" for name in ("whole", "of_a", "of_b", "other")}
+    for path, part in zip(paths.values(), (whole, of_a, of_b, {**of_a, "homes": {"A": "A"}}), strict=True):
+        path.write_text(json.dumps(part))
+    report(raw=str(paths["of_b"]), more=str(paths["of_a"]), out=str(tmp_path / "joined"))
+    assert json.loads((tmp_path / "joined" / "outcomes.json").read_text()) == whole
+    report(raw=str(paths["whole"]), out=str(tmp_path / "page"))
+    assert (tmp_path / "joined" / "README.md").read_text() == (tmp_path / "page" / "README.md").read_text()
+    with pytest.raises(ConfigurationError, match="both parts have a run of 'A' in 'game' with seed 0"):
+        report(raw=str(paths["whole"]), more=str(paths["of_a"]), out=str(tmp_path / "twice"))
+    with pytest.raises(ConfigurationError, match="differ in their homes"):
+        report(raw=str(paths["of_b"]), more=str(paths["other"]), out=str(tmp_path / "other"))
+
+
 def test_a_report_needs_something_to_report(tmp_path: Path) -> None:
     for arguments, named in (({}, "give either"), ({"study": str(tmp_path)}, "there is no")):
         with pytest.raises(ConfigurationError, match=named):

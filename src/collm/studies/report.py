@@ -24,7 +24,13 @@ from collm.studies.statistics import censored_median, interquartile_mean, interv
 from collm.studies.tables import as_cell
 
 
-def report(study: str | None = None, out: str = "results/claims", raw: str | None = None, note: str = "") -> None:
+def report(
+    study: str | None = None,
+    out: str = "results/claims",
+    raw: str | None = None,
+    note: str = "",
+    more: str | None = None,
+) -> None:
     """Write the report of a study of claims.
 
     The folder `out` will contain README.md with a verdict for each claim and a table for each cell, figures, and
@@ -36,11 +42,14 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
         out: Folder to write to.
         raw: Instead of a study, an outcomes.json, or the table.json of a gradient test.
         note: A remark for the top of the report, for example about missing runs.
+        more: The outcomes.json of other runs of the same study, for example other seeds on another machine.
     """
     scipy_stats(), pyplot()
     if (study is None) == (raw is None):
         raise ConfigurationError("give either the folder of a study or raw, an outcomes.json.")
     document = json.loads(Path(raw).read_text()) if raw is not None else collect(Path(str(study)))
+    if more is not None:
+        document = joined(document, json.loads(Path(more).read_text()))
     if "gradients" in document:
         print(write_page(Path(out), from_record(document["gradients"]), figures=True, note=note or document["note"]))
         return
@@ -50,7 +59,7 @@ def report(study: str | None = None, out: str = "results/claims", raw: str | Non
         raise ConfigurationError("no run of the study is finished yet.")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    if raw is None:
+    if raw is None or more is not None:
         write_text(folder / "outcomes.json", json.dumps(document))
     numbers = measured(outcomes, rule)
     verdicts = judge(rule, numbers)
@@ -87,6 +96,31 @@ def collect(folder: Path) -> dict[str, Any]:
                 if (run / "finished.json").is_file():
                     outcomes.append(read_outcome(run, cell, method, int(run.name.removeprefix("seed_")), metric))
     return {**frozen, "outcomes": [outcome.record() for outcome in outcomes]}
+
+
+def joined(document: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The runs of two parts of one study, in the order of its cells, methods and seeds.
+
+    Raises:
+        ConfigurationError: The parts have other rules, cells or methods, or share a run.
+    """
+    fixed = ("rule", "cells", "homes", "methods")
+    if differing := [name for name in fixed if document.get(name) != more.get(name)]:
+        raise ConfigurationError(f"the two parts differ in their {', '.join(differing)}; join runs of the same study.")
+    runs = {}
+    for record in (*document["outcomes"], *more["outcomes"]):
+        key = record["cell"], record["method"], record["seed"]
+        if key in runs:
+            raise ConfigurationError(f"both parts have a run of {key[1]!r} in {key[0]!r} with seed {key[2]}.")
+        runs[key] = record
+    cells, methods = list(document["cells"]), list(document["homes"])
+    ordered = sorted(runs, key=lambda key: (cells.index(key[0]), methods.index(key[1]), key[2]))
+    return {
+        **document,
+        "began": min(document["began"], more["began"]),
+        "planned": max(document["planned"], more["planned"]),
+        "outcomes": [runs[key] for key in ordered],
+    }
 
 
 def page(
