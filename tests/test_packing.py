@@ -122,23 +122,23 @@ def test_micro_batches_by_hand() -> None:
 
 
 def test_advantages_of_shared_actions_in_trajectories_of_different_lengths() -> None:
-    """Two paths over the same first action; between them stands another path of one turn, and one follows.
+    """Three paths over the same first action; the second of them failed after it.
 
-    With T = 2 the flat index of the third path is 4, and not the number of turns before it, which is 3.
+    With T = 2 the flat index of the second path is 2, and not the number of its turns, which is 1.
     """
-    shared, alone, last = Action("shared"), Action("alone"), Action("last")
-    steps = [[(shared, 0), (Action("left"), 2)], [(alone, 1)], [(shared, 0), (Action("right"), 3)], [(last, 4)]]
+    shared = Action("shared")
+    steps = [[(shared, 0), (Action("left"), 1)], [(shared, 0)], [(shared, 0), (Action("right"), 2)]]
     paths = [
         played(*(Turn({"a": "?"}, {"a": action}, 0.0, branch=Branch(node, -1)) for action, node in path), weight=weight)
-        for path, weight in zip(steps, (0.125, 0.25, 0.125, 0.5), strict=True)
+        for path, weight in zip(steps, (0.25, 0.25, 0.5), strict=True)
     ]
     batch = collate(paths)
-    advantages = torch.tensor([[1.0, 2.0], [3.0, 0.0], [-5.0, 7.0], [-11.0, 0.0]])
-    # weights of 0.5, 1, 0.5 and 2: 0.5 - 2.5, 1; 3; nothing, 3.5; -22
-    pooled = torch.tensor([[-2.0, 1.0], [3.0, 0.0], [0.0, 3.5], [-22.0, 0.0]])
+    advantages = torch.tensor([[1.0, 2.0], [-3.0, 0.0], [-5.0, 7.0]])
+    # weights of 0.75, 0.75 and 1.5: 0.75 - 2.25 - 7.5, 1.5; nothing; nothing, 10.5
+    pooled = torch.tensor([[-9.0, 1.5], [0.0, 0.0], [0.0, 10.5]])
     assert_close(pool_shared_actions(advantages, batch, "a"), pooled)
-    positive = torch.tensor([[0.5, 1.0], [3.0, 0.0], [0.0, 3.5], [0.0, 0.0]])
-    negative = torch.tensor([[-2.5, 0.0], [0.0, 0.0], [0.0, 0.0], [-22.0, 0.0]])
+    positive = torch.tensor([[0.75, 1.5], [0.0, 0.0], [0.0, 10.5]])
+    negative = torch.tensor([[-9.75, 0.0], [0.0, 0.0], [0.0, 0.0]])
     assert_close(signed_shares(advantages, batch, "a"), torch.stack([positive, negative]))
 
 
