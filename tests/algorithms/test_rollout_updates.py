@@ -68,7 +68,10 @@ def test_critic_lambda_differs_from_gae_lambda(
     assert_close(module.value_targets(batch, values, next_values, advantages), torch.tensor([expected]))
 
 
-def test_the_divergence_from_the_reference_is_a_mean_over_tokens(tiny_folder: str) -> None:
+@pytest.mark.parametrize(("rows", "num_tokens"), [({0, 1}, 6), ({0}, 4)])
+def test_the_divergence_from_the_reference_is_a_mean_over_the_tokens_of_a_step(
+    tiny_folder: str, rows: set[int], num_tokens: int
+) -> None:
     spec = PolicySpec(tiny_folder, max_new_tokens=6)
     module = without_trainer(MAGRPO(agent_ids=["a"], policy=spec, kl_weight=0.5))
     policy, reference = module.policies["a"], module.references["a"]
@@ -78,12 +81,12 @@ def test_the_divergence_from_the_reference_is_a_mean_over_tokens(tiny_folder: st
         Turn({"a": "?"}, {"a": Action("", [5, 6], ids, [0.0] * len(ids))}, 0.0) for ids in ([7, 8, 9, 10], [11, 12])
     ]
     sequences = action_sequences([Trajectory(Task("t", {}), 0, 1, 1.0, [turn]) for turn in turns], "a")
-    loss = sum(module.policy_losses("a", sequences, {0, 1}, torch.zeros(2, 1)))
-    chunk = pad_sequences(sequences, 0, "cpu")
+    loss = sum(module.policy_losses("a", sequences, rows, torch.zeros(2, 1)))
+    chunk = pad_sequences([sequences[row] for row in rows], 0, "cpu")
     with torch.no_grad():
         log_probs, reference_log_probs = (one.log_probs(chunk)[0] for one in (policy, reference))
     difference = (reference_log_probs - log_probs)[chunk.action_mask]
-    divergence = (difference.exp() - difference - 1).sum() / 6  # six tokens in two rows
+    divergence = (difference.exp() - difference - 1).sum() / num_tokens
     assert divergence > 0.01
     assert_close(loss.detach(), 0.5 * divergence)
     assert dict(module.logged)["policy/kl/a"] == pytest.approx(divergence.item(), rel=1e-4)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from collm.critics.action_value import ActionValueEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.packing import micro_batches
-from collm.trajectory import Action, Task, Trajectory, Turn
+from collm.trajectory import Action, Task, Trajectory, Turn, collate
 from untrained import lone_critic
 
 AGENTS = ("a1", "a2")
@@ -62,6 +62,13 @@ def test_the_heads_are_two(critic: LanguageModelCritic) -> None:
     changed = copy.deepcopy(critic)
     changed.network.head.bias.data[1] += 1.0
     assert_close(pairs(changed, [episode(("x", "y"))])[0] - before, torch.tensor([0.0, 1.0]))
+
+
+def test_both_values_of_a_turn_regress_on_its_target(critic: LanguageModelCritic) -> None:
+    batch = collate([episode(("x", "y"), ("z", "u"))])
+    record = critic.record(batch, torch.tensor([[[0.1, 0.2], [0.3, 0.4]]]), torch.tensor([[5.0, 7.0]]))
+    assert_close(record.values, torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
+    assert_close(record.targets, torch.tensor([[5.0, 5.0, 7.0, 7.0]]))
 
 
 def test_batching_changes_nothing(critic: LanguageModelCritic) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from collm.critics import feature_network
+from collm.critics.feature_network import FeatureNetworkCritic
 from collm.critics.features import FeaturesCritic, StateCritic, precision_of_turns, solve_ridge
 from collm.errors import ConfigurationError
 from collm.trajectory import Action, Branch, RolloutBatch, Task, Trajectory, Turn, collate
@@ -297,6 +299,22 @@ def test_a_resumed_critic_goes_on_as_it_would_have() -> None:
     assert torch.equal(resumed.turn_weights, critic.turn_weights)
     resumed.check(GAME)  # another stage of the same run takes nothing away
     assert torch.equal(resumed.moments, critic.moments)
+
+
+def test_a_network_divides_its_rollouts_among_another_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes kept 2 and 3 turns of a rollout; one process gets all five, and of three the last one two."""
+    critic = make(FeatureNetworkCritic())
+    turns = torch.arange(5.0, dtype=torch.float64)
+    parts = [[(rows[:, None].repeat(1, critic.num_inputs), rows, rows + 10)] for rows in (turns[:2], turns[2:])]
+    state = critic.checkpoint() | {"kept": parts}
+    for ranks, rank, expected in ((1, 0, [0, 1, 2, 3, 4]), (3, 1, [1, 4]), (2, 1, [2, 3, 4])):
+        monkeypatch.setattr(feature_network, "num_ranks", lambda ranks=ranks: ranks)
+        monkeypatch.setattr(feature_network, "rank", lambda rank=rank: rank)
+        critic.restore(state)
+        ((inputs, returns, weights),) = critic.kept
+        assert returns.tolist() == expected
+        assert inputs[:, -1].tolist() == expected
+        assert weights.tolist() == [number + 10 for number in expected]
 
 
 @pytest.mark.parametrize(
