@@ -16,6 +16,8 @@ from torch import nn
 from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from collm.models.random_model import write_model
+
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|unknown|>"]
 LARGEST_ALPHABET = 16
 
@@ -36,9 +38,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_relay(folder: str | Path) -> None:
     """Write configuration and tokenizer as a Hugging Face folder."""
-    tokenizer = build_tokenizer()
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
+    write_model(
+        folder,
+        build_tokenizer(),
+        GPT2Config,
+        seed=None,
         n_embd=32,
         n_layer=2,
         n_head=2,
@@ -49,13 +53,7 @@ def build_relay(folder: str | Path) -> None:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    config.architectures = ["GPT2LMHeadModel"]
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def initialize(model: PreTrainedModel) -> PreTrainedModel:
