@@ -203,7 +203,7 @@ def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Te
 def equal_groups(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
     """Which trajectories belong to a group of two or more whose rewards do not differ at any turn.
 
-    Whatever a group baseline makes of such a group, all its advantages are 0.
+    With any group baseline, all advantages of such a group are 0.
 
     Args:
         rewards: Rewards, or returns, 0 where no turn was played, [B, T].

@@ -47,11 +47,11 @@ class GridGame(Environment):
 
     def _set_maps(self, name: str, train: Sequence[GridMap], held_out: Sequence[GridMap]) -> None:
         """Make the tasks; those to train on are called `name` with a number."""
-        self._tasks = {
+        self.splits = {
             "train": [Task(f"{name}_{index}", drawn.data) for index, drawn in enumerate(train)],
             "eval": [Task(f"held_out_{index}", drawn.data) for index, drawn in enumerate(held_out)],
         }
-        check_tasks(type(self).__name__, self._tasks["train"], self._tasks["eval"])
+        check_tasks(type(self).__name__, self.splits["train"], self.splits["eval"])
 
     @abstractmethod
     def begin(self, data: Mapping[str, Any]) -> GridState:
@@ -68,10 +68,6 @@ class GridGame(Environment):
     @abstractmethod
     def observation(self, state: Any, index: int, before: Any) -> str:
         """What agent `index` is shown in `state`; `before` is the state of the turn before, None at the beginning."""
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The maps of a split."""
-        return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[GridState, dict[str, str]]:
         """Begin an episode; the game is deterministic."""
