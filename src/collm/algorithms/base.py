@@ -101,6 +101,16 @@ class MultiAgentModule(RolloutHooks):
         """The device on which a network takes its inputs."""
         return network.backbone.home or self.device
 
+    def serves_first_step(self, sequences: Sequence[TokenSequence]) -> bool:
+        """Whether one forward pass over `sequences` may be kept for the first optimizer step on them.
+
+        It may if that step is on all of them, its graph fits into the memory of one micro-batch, and ranks need not run
+        equally many passes.
+        """
+        lengths = [len(sequence.ids) for sequence in sequences]
+        padded = sum(len(group) * max(lengths[index] for index in group) for group in similar_lengths(lengths))
+        return self.num_minibatches == 1 and not self.gathering and padded <= self.tokens_per_micro_batch
+
     def micro_batches(
         self, sequences: Iterable[TokenSequence], rows: set[int], network: Policy | ValueNetwork
     ) -> Iterator[SequenceBatch]:
