@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 def write_model(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerFast,
-    config_class: type[PretrainedConfig],
+    config_class: Callable[..., PretrainedConfig],
     seed: int | None = 0,
     **shape: Any,
 ) -> None:
@@ -32,7 +33,7 @@ def write_model(
         pad_token_id=tokenizer.pad_token_id,
         **shape,
     )
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if seed is None:
         config.architectures = [model_class.__name__]
         config.save_pretrained(folder)

@@ -42,6 +42,8 @@ class GridGame(Environment):
     """
 
     rules: GridRules
+    reward: str
+    prompt: str
     score: str
     counted: tuple[str, ...]
 
