@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,22 @@ def fit(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> Ca
         return cli.main(base, [command, "--config", str(config), *args])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def finish(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Iterator[Callable[..., Path]]:
+    """Run `fit` on the toy game with further arguments; returns the folder of the run, which is kept for a module."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
+
+    def run(*args: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert cli.main(REPOSITORY / "configs" / "base.yaml", ["fit", "--config=toy.yaml", *args]) == 0
+        return folder / "logs" / "collm" / "version_0"
+
+    yield run
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -8,17 +8,15 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch.distributed.checkpoint import FileSystemReader, save
 from torch.distributed.checkpoint.metadata import Metadata
 
-from collm import cli
 from collm.errors import ConfigurationError
 from collm.models.loading import load_model
 from collm.runtime.files import read_file
@@ -26,7 +24,7 @@ from collm.strategies.checkpoints import FileOrFolder, read_folder
 from collm.strategies.folder_metadata import read_metadata
 from collm.studies.gradients import load
 from collm.studies.record_gradients import take_policies
-from toy import REPOSITORY, toy_config
+from toy import REPOSITORY
 
 Fit = Callable[..., int]
 
@@ -42,16 +40,9 @@ class Hostile:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Iterator[Path]:
+def finished(finish: Callable[..., Path]) -> Path:
     """The folder of a finished run of two updates."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        args = ["fit", "--config=toy.yaml", "--trainer.limit_val_batches=0", "--model.critic.replay=2"]
-        assert cli.main(REPOSITORY / "configs" / "base.yaml", args) == 0
-    yield folder / "logs" / "collm" / "version_0"
-    shutil.rmtree(folder)
+    return finish("--trainer.limit_val_batches=0", "--model.critic.replay=2")
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -344,16 +343,9 @@ def test_a_run_in_which_all_episodes_fail_stops(fit: Fit, capsys: pytest.Capture
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Iterator[Path]:
+def finished(finish: Callable[..., Path]) -> Path:
     """The folder of a finished run of two epochs of two rollouts."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        args = ["fit", "--config=toy.yaml", "--data.rollouts_per_epoch=2", "--model.kl_weight=0.1"]
-        assert cli.main(REPOSITORY / "configs" / "base.yaml", args) == 0
-    yield folder / "logs" / "collm" / "version_0"
-    shutil.rmtree(folder)
+    return finish("--data.rollouts_per_epoch=2", "--model.kl_weight=0.1")
 
 
 def scalars(folder: Path) -> dict[str, list]:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collm.studies.launch import execute
+from curves import scalars
 from pair import Run, fit_in_pair
 from toy import REPOSITORY, toy_config
 
@@ -70,8 +70,7 @@ def result(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, list[float]
 
 def curves_of(folder: Path) -> dict[str, list[float]]:
     """Curves of a run."""
-    events = EventAccumulator(str(folder / LOGS)).Reload()
-    curves = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    curves = scalars(folder / LOGS)
     # what depends on how the work is shared out
     measured = ("time/", "memory/", "throughput/", "rollout/padding_share", "update/padding_share")
     return {name: values for name, values in curves.items() if not name.startswith(measured)}

@@ -11,21 +11,19 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors import actors_of, sampled
 from capture import Capture
-from collm import cli
 from collm.algorithms.base import MultiAgentModule
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
@@ -49,7 +47,7 @@ from collm.samplers.parallel import Parallel
 from collm.studies.runs import read_run
 from collm.trajectory import Action, Task, Trajectory, Turn, collate
 from test_cli import the_message
-from toy import REPOSITORY, Toy, toy_config
+from toy import REPOSITORY, Toy
 
 Fit = Callable[..., int]
 
@@ -247,16 +245,9 @@ def test_l11_no_weight_has_two_optimizers(tiny_folder: str, algorithm: type[Mult
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> Iterator[Path]:
+def finished(finish: Callable[..., Path]) -> Path:
     """The folder of a finished run of one epoch."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        args = ["fit", "--config=toy.yaml", "--trainer.max_epochs=1"]
-        assert cli.main(REPOSITORY / "configs" / "base.yaml", args) == 0
-    yield folder / "logs" / "collm" / "version_0"
-    shutil.rmtree(folder)
+    return finish("--trainer.max_epochs=1")
 
 
 def last(folder: Path) -> dict[str, Any]:

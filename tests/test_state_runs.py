@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten
 
@@ -19,17 +18,12 @@ from collm.errors import ConfigurationError
 from collm.metrics import group_numbers
 from collm.samplers.tree import Tree
 from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
+from curves import scalars
 from toy import Toy
 
 Fit = Callable[..., int]
 RIDGE = "collm.critics.features.FeaturesCritic"
 GAME = "--data.environment=described.DescribedToy"
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 @pytest.mark.parametrize(

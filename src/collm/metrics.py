@@ -143,7 +143,7 @@ def groups_of_one(batch: RolloutBatch) -> int:
 def group_numbers(batch: RolloutBatch) -> Tensor:
     """Groups of two or more whose returns do not differ, all groups of two or more, and joint samples replaced, [3].
 
-    In a rollout tree a group is what was drawn after the same history.
+    In a rollout tree, the responses to one history are a group.
     """
     values, groups = batch.rewards, batch.groups
     if batch.tree is not None:

@@ -32,8 +32,8 @@ class TokenSequence:
             critics.
         sampling_masks: The sets that the tokens at all positions were drawn from, one piece after the other, together
             of at most length L; where they end, nothing more was cut.
-        trainer_log_probs: What the policy that trains gave the tokens before the first step, like `old_log_probs`;
-            empty unless that has to be kept.
+        trainer_log_probs: Log-probabilities under the trained policy before the first step, like `old_log_probs`; empty
+            unless they are needed.
     """
 
     row: int

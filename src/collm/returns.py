@@ -81,13 +81,7 @@ def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -
     group of K members the advantage is K / (K - 1) times that of `group_mean_baseline`. A member without peers, whose
     episodes failed before their first turn, is its own baseline, so its advantage and its gradient are 0.
 
-    Args:
-        returns: Reward to go, [B, T].
-        groups: Group of each trajectory, [B].
-        turn_mask: True at played turns, [B, T].
-
-    Returns:
-        Baselines, 0 at masked turns, [B, T].
+    Arguments and result are those of `group_mean_baseline`.
     """
     peers = _peers(groups, turn_mask)
     others = _sum_over_peers(returns, peers, turn_mask) - _masked(returns, turn_mask)
@@ -100,13 +94,7 @@ def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Te
 
     Members whose episode is over contribute their reward to go, 0. A group of one is its own baseline.
 
-    Args:
-        returns: Reward to go, [B, T].
-        groups: Group of each trajectory, [B].
-        turn_mask: True at played turns, [B, T].
-
-    Returns:
-        Baselines, 0 at masked turns, [B, T].
+    Arguments and result are those of `group_mean_baseline`.
     """
     peers = _peers(groups, turn_mask)[:, :, None]
     candidates = torch.where(peers, _masked(returns, turn_mask)[None], -torch.inf)
@@ -203,7 +191,7 @@ def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Te
 def equal_groups(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
     """Which trajectories belong to a group of two or more whose rewards do not differ at any turn.
 
-    Whatever a group baseline makes of such a group, all its advantages are 0.
+    With any group baseline, all advantages of such a group are 0.
 
     Args:
         rewards: Rewards, or returns, 0 where no turn was played, [B, T].

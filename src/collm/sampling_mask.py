@@ -1,8 +1,8 @@
-"""Which tokens of the vocabulary each token of a response was drawn from, kept small.
+"""The set of tokens from which each token of a response was sampled, in a compact form.
 
-Top-p, top-k and a shortest length cut the distribution that is sampled. The policy that acts is the one that was cut,
-so its log-probabilities are needed for its gradient: log pi(a) - log sum_{v in kept set} pi(v), with the set that was
-kept while sampling. A threshold would not do: near it, other rounding or other weights keep other tokens.
+Top-p, top-k and a minimum length restrict sampling to a subset of the vocabulary. The policy that acts is the
+restricted one, and so is the log-probability in its gradient: log pi(a) - log sum_{v in set} pi(v), with the set of the
+time of sampling. The set cannot be computed again later: with other rounding or weights, other tokens are in it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SamplingMask:
-    """The set each of L tokens was drawn from, as token ids: those that were kept or, where fewer, those that were cut.
+    """The set from which each of L tokens was sampled: the token ids in it or, if these are fewer, those not in it.
 
     Args:
-        ids: Token ids of all sets, one set after the other, int32, [K].
-        counts: Size of each set; n > 0: the token was drawn from the next n ids; n <= 0: from all but the next -n, so
-            that 0 stands for the whole vocabulary. int64, [L].
+        ids: Token ids of all sets, concatenated, int32, [K].
+        counts: For n > 0, the set consists of the next n ids; for n <= 0, of all tokens but the next -n, so 0 is the
+            complete vocabulary. int64, [L].
     """
 
     ids: Tensor
@@ -32,7 +32,7 @@ class SamplingMask:
 
     @classmethod
     def of(cls, kept: Tensor) -> SamplingMask:
-        """The sets of a mask that is True at kept tokens, [L, V]; each row keeps at least one."""
+        """The sets given by a mask [L, V] that is True at their tokens; every set has at least one."""
         sizes = kept.sum(1)
         by_kept = sizes <= kept.shape[1] // 2
         listed = torch.where(by_kept[:, None], kept, ~kept)
@@ -41,12 +41,12 @@ class SamplingMask:
 
     @classmethod
     def uncut(cls, length: int) -> SamplingMask:
-        """Tokens that were drawn from the whole vocabulary."""
+        """`length` tokens that were sampled from the complete vocabulary."""
         return cls(torch.zeros(0, dtype=torch.int32), torch.zeros(length, dtype=torch.long))
 
     @classmethod
     def join(cls, masks: Sequence[SamplingMask]) -> SamplingMask:
-        """The sets of all `masks`, one after the other."""
+        """The concatenation of `masks`."""
         if not masks:
             return cls.uncut(0)
         return cls(torch.cat([mask.ids for mask in masks]), torch.cat([mask.counts for mask in masks]))
@@ -62,13 +62,13 @@ class SamplingMask:
         return SamplingMask(self.ids[positions], self.counts[index])
 
     def split(self, sizes: Sequence[int]) -> list[SamplingMask]:
-        """The sets in parts of these lengths."""
+        """Consecutive parts with these numbers of tokens."""
         counts = self.counts.split(list(sizes))
         ids = self.ids.split([int(part.abs().sum()) for part in counts])
         return [SamplingMask(*part) for part in zip(ids, counts, strict=True)]
 
     def dense(self, vocabulary_size: int) -> Tensor:
-        """True at kept tokens, [L, V]."""
+        """The mask of `of`: True at the tokens of each set, [L, V]."""
         by_kept = self.counts > 0
         kept = (~by_kept)[:, None].repeat(1, vocabulary_size)
         sizes = self.counts.abs()

@@ -118,7 +118,7 @@ def with_values(algorithm: ActorCritic, values: dict[str, Tensor]) -> dict[str, 
     targets: dict[str, Tensor] = {}
     assert algorithm.critics.keys() == values.keys()
     for name, critic in algorithm.critics.items():
-        critic.values = lambda batch, name=name: values[name]
+        critic.differentiable_values = lambda batch, name=name: values[name]
         critic.update = lambda batch, old_values, result, name=name: targets.update({name: result})
     algorithm.log_critic = lambda *args: None
     algorithm.num_rollouts = 1

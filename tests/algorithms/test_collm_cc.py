@@ -202,7 +202,8 @@ def test_advantages_and_targets_by_hand(make: Make, monkeypatch: pytest.MonkeyPa
     batch.turn_mask[1, 1] = False  # as if the second episode had ended after a turn
     given: dict[str, Any] = {}
     critic = module.critic
-    monkeypatch.setattr(critic, "values", lambda batch: torch.tensor([[0.5, 0.25], [1.0, 0.0]]))
+    values = torch.tensor([[0.5, 0.25], [1.0, 0.0]])
+    monkeypatch.setattr(critic, "differentiable_values", lambda batch: values)
     monkeypatch.setattr(critic, "update", lambda batch, values, targets: given.update({"critic": targets}))
     monkeypatch.setattr(module, "update_policies", lambda b, advantages: given.update(advantages))
     module.num_rollouts = 1

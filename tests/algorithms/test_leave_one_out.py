@@ -92,7 +92,7 @@ def test_advantages_by_hand(tiny_folder: str) -> None:
     targeted = torch.tensor([[3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [1.5, 1.0, 2.5, 0.0, 0.0, 0.0]]).view(2, 2, 3)
     regressed, advantages = [], {}
     critic = algorithm.critic
-    critic.values = lambda batch: targeted
+    critic.differentiable_values = lambda batch: targeted
     critic.update = lambda batch, values, targets: regressed.append(targets)
     algorithm.update_policies = lambda batch, targeted: advantages.update(targeted)
     algorithm.log_critic = lambda *args: None

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from curves import scalars
 from toy import REPOSITORY
 
 # all but `oracle`, which needs an environment that knows its values
@@ -38,8 +38,7 @@ def test_every_algorithm_trains_on_the_building_game(
 ):
     (tmp_path / "game.yaml").write_text(yaml.safe_dump(GAME))
     assert fit("--config", str(path), "--config", str(tmp_path / "game.yaml")) == 0
-    events = EventAccumulator(str(run_folder)).Reload()
-    curves = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    curves = scalars(run_folder)
     # two rollouts of 2 tasks x 2 episodes x 2 turns, both updates made; C3 plays 2 + 2 * 3 joint actions for each task
     played = 16 if path.stem == "c3" else 8
     assert curves["rollout/joint_samples"] == [played, 2 * played]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from capture import Capture
+from curves import scalars
 
 ALGORITHMS = Path(__file__).parents[2] / "configs" / "algorithms"
 ACTORS = {"player_1", "player_2"}
@@ -59,12 +59,6 @@ def play(fit: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
 
 
 NO_DECAY = ("--model.init_args.optimizer=torch.optim.AdamW", "--model.init_args.optimizer.weight_decay=0")
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 def test_every_algorithm_is_here() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from capture import Capture
 from collm.environments.base import EpisodeFailure, Step
+from collm.models.random_model import write_model
 from collm.studies.runs import read_run
 from collm.trajectory import Action, Task, Trajectory, Turn
 from toy import Toy
@@ -83,19 +84,16 @@ def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    write_model(
+        folder,
+        tokenizer,
+        LlamaConfig,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-        bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 

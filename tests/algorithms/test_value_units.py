@@ -19,15 +19,21 @@ from untrained import without_trainer
 TARGETS = torch.tensor([[5.0, 1.0], [3.0, -1.0], [11.0, 99.0]])  # the last turn is not played
 
 
-def build(folder: str, tokens_per_micro_batch: int = 16384, **options: Any) -> CoLLMCC:
+def build(
+    folder: str, tokens_per_micro_batch: int = 16384, num_minibatches: int = 1, lora_rank: int = 0, **options: Any
+) -> CoLLMCC:
     """A critic that says 4 * 0.5 + 1 = 3 everywhere, as the weights of its head are 0."""
+    torch.manual_seed(0)  # of adapters
+    model = ModelSpec(folder, learning_rate=0.1, lora_rank=lora_rank)
     module = CoLLMCC(
         agent_ids=["a"],
-        policy=PolicySpec(folder, max_new_tokens=4),
-        critic=LanguageModelCritic(ModelSpec(folder, learning_rate=0.1), loss_weight=0.6, **options),
+        policy=PolicySpec(folder, max_new_tokens=4, lora_rank=lora_rank),
+        critic=LanguageModelCritic(model, loss_weight=0.6, **options),
+        parameters="lora" if lora_rank else "separate",
         optimizer=torch.optim.SGD,
         gradient_clip_norm=0.0,
         tokens_per_micro_batch=tokens_per_micro_batch,
+        num_minibatches=num_minibatches,
     )
     without_trainer(module)
     network = module.critic.network
@@ -88,3 +94,34 @@ def test_the_scale_follows_the_targets_of_played_turns(tiny_folder: str) -> None
     module.critic.normalize = False
     module.critic.record(played, torch.full((3, 2), 3.0), 2 * TARGETS)
     assert_close(network.shift, torch.tensor(19 / 5))
+
+
+def updated(module: CoLLMCC, kept: bool) -> tuple[list[torch.Tensor], int]:
+    """The critic's weights after an update from values with or without their graph, and its number of passes."""
+    critic, played, passes = module.critic, batch(), []
+    torch.manual_seed(1)
+    torch.nn.init.normal_(critic.network.head.weight, std=0.2)  # at 0 nothing would reach the language model
+    critic.network.register_forward_hook(lambda *_: passes.append(1))
+    values = critic.differentiable_values(played) if kept else critic.values(played)
+    assert values.requires_grad == kept
+    policy = module.policies["a"]
+    policy.backbone.activate(policy.adapter)
+    critic.update(played, values, TARGETS)
+    return [weight.detach().clone() for weight in module.learners["critic"]], len(passes)
+
+
+@pytest.mark.parametrize("options", [{}, {"epochs": 2}, {"value_clip": 0.5}, {"replay": 2}, {"lora_rank": 2}], ids=str)
+def test_one_pass_gives_the_values_and_the_first_step(tiny_folder: str, options: dict[str, Any]) -> None:
+    before = [weight.detach().clone() for weight in build(tiny_folder, **options).learners["critic"]]
+    one, fewer = updated(build(tiny_folder, **options), kept=True)
+    two, passes = updated(build(tiny_folder, **options), kept=False)
+    assert_close(one, two, rtol=1e-4, atol=1e-6)
+    assert sum(not torch.equal(*pair) for pair in zip(before, one, strict=True)) > 2
+    assert fewer == passes - 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"tokens_per_micro_batch": 8}, {"normalize": True}, {"num_minibatches": 2}], ids=str
+)
+def test_no_pass_is_kept_that_cannot_serve_the_first_step(tiny_folder: str, options: dict[str, Any]) -> None:
+    assert not build(tiny_folder, **options).critic.differentiable_values(batch()).requires_grad

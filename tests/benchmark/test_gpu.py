@@ -52,9 +52,7 @@ def test_the_limit_of_decoding_worked_by_hand(tmp_path: Path, monkeypatch: pytes
     known = parser.parse_args([*SMALL.split(), f"--out={tmp_path}"])
     table = Table(known)
     bench = Bench(known, table)
-    bench.folder = str(tmp_path / "model")
-    gpu.build_tokenizer(bench.folder, 512)
-    bench.config().save_pretrained(bench.folder)
+    bench.write_model(str(tmp_path / "model"))
     bench.bandwidth = 1e6
     took = iter([0.5, 4.0])  # reading prompts, and reading them and writing
     monkeypatch.setattr(bench, "seconds", lambda work, times=1: next(took))

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collm import cli
 from collm.environments.base import EpisodeFailure
 from collm.environments.reward_function import RewardFunctionTask
+from curves import scalars
 from toy import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "reward_function.md").read_text()
@@ -63,8 +63,7 @@ def test_the_command_trains_two_agents() -> None:
     assert run("fit") == 0
     agents = Path("logs") / "collm" / "version_0" / "agents"
     assert sorted(path.name for path in agents.iterdir()) == ["sceptic", "scholar"]
-    scalars = EventAccumulator(str(agents.parent)).Reload().Tags()["scalars"]
-    assert {"rollout/reward/right", "rollout/reward/long", "eval/return"} <= set(scalars)
+    assert {"rollout/reward/right", "rollout/reward/long", "eval/return"} <= set(scalars(agents.parent))
 
 
 def test_a_mistake_in_the_function_ends_the_command_with_one_message(
@@ -162,5 +161,4 @@ def test_a_judge_that_does_not_answer_fails_the_episode(judge: type[Judge]) -> N
 
 def test_a_judge_in_training_is_counted(judge: type[Judge]) -> None:
     assert run("fit", "--data.environment.reward=my_rewards.judged") == 0
-    events = EventAccumulator(str(Path("logs") / "collm" / "version_0")).Reload()
-    assert [event.value for event in events.Scalars("rollout/judge_tokens")] == [30.0]
+    assert scalars(Path("logs") / "collm" / "version_0")["rollout/judge_tokens"] == [30.0]

@@ -11,7 +11,7 @@ from gpu_device import DEVICE, on_device, skip_without_cuda
 from peft import LoraConfig
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from actors import sampled
 from collm.inference.actors import Actors
@@ -22,6 +22,7 @@ from collm.models.backbone import Backbone
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.models.random_model import write_model
 from collm.optimizers import fused
 from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
@@ -38,11 +39,10 @@ PROMPTS = [[7, 8, 9, *range(14, 34)], [5, 6], [7, 8, 9, *range(14, 32), 3], [7, 
 def folders(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A small Llama, which is sampled from copies at full precision, and a Qwen3 whose queries share keys."""
     grouped = tmp_path_factory.mktemp("models") / "grouped"
-    shutil.copytree(tiny_folder, grouped)
-    tokenizer = load_tokenizer(tiny_folder)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    write_model(
+        grouped,
+        load_tokenizer(tiny_folder),
+        Qwen3Config,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -52,11 +52,7 @@ def folders(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen3ForCausalLM(config).save_pretrained(grouped)
     return {"llama": tiny_folder, "grouped": str(grouped)}
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collm import cli
 from collm.models.tiny import build_tiny
+from curves import scalars
 from toy import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -37,9 +37,9 @@ def test_a_recipe_of_the_paper_trains_what_it_samples(
         args += [f"--model.policies.{agent_id}.{option}={value}" for option, value in given.items()]
     args += [*SHORT[name], "--data.rollouts_per_epoch=2", "--data.eval_episodes_per_task=1", "--trainer.max_epochs=1"]
     assert cli.main(CONFIGS / "base.yaml", [*args, "--trainer.accelerator=cpu"]) == 0
-    events = EventAccumulator(str(tmp_path / "logs" / "collm" / "version_0")).Reload()
+    curves = scalars(tmp_path / "logs" / "collm" / "version_0")
     for agent_id in agents:
         for metric, expected in (("log_prob_drift", 0.0), ("sampler_weight", 1.0)):
-            values = [event.value for event in events.Scalars(f"policy/{metric}/{agent_id}")]
+            values = curves[f"policy/{metric}/{agent_id}"]
             assert len(values) == 2
             assert values == pytest.approx([expected] * 2, abs=1e-3)

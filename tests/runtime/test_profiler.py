@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collm.callbacks.resources import LogResources
 from collm.inference.embedded.forward import cached_model
@@ -21,6 +20,7 @@ from collm.inference.sampling import Sampling
 from collm.models.backbone import Backbone
 from collm.runtime.profiler import Meter, Reading, meter
 from collm.trajectory import Action, Task, Trajectory, Turn, collate, distinct_actions
+from curves import scalars
 
 
 class Clock:
@@ -188,9 +188,9 @@ def test_the_phases_of_a_run_add_up_to_its_time(fit: Callable[..., int], run_fol
         assert reading.seconds.keys() == phases
         assert all(seconds > 0 for seconds in reading.seconds.values())
         assert reading.wall_time == pytest.approx(wall, abs=5e-3)
-    events = EventAccumulator(str(run_folder)).Reload()
+    curves = scalars(run_folder)
     for name in phases:
-        logged = [event.value for event in events.Scalars(f"time/{name}")]
+        logged = curves[f"time/{name}"]
         assert logged == pytest.approx([reading.seconds[name] for reading in Watch.readings])
 
 

@@ -121,7 +121,7 @@ class ActorCritic(MultiAgentModule):
             self.log(f"{name}/target", target / count)
 
     def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
-        """What critics say of the turns of `batch`, by name, [B, T]: values, and the advantages before shaping."""
+        """The critics' values at the turns of `batch` and the advantages before `shape_advantages`, by name, [B, T]."""
         found: dict[str, Tensor] = {}
         for critic in (one for one in self.critics.values() if one.knows(batch)):
             whose = "" if critic.centralized else f"_{critic.agent_ids[0]}"

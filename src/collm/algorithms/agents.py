@@ -88,7 +88,7 @@ class Agents(Checkpointed):
         return {agent_id: dialogue_of(spec) for agent_id, spec in self.specs.items()}
 
     def networks(self) -> list[str]:
-        """Names of the networks with weights of their own, which a strategy may place on devices.
+        """Names of the networks that own weights, which a strategy may place on devices.
 
         The initial policy that `kl_weight` needs is placed with the agent it belongs to.
         """

@@ -101,6 +101,16 @@ class MultiAgentModule(RolloutHooks):
         """The device on which a network takes its inputs."""
         return network.backbone.home or self.device
 
+    def serves_first_step(self, sequences: Sequence[TokenSequence]) -> bool:
+        """Whether one forward pass over `sequences` may be kept for the first optimizer step on them.
+
+        It may if that step is on all of them, its graph fits into the memory of one micro-batch, and ranks need not run
+        equally many passes.
+        """
+        lengths = [len(sequence.ids) for sequence in sequences]
+        padded = sum(len(group) * max(lengths[index] for index in group) for group in similar_lengths(lengths))
+        return self.num_minibatches == 1 and not self.gathering and padded <= self.tokens_per_micro_batch
+
     def micro_batches(
         self, sequences: Iterable[TokenSequence], rows: set[int], network: Policy | ValueNetwork
     ) -> Iterator[SequenceBatch]:
@@ -132,7 +142,7 @@ class MultiAgentModule(RolloutHooks):
         if self.policy_update_hook is not None:
             self.policy_update_hook(sequences, advantages)
             return
-        if self.num_epochs * self.num_minibatches > 1:  # with one step, they are those of its forward pass
+        if self.num_epochs * self.num_minibatches > 1:  # a single step takes them from its own forward pass
             for agent_id in self.agent_ids:
                 if self.specs[agent_id].correction() != "off":
                     sequences[agent_id] = self.with_trainer_log_probs(agent_id, sequences[agent_id])
@@ -149,7 +159,7 @@ class MultiAgentModule(RolloutHooks):
         found = list(sequences)
         for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
             rows = policy.log_probs(chunk)[0].tolist()
-            for index, row in zip(next(groups, []), rows, strict=False):  # a rank without rows left computes along
+            for index, row in zip(next(groups, []), rows, strict=False):  # ranks without rows left take part, too
                 found[index] = replace(found[index], trainer_log_probs=row[: len(found[index].ids)])
         return found
 

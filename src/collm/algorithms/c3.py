@@ -1,14 +1,14 @@
 """C3: each agent's credit from counterfactual responses, all else equal (arXiv 2603.06859).
 
-At a visited history h_t, agent i gives K responses a^1 ... a^K. Each is played beside the same actions of the others
-and followed by the current policies, and the mean return of the other K - 1 is its baseline:
+At a visited history h_t, agent i gives K responses a^1 ... a^K. Each is combined with the same actions of the other
+agents, the current policies play the rest of the episode, and the mean return of the other K - 1 is the baseline:
 
     A_k = G(h_t, a^k, a_{-i}) - (1 / (K - 1)) sum_{j != k} G(h_t, a^j, a_{-i})
     grad J(theta_i) = E[ sum_t (1 / K) sum_k rho grad log pi_i(a^k | h_{i,t}) A_k ]
 
-The baseline depends on the history and the others' actions only, so the gradient is unbiased, and what the others did
-cancels in A_k. Only responses at the histories of main episodes are learned from; what follows a counterfactual
-response serves to value it. `collm.samplers.counterfactual.Counterfactual` samples the responses.
+The baseline depends on the history and the others' actions only, so the gradient is unbiased, and the effect of the
+others' actions cancels in A_k. Agents learn only from responses in main episodes; the turns after a counterfactual
+response serve to estimate its return. `collm.samplers.counterfactual.Counterfactual` samples the responses.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ class C3(MultiAgentModule):
 
 
 def counterfactual_groups(batch: RolloutBatch, agent_id: str) -> Tensor:
-    """Groups of responses of one agent to the same history, beside the same actions of the others, [B, T].
+    """Groups of responses of one agent to the same history, with the same actions of the others, [B, T].
 
-    An action that several trajectories share belongs to a group in the first of them, the one that it was played in.
-    -1 marks all other turns, and responses that nothing can be compared with.
+    An action that several trajectories share has its group in the first of them. All other turns are -1, and so are
+    responses that are alone in their group.
     """
     nodes: set[int] = set()
     members: dict[tuple, list[tuple[int, int]]] = {}

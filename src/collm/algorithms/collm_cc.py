@@ -51,7 +51,8 @@ class CoLLMCC(ActorCritic):
             )
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        values = self.critic.values(batch)  # V(h_t), [B, T]
+        fitted = self.critic.differentiable_values(batch)
+        values = fitted.detach()  # V(h_t), [B, T]
         next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
         advantages = generalized_advantages(  # delta_t of (4) at gae_lambda 0
             batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
@@ -59,7 +60,7 @@ class CoLLMCC(ActorCritic):
         targets = self.value_targets(batch, values, next_values, advantages)  # of (5)
         self.log_critic("critic", batch, values, targets)
 
-        self.critic.update(batch, values, targets)  # (5)
+        self.critic.update(batch, fitted, targets)  # (5)
         if self.policies_learn:
             if self.center_groups:
                 advantages = advantages - leave_one_out_baseline(advantages, batch.groups, batch.turn_mask)

@@ -40,8 +40,8 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         self.add_critic("critic", self.agent_ids, CounterfactualEncoder)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        all_values = self.critic.values(batch)  # [B, T, N + 1]
-        values, *baselines = all_values.unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
+        all_values = self.critic.differentiable_values(batch)  # [B, T, N + 1]
+        values, *baselines = all_values.detach().unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
         next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
         errors = generalized_advantages(
             batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values

@@ -36,8 +36,8 @@ class CoLLMCCQ(ActorCritic):
         self.add_critic("critic", self.agent_ids, ActionValueEncoder)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        pairs = self.critic.values(batch)  # [B, T, 2]
-        values, action_values = pairs.unbind(-1)  # V(h_t) and Q(h_t, a_t), [B, T]
+        pairs = self.critic.differentiable_values(batch)  # [B, T, 2]
+        values, action_values = pairs.detach().unbind(-1)  # V(h_t) and Q(h_t, a_t), [B, T]
         next_values = self.critic.next_values(batch, action_values)  # Q(h_{t+1}, a_{t+1})
         errors = generalized_advantages(  # the TD error of Q at gae_lambda 0
             batch.rewards, action_values, batch.turn_mask, self.discount, self.gae_lambda, next_values

@@ -31,7 +31,8 @@ class CoLLMDC(ActorCritic):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         advantages = {}
         for agent_id, critic in self.own_critics.items():
-            values = critic.values(batch)  # V_i(h_{i,t}), [B, T]
+            fitted = critic.differentiable_values(batch)
+            values = fitted.detach()  # V_i(h_{i,t}), [B, T]
             next_values = critic.next_values(batch, values)  # V_i(h_{i,t+1})
             errors = generalized_advantages(  # delta_{i,t} of (2) at gae_lambda 0
                 batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
@@ -39,7 +40,7 @@ class CoLLMDC(ActorCritic):
             targets = self.value_targets(batch, values, next_values, errors)  # of (3)
             self.log_critic(critic.name, batch, values, targets)
 
-            critic.update(batch, values, targets)  # (3)
+            critic.update(batch, fitted, targets)  # (3)
             advantages[agent_id] = self.shape_advantages(errors, batch.turn_mask)
         if self.policies_learn:
             self.update_policies(batch, advantages)  # (2)

@@ -99,7 +99,7 @@ class RolloutHooks(Agents):
         self._rollout = ()
 
     def log_rollout(self, batch: RolloutBatch) -> None:
-        """Log what the agents did under `rollout/`, with the number of joint samples as `step`, the x axis."""
+        """Log statistics of the rollout under `rollout/`, with the number of joint samples as `step`, the x axis."""
         self.log("step", float(self.joint_samples))
         self.log("rollout/joint_samples", float(self.joint_samples))
         for name, value in summarized(merged(gather_objects(episode_numbers(batch)))).items():

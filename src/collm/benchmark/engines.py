@@ -17,12 +17,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.benchmark.operations import Iterations, play_and_learn
 from collm.benchmark.timed_table import Table
-from collm.benchmark.tiny_model import VOCABULARY, build_tokenizer
+from collm.benchmark.tiny_model import build_benchmark_model
 from collm.critics.language_model import LanguageModelCritic
 from collm.data import RolloutDataModule
 from collm.environments.workload import Workload
@@ -66,9 +65,7 @@ def measure_engines(known: argparse.Namespace) -> int:
     known.device = "cuda" if torch.cuda.is_available() else "cpu"
     table = Table(known, "engines")
     with tempfile.TemporaryDirectory() as folder:
-        build_tokenizer(folder, VOCABULARY)
-        torch.manual_seed(0)
-        LlamaForCausalLM(shape()).save_pretrained(folder)
+        build_benchmark_model(folder, layers=2, heads=2, tied=False)  # every engine takes heads of 64 numbers
         for model in known.models:
             path = folder if model == "heads of 64" else model
             for engine in known.engines:
@@ -79,22 +76,6 @@ def measure_engines(known: argparse.Namespace) -> int:
                     table.measure(name, partial(iteration, known, table, name, path, engine))
     print(f"\n{table.text()}", end="")
     return int(table.failed)
-
-
-def shape() -> LlamaConfig:
-    """A Llama of 2 layers with 2 heads of 64 numbers, which every engine takes."""
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
 
 
 def iteration(known: argparse.Namespace, table: Table, name: str, path: str, engine: str) -> None:

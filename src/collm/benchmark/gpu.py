@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, Qwen3Config
+from transformers import Qwen3Config
 
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.benchmark.operations import Iterations, play_and_learn
@@ -30,6 +30,7 @@ from collm.inference.actors import Actors
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.models.random_model import write_model
 from collm.models.specs import ModelSpec
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -86,9 +87,7 @@ def measure_gpu(known: argparse.Namespace) -> int:
     print(table.text(), end="", flush=True)
     table.measure("card", bench.card)
     with tempfile.TemporaryDirectory() as folder:
-        bench.folder = folder
-        build_tokenizer(folder, SHAPES[known.shape]["vocab_size"])
-        bench.config().save_pretrained(folder)
+        bench.write_model(folder)
         for engine in known.engines:
             table.measure(f"decode, {engine}", partial(bench.decode, engine))
         for parameters in ("separate", "lora"):
@@ -117,18 +116,13 @@ class Bench:
         self.folder = ""
         self.bandwidth = self.peak = float("nan")  # bytes and operations per second
 
-    def config(self) -> PretrainedConfig:
-        """Configuration of the model."""
-        config = Qwen3Config(
-            **SHAPES[self.known.shape],
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-        config.architectures = ["Qwen3ForCausalLM"]
-        return config
+    def write_model(self, folder: str) -> None:
+        """Write configuration and tokenizer of the model; its weights are made on the device."""
+        self.folder = folder
+        shape = dict(SHAPES[self.known.shape])
+        tokenizer = build_tokenizer(shape.pop("vocab_size"))
+        shape |= {"max_position_embeddings": 4096, "tie_word_embeddings": True}
+        write_model(folder, tokenizer, Qwen3Config, seed=None, **shape)
 
     def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
         """Average seconds of `work` on the device."""

@@ -138,7 +138,7 @@ def note_estimates(batch: RolloutBatch, estimates: Mapping[str, Tensor]) -> None
 
 
 def add_branches(record: dict[str, Any], trajectory: Trajectory, numbers: dict[str, str]) -> None:
-    """Add to a transcript the place of every turn in its rollout tree, and which actions siblings share, by number."""
+    """Add to a transcript the node of every turn in its rollout tree, and numbers of its actions, equal if shared."""
     for kept, turn in zip(record["turns"], trajectory.turns, strict=True):
         if turn.branch is not None:
             actions = {name: numbers.setdefault(one.uid, str(len(numbers))) for name, one in turn.actions.items()}

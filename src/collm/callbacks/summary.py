@@ -1,4 +1,4 @@
-"""What a run trains, said at its beginning, and what came of it and where it is, said at its end."""
+"""Prints what a run trains at its start, and its results and their folder at its end."""
 
 from __future__ import annotations
 

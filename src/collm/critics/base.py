@@ -42,6 +42,10 @@ class Learner(Protocol):
         """The rows (trajectories) of each optimizer step."""
         ...
 
+    def serves_first_step(self, sequences: Sequence[TokenSequence]) -> bool:
+        """Whether one forward pass over `sequences` may be kept for the first optimizer step on them."""
+        ...
+
     def micro_batches(
         self, sequences: Iterable[TokenSequence], rows: set[int], network: Any
     ) -> Iterator[SequenceBatch]:
@@ -163,6 +167,13 @@ class Critic(nn.Module, ABC):
             Values, 0 at masked turns, [B, T]; [B, T, K] if the encoder defines K values per turn (`num_kinds`).
         """
 
+    def differentiable_values(self, batch: RolloutBatch) -> Tensor:
+        """`values` for `update`, with the graph of their forward pass if it can serve the first optimizer step.
+
+        Detach them before any other use. They save `update` a forward pass, and change nothing of its result.
+        """
+        return self.values(batch)
+
     def next_values(self, batch: RolloutBatch, values: Tensor) -> Tensor:
         """V(h_{t+1}); 0 after the last turn of an episode, as values do not bootstrap beyond the horizon.
 
@@ -181,7 +192,7 @@ class Critic(nn.Module, ABC):
 
         Args:
             batch: The latest rollout.
-            values: The result of `values(batch)` before the update.
+            values: The result of `values(batch)` or `differentiable_values(batch)` before the update.
             targets: Value targets, [B, T]; masked turns are ignored.
         """
 

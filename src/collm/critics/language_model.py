@@ -130,19 +130,32 @@ class LanguageModelCritic(Critic):
     @meter.phase("values")
     @torch.no_grad()
     def values(self, batch: RolloutBatch) -> Tensor:
+        return self._values(batch, self.encode(batch.trajectories))
+
+    @meter.phase("values")
+    def differentiable_values(self, batch: RolloutBatch) -> Tensor:
+        histories = self.encode(batch.trajectories)
+        # with `normalize`, `record` changes the head in place
+        with torch.set_grad_enabled(not self.normalize and self.learner.serves_first_step(histories)):
+            return self._values(batch, histories)
+
+    def _values(self, batch: RolloutBatch, histories: Sequence[TokenSequence]) -> Tensor:
+        """The values of `batch`, whose histories are given as token sequences."""
         num_kinds = self.encoder.num_kinds
         values = batch.rewards.new_zeros(len(batch.rewards), batch.rewards.shape[1] * num_kinds)
         all_rows = set(range(len(batch.trajectories)))
-        for chunk in self.learner.micro_batches(self.encode(batch.trajectories), all_rows, self.network):
+        for chunk in self.learner.micro_batches(histories, all_rows, self.network):
             values += chunk.sum_by_turn(self.network(chunk), (values.shape[0], values.shape[1])).to(values.device)
         return values if num_kinds == 1 else values.unflatten(1, (-1, num_kinds))
 
     # Learning
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
-        record = self.record(batch, values, targets)
+        record = self.record(batch, values.detach(), targets)
+        kept = values.flatten(1) if values.requires_grad else None
         for rows in self.learner.minibatches(len(record.targets), self.epochs):
-            self.learner.optimize(self.name, self.losses(record, rows), f"loss/{self.name}")
+            self.learner.optimize(self.name, self.losses(record, rows, kept), f"loss/{self.name}")
+            kept = None
         if self.buffer is None:
             return
         self.buffer.add(record)
@@ -167,24 +180,35 @@ class LanguageModelCritic(Critic):
             batch.turn_mask,
         )
 
-    def losses(self, record: Record, rows: set[int]) -> Iterator[Tensor]:
+    def losses(self, record: Record, rows: set[int], kept: Tensor | None = None) -> Iterator[Tensor]:
         """Losses on some rows of a record, one per micro-batch; their sum is the mean over the played turns.
 
         With K values per turn it is the sum of K means, as all values of a turn are regressed on the same target.
+
+        Args:
+            record: Inputs and targets.
+            rows: Indices of the rows.
+            kept: Values of all rows with their graph, [B, T K], if no other forward pass is needed.
         """
         num_rows, num_values = record.targets.shape
         shape, scale = (num_rows, num_values), self.network.scale
         device = self.network.backbone.home or self.learner.device
         old_values, targets = record.values.to(device), record.targets.to(device)
         num_turns = sum_over_ranks(record.turn_mask[sorted(rows)].sum().cpu(), device).clamp(min=1)
-        for chunk in self.learner.micro_batches(record.histories, rows, self.network):
-            is_scored = chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
-            values = chunk.sum_by_turn(self.network(chunk), shape)
+        if kept is not None:  # another adapter may have been selected since
+            self.network.backbone.activate(self.network.adapter)
+        for values, is_scored in self.passes(record, rows, shape) if kept is None else [(kept, scored(record))]:
+            values, is_scored = values.to(device), is_scored.to(device)
             if self.value_clip is None:
                 loss = value_loss(values, targets, is_scored)
             else:
                 loss = clipped_value_loss(values, old_values, targets, is_scored, self.value_clip * float(scale))
             yield self.loss_weight * loss / scale.square() / num_turns
+
+    def passes(self, record: Record, rows: set[int], shape: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Values of each micro-batch, 0 elsewhere, and where they are, [B, T K] each."""
+        for chunk in self.learner.micro_batches(record.histories, rows, self.network):
+            yield chunk.sum_by_turn(self.network(chunk), shape), chunk.sum_by_turn(chunk.action_mask.float(), shape) > 0
 
     # Checkpoints
 
@@ -194,3 +218,12 @@ class LanguageModelCritic(Critic):
     def restore(self, state: Mapping[str, Any]) -> None:
         if self.buffer is not None and "replay" in state:
             self.buffer.load_state_dicts(state["replay"], rank(), num_ranks())
+
+
+def scored(record: Record) -> Tensor:
+    """True where a history of the record has a value, [B, T K]."""
+    is_scored = torch.zeros(record.targets.shape, dtype=torch.bool)
+    for sequence in record.histories:
+        turns = torch.tensor(sequence.turns)
+        is_scored[sequence.row, turns[turns >= 0]] = True
+    return is_scored

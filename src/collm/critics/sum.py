@@ -50,6 +50,9 @@ class SumCritic(Critic):
     def values(self, batch: RolloutBatch) -> Tensor:
         return self.parts["features"].values(batch) + self.parts["rest"].values(batch)
 
+    def differentiable_values(self, batch: RolloutBatch) -> Tensor:
+        return self.parts["features"].values(batch) + self.parts["rest"].differentiable_values(batch)
+
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
         feature_values = self.parts["features"].values(batch)  # before the update
         self.parts["features"].update(batch, feature_values, targets)

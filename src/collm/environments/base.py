@@ -4,8 +4,8 @@ An environment defines tasks, observations, transitions and the team reward. It 
 Lightning. An environment object is stateless between calls: the state that it returns holds everything about an
 episode, so any number of episodes can be played in parallel.
 
-To add one, subclass `Environment` in a new file, implement `tasks`, `reset` and `step`, and name the class in a yaml
-file.
+To add one, subclass `Environment` in a new file, set `splits`, implement `reset` and `step`, and name the class in a
+yaml file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from collm.errors import ConfigurationError
-from collm.runtime.checks import Range
+from collm.runtime.checks import Range, check_choice
 from collm.trajectory import Task, Trajectory
 
 SPLITS = ("train", "eval")
@@ -77,6 +78,7 @@ class Environment(ABC):
         max_reward: Largest reward of one turn.
         min_reward: Smallest reward of one turn.
         reward_noise: Standard deviation of noise in rewards, which can exceed `min_reward` and `max_reward`.
+        splits: The tasks under `train` and `eval`, unless `tasks` is overridden.
     """
 
     agent_ids: tuple[str, ...]
@@ -84,10 +86,12 @@ class Environment(ABC):
     max_reward: float
     min_reward: float
     reward_noise: float = 0.0
+    splits: Mapping[str, Sequence[Task]] = MappingProxyType({})
 
-    @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of `split`, "train" or "eval"; the two never share a task."""
+        check_choice(f"{type(self).__name__}: split", split, SPLITS)
+        return self.splits.get(split, ())
 
     @abstractmethod
     def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
@@ -106,7 +110,7 @@ class Environment(ABC):
     ) -> list[Step | EpisodeFailure]:
         """Apply one joint action to each of several episodes; returns a `Step` or an `EpisodeFailure` for each.
 
-        Override it to compute slow rewards in parallel.
+        A `BatchEnvironment` computes slow rewards in parallel here.
         """
         outcomes: list[Step | EpisodeFailure] = []
         for state, joint_action in zip(states, joint_actions, strict=True):
@@ -180,6 +184,23 @@ class Environment(ABC):
     def demonstrate(self, state: Any, rng: random.Random) -> dict[str, str]:
         """A scripted joint action for `state`, for behaviour cloning."""
         raise ConfigurationError(f"{type(self).__name__} has no scripted demonstrations; choose another sampler.")
+
+
+class BatchEnvironment(Environment):
+    """An environment that computes the rewards of many episodes together: it implements `step_batch`, not `step`."""
+
+    def step(self, state: Any, joint_action: Mapping[str, str]) -> Step:
+        """Apply one joint action; see `step_batch`."""
+        (outcome,) = self.step_batch([state], [joint_action])
+        if isinstance(outcome, EpisodeFailure):
+            raise outcome
+        return outcome
+
+    @abstractmethod
+    def step_batch(
+        self, states: Sequence[Any], joint_actions: Sequence[Mapping[str, str]]
+    ) -> list[Step | EpisodeFailure]:
+        """Apply one joint action to each of several episodes; returns a `Step` or an `EpisodeFailure` for each."""
 
 
 def check_tasks(name: str, train: Sequence[Task], evaluation: Sequence[Task]) -> None:

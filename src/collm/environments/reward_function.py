@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from collm.environments.base import SPLITS, TURNS, Environment, EpisodeFailure, Step
+from collm.environments.base import TURNS, BatchEnvironment, EpisodeFailure, Step
 from collm.environments.calls import TooSlow, described
 from collm.environments.rows import Row, load_rows, named, split_rows
 from collm.environments.templates import Template, text_of
@@ -27,7 +27,7 @@ MAX_CHARACTERS = 100_000
 """Longer responses are cut before functions see them."""
 
 
-class RewardFunctionTask(Environment):
+class RewardFunctionTask(BatchEnvironment):
     """A task that consists of a data set, a template for each agent, and a Python function that returns the reward.
 
     Args:
@@ -108,12 +108,12 @@ class RewardFunctionTask(Environment):
                     check_utf8(f"{row.location}, shown to {agent_id!r}", template.fill(row.fields))
             return rows
 
-        self._tasks = split_rows(type(self).__name__, load, dataset, eval_dataset, num_train, num_eval, seed)
+        self.splits = split_rows(type(self).__name__, load, dataset, eval_dataset, num_train, num_eval, seed)
         self.reward = UserFunction("reward", reward, seconds, max_concurrent)
         self.feedback = None if feedback is None else UserFunction("feedback", feedback, seconds, max_concurrent)
-        self.reward.check(self.agent_ids, self._tasks["train"][0])
+        self.reward.check(self.agent_ids, self.splits["train"][0])
         if self.feedback is not None:
-            self.feedback.check(self.agent_ids, self._tasks["train"][0])
+            self.feedback.check(self.agent_ids, self.splits["train"][0])
             if self.feedback.is_batched:
                 raise ConfigurationError(f"feedback is {feedback!r}, which has the form of a TRL reward function.")
         if trial:
@@ -121,7 +121,7 @@ class RewardFunctionTask(Environment):
 
     def try_out(self) -> None:
         """Call the functions once with blank responses; raises `ConfigurationError` for what they do wrong."""
-        state = RewardState(self._tasks["train"][0])
+        state = RewardState(self.splits["train"][0])
         try:
             (outcome,) = self.step_batch([state], [dict.fromkeys(self.agent_ids, "")])
         except TrainingError as error:
@@ -134,22 +134,9 @@ class RewardFunctionTask(Environment):
                 f"{self.min_reward:g} to max_reward {self.max_reward:g}; correct the range or the function."
             )
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The rows of `split` as tasks, whose data are the fields."""
-        if split not in SPLITS:
-            raise ConfigurationError(f"{type(self).__name__}: split {split!r} is unknown; choose one of {SPLITS}.")
-        return self._tasks[split]
-
     def reset(self, task: Task, rng: random.Random) -> tuple[RewardState, dict[str, str]]:
         """Fill in the template of each agent."""
         return RewardState(task), {name: template.fill(task.data) for name, template in self.templates.items()}
-
-    def step(self, state: RewardState, joint_action: Mapping[str, str]) -> Step:
-        """The reward of one joint action; see `step_batch`."""
-        (outcome,) = self.step_batch([state], [joint_action])
-        if isinstance(outcome, EpisodeFailure):
-            raise outcome
-        return outcome
 
     def step_batch(
         self, states: Sequence[RewardState], joint_actions: Sequence[Mapping[str, str]]

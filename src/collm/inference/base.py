@@ -1,4 +1,4 @@
-"""What generates the responses of policies: an engine, the acting half of the loop.
+"""The interface of engines, which generate the responses of policies.
 
 The learner owns the weights and changes them. Before every rollout an engine takes them over (`sync`), and every action
 carries the version that generated it.

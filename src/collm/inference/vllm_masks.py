@@ -36,7 +36,7 @@ class CutRecorder(LogitsProcessor):
 
     @classmethod
     def mask(cls, place: int, length: int) -> SamplingMask:
-        """The sets of the response of this many tokens at a place."""
+        """The sets of the `length` tokens of the response to request `place`."""
         return SamplingMask.join([cls.masks[place][position] for position in range(length)])
 
     def is_argmax_invariant(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an exported agent brings along beside weights and tokenizer: how it was trained to read and to sample.
+"""Files of an exported agent besides weights and tokenizer: how its prompts are written and how it samples.
 
 `generation_config.json` makes other programs sample as the agent was trained to; `collm_agent.json` holds everything
 that a server needs to write the same prompts as in training.
@@ -24,7 +24,7 @@ _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja
 def agent_record(
     agent_id: str, spec: PolicySpec, tokenizer: Tokenizer, eos_ids: Iterable[int], base: str
 ) -> dict[str, Any]:
-    """How an agent reads and samples, as plain data.
+    """How the prompts of an agent are written and how it samples, as plain data.
 
     Args:
         agent_id: Its name in the environment.
@@ -79,7 +79,7 @@ def generation_config(record: dict[str, Any], tokenizer: Tokenizer, allowed_ids:
 
 
 def base_name(path: str) -> str:
-    """What an export calls the model at `path`: its hub name, or the last part of its folder."""
+    """Name of the model at `path` in an export: its hub name, or the last part of its folder."""
     return Path(path).name if Path(resolve_path(path)).is_dir() else path
 
 

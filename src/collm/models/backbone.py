@@ -182,7 +182,7 @@ class Backbone(Resident):
             adapter: Name of the adapter; None for the language model itself.
             weights: State dict of the language model, where its own parameters are sharded.
             merged: Write both merged although the base can be loaded again.
-            base: What the folder of an adapter calls its base; by default the path it was loaded from.
+            base: Path of the base model in the adapter's configuration; by default the path it was loaded from.
         """
         if adapter is None:
             self.lm.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
@@ -196,7 +196,7 @@ class Backbone(Resident):
             plain.save_pretrained(folder, state_dict=state)
 
     def save_adapter(self, folder: str | Path, adapter: str, base: str | None = None) -> None:
-        """Write an adapter as a PEFT folder, whose base is called `base`, or by the path it was loaded from."""
+        """Write an adapter as a PEFT folder that names `base`, or the path it was loaded from, as its base model."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = copy(self.lm.peft_config[adapter])
         config.base_model_name_or_path = base or resolve_path(self.path)

@@ -153,7 +153,7 @@ class Policy:
         return log_probs, entropies
 
     def record(self) -> dict[str, Any]:
-        """How the agent reads and samples, as plain data; see `agent_record`."""
+        """How prompts are written and responses sampled, as plain data; see `agent_record`."""
         return agent_record(self.agent_id, self.spec, self.tokenizer, self.eos_ids, base_name(self.spec.path))
 
     def copy_base(self, folder: str | Path, names: dict[str, str]) -> str:
@@ -164,7 +164,7 @@ class Policy:
             names: Copies made so far, by path.
 
         Returns:
-            What an adapter in a folder beside it calls the model.
+            Path of the model for the configuration of an adapter in a neighbouring folder.
         """
         path = self.spec.path
         name = base_name(path)
@@ -188,8 +188,8 @@ class Policy:
         Args:
             folder: Folder to write; it is created.
             weights: State dict of the language model, where its own parameters are sharded.
-            merged: Write a whole model in place of an adapter.
-            base: What the folder of an adapter calls the model under it; by default the path it was loaded from.
+            merged: Write a complete model instead of an adapter.
+            base: Path of the model in the adapter's configuration; by default the path it was loaded from.
         """
         self.backbone.save(folder, self.adapter, weights, merged, base)
         self.tokenizer.save_pretrained(folder)

@@ -8,54 +8,11 @@ equally likely at first.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
-from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-
-SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|unknown|>"]
-LARGEST_ALPHABET = 16
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word of the relay."""
-    numbers = range(LARGEST_ALPHABET)
-    words = [*SPECIAL_TOKENS, *(f"x{n}" for n in numbers), *(f"a{n}" for n in numbers), "bad", "ok"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
-    tokenizer.normalizer = normalizers.Replace(Regex(r"\[[^\]]*\]"), " ")
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<|unknown|>"
-    )
-
-
-def build_relay(folder: str | Path) -> None:
-    """Write configuration and tokenizer as a Hugging Face folder."""
-    tokenizer = build_tokenizer()
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        n_inner=96,
-        n_positions=192,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    config.architectures = ["GPT2LMHeadModel"]
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def initialize(model: PreTrainedModel) -> PreTrainedModel:

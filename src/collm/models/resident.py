@@ -1,4 +1,4 @@
-"""Modules that stay on a device of their own when the module that holds them is moved."""
+"""Modules that can be pinned to a device, so that moving the parent module does not move them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 class Resident(nn.Module):
-    """A module that moves with the one that holds it, until it is told to stay on a device.
+    """A module that moves with its parent module unless it is pinned to a device.
 
     Attributes:
-        home: The device on which it stays; None where it moves along.
+        home: The device it is pinned to; None if it is not pinned.
     """
 
     home: torch.device | None = None
 
     def keep_on(self, home: torch.device | None) -> None:
-        """Move to `home` and stay there; None moves along with the holder."""
+        """Move to `home` and pin it there; None unpins it."""
         self.home = home
         if home is not None:
             self.to(home)

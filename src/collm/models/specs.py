@@ -46,7 +46,7 @@ class ModelSpec:
         """Refuse what cannot work, reading configuration files only.
 
         Args:
-            name: What the messages call it.
+            name: Its name in error messages.
 
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.

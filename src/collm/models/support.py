@@ -1,8 +1,8 @@
-"""What of a language model's forward pass updates may compute themselves, tried on a few tokens when it is loaded.
+"""Which shortcuts updates may take with a language model, tested on a few tokens when the model is loaded.
 
-Updates read the last hidden states, apply the head themselves and share the beginnings of rows. Architectures differ:
-some scale their logits after the head, some have states that cannot be batched row by row, some attend to padding.
-Each of these ways is compared with a plain forward pass of every row alone, and not used where the numbers differ.
+Updates take the last hidden states, apply the head themselves and compute common prefixes of rows once. Not all
+architectures allow this: some scale their logits after the head, some mix the rows of a batch, some attend to padding.
+Each shortcut is compared with a plain forward pass of every row alone, and is not used if the numbers differ.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _MARK_SCALE = 20.0  # standard deviation of the logits that replace the head's, 
 
 @dataclass(frozen=True)
 class Support:
-    """What updates may do with a language model.
+    """The shortcuts that updates may take with a language model.
 
     Args:
-        known_decoder: Its architecture is one of `collm.architectures.decoders`; nothing has to be tried.
+        known_decoder: Its architecture is one of `collm.architectures.decoders`; nothing has to be tested.
         plain_head: Its logits are the head's outputs for the last hidden states, unscaled.
-        shared_prefixes: Common beginnings of rows may be computed once.
+        shared_prefixes: Common prefixes of rows may be computed once.
     """
 
     known_decoder: bool = True
@@ -40,12 +40,12 @@ class Support:
 
 
 def support_of(lm: PreTrainedModel, path: str, fast_updates: bool) -> Support:
-    """What updates may do with `lm`, which is put into evaluation mode.
+    """The shortcuts that updates may take with `lm`, which is put into evaluation mode.
 
     Args:
         lm: The model.
-        path: What error messages call it.
-        fast_updates: Whether shared beginnings of rows are wanted, and so tried.
+        path: Name of the model in error messages.
+        fast_updates: Whether to test common prefixes as well.
 
     Raises:
         ConfigurationError: No way of computing log-probabilities gives the numbers of a plain forward pass.

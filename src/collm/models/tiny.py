@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from collm.models.random_model import write_model
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
@@ -75,22 +76,16 @@ def build_tiny(
     initializer_range: float = 0.05,
 ) -> None:
     """Write configuration, tokenizer and random weights as a Hugging Face folder; see `build_tokenizer`."""
-    tokenizer = build_tokenizer(words, numbers)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    write_model(
+        folder,
+        build_tokenizer(words, numbers),
+        LlamaConfig,
+        seed,
         hidden_size=hidden_size,
         intermediate_size=hidden_size * 8 // 3 // 8 * 8,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
         max_position_embeddings=context,
         tie_word_embeddings=True,
         initializer_range=initializer_range,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

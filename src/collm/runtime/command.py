@@ -17,8 +17,8 @@ def run_command(
 
     Args:
         function: The function to call; `--config` reads its arguments from a file.
-        positional: Give arguments without a default by their place, not by their name.
-        arguments: Arguments in place of those of the process.
+        positional: Whether arguments without a default are positional.
+        arguments: Arguments that replace those of the process.
         defaults: Defaults that replace those of its signature.
     """
 

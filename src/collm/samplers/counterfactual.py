@@ -60,6 +60,6 @@ class Counterfactual(Tree):
         return [num_generations if path is mains[path.trajectory.group] else 1 for path in paths if not path.done]
 
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
-        """The first responses together, then every other response in the place of the first of its agent."""
+        """The first responses together, then each further one, which replaces the first response of its agent."""
         main = dict(drawn[0])
         return [main, *(main | {agent_id: other[agent_id]} for agent_id in main for other in drawn[1:])]

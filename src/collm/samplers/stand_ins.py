@@ -1,4 +1,4 @@
-"""All agents act at once, and texts from elsewhere stand in for some of them: of a script, or of nobody at all."""
+"""All agents act simultaneously; the responses of some are replaced by texts from a script, or by nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collm.samplers.base import Actors, Episode, Sampler
 from collm.trajectory import Action
 
 StandIn = Callable[[Episode], str | None]
-"""What is written for an agent in an episode; None asks the agent itself."""
+"""Returns the response for an agent in an episode; None asks the agent itself."""
 
 
 class StandIns(Sampler):
-    """Every agent answers at once, those with a stand-in by that.
+    """All agents act simultaneously; a stand-in answers for those that have one.
 
     Args:
-        stand_ins: What answers in place of agents, by agent id.
+        stand_ins: Functions that answer instead of agents, by agent id.
     """
 
     def __init__(self, stand_ins: Mapping[str, StandIn]):
@@ -56,7 +56,7 @@ def saying(text: str, after: int = 0) -> StandIn:
 
 
 def repeating(agent_id: str) -> StandIn:
-    """The agent's own first answer again in all later turns."""
+    """Repeats the agent's first response at all later turns."""
 
     def repeat(episode: Episode) -> str | None:
         turns = episode.trajectory.turns

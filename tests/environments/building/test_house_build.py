@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from built import pair, play
 from collm.environments.building.blocks import Command, build
 from collm.environments.building.blueprints import Blueprint, as_data, blueprint_data, halves, read_blueprints
 from collm.environments.building.house_build import HouseBuild
 from collm.environments.building.house_rules import block_limits, compare, corrections, divide_fills, score_house
 from collm.environments.building.random_houses import random_houses
 from collm.errors import ConfigurationError
-from collm.trajectory import Action, Task, Trajectory, Turn
+from collm.trajectory import Task, Trajectory
 
 VECTORS = [
     json.loads(line) for line in (Path(__file__).parent / "house_build_vectors.jsonl").read_text("utf-8").splitlines()
@@ -33,30 +34,6 @@ TEAMS = {
     2: None,
     3: {"a": [], "b": [], "c": []},
 }
-
-
-def play(environment, task, joint_actions, attacks=None):
-    """A whole episode: its trajectory, and the observations shown along the way."""
-    state, observations = environment.reset(task, random.Random(0))
-    if attacks is not None:
-        state = replace(state, attacks=attacks)
-    trajectory = Trajectory(task, 0, environment.horizon, environment.max_reward)
-    seen = [observations]
-    for joint_action in joint_actions:
-        joint_action = joint_action(state) if callable(joint_action) else joint_action
-        step = environment.step(state, joint_action)
-        actions = {agent_id: Action(text) for agent_id, text in joint_action.items()}
-        trajectory.turns.append(Turn(observations, actions, step.reward, step.terms, step.info))
-        state, observations = step.state, step.observations
-        seen.append(observations)
-        if step.terminated or len(trajectory.turns) == environment.horizon:
-            assert observations == {}
-            break
-    return trajectory, seen
-
-
-def pair(first="", second=""):
-    return {"builder_1": first, "builder_2": second}
 
 
 def perfect(environment, task):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from built import pair, play
 from collm.environments.building.lettering import GLYPHS, area, compare, draw_word, random_figures, targets
 from collm.environments.building.str_build import StrBuild
 from collm.environments.building.str_rules import checkerboard, command, score_build
 from collm.errors import ConfigurationError
-from collm.trajectory import Action, Task, Trajectory, Turn
+from collm.trajectory import Task, Trajectory
 
 VECTORS = [
     json.loads(line) for line in (Path(__file__).parent / "str_build_vectors.jsonl").read_text("utf-8").splitlines()
@@ -22,28 +23,6 @@ TEAMS = {
     3: {"a": ["oak_planks"], "b": ["stone"], "c": ["obsidian"]},
 }
 SQUARE = Task("square", {"rows": ("##", "#.")})
-
-
-def play(environment, task, joint_actions):
-    """A whole episode: its trajectory, and the observations shown along the way."""
-    state, observations = environment.reset(task, random.Random(0))
-    trajectory = Trajectory(task, 0, environment.horizon, environment.max_reward)
-    seen = [observations]
-    for joint_action in joint_actions:
-        joint_action = joint_action(state) if callable(joint_action) else joint_action
-        step = environment.step(state, joint_action)
-        actions = {agent_id: Action(text) for agent_id, text in joint_action.items()}
-        trajectory.turns.append(Turn(observations, actions, step.reward, step.terms, step.info))
-        state, observations = step.state, step.observations
-        seen.append(observations)
-        if step.terminated or len(trajectory.turns) == environment.horizon:
-            assert observations == {}
-            break
-    return trajectory, seen
-
-
-def pair(first="", second=""):
-    return {"builder_1": first, "builder_2": second}
 
 
 def perfect(environment, rows):

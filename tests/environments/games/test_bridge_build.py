@@ -95,7 +95,7 @@ def test_results_are_private_until_they_are_told() -> None:
         "The pillar at 5 2 is fake (you were told)."
         in play(game(), ("probe 5 2", ""), ("tell 5 2", ""))[1][1].observations["builder_2"]
     )
-    assert state.builders[1].known == {(5, 2): False}
+    assert state.agents[1].known == {(5, 2): False}
 
 
 def test_texts_arrive_and_facts_are_limited() -> None:

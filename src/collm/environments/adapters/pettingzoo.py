@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from collm.environments.base import SPLITS, TASKS, TURNS, Environment, Step
+from collm.environments.base import TASKS, TURNS, Environment, Step
 from collm.environments.calls import described, load_function
 from collm.environments.written import image_as_svg, lines_as_svg
 from collm.errors import ConfigurationError, TrainingError
@@ -77,7 +77,7 @@ class PettingZooText(Environment):
         first = check_number("seed", seed, SEED)
         seeds = range(first, first + num_tasks + num_eval)
         tasks = [Task(f"seed {number}", {"seed": number}) for number in seeds]
-        self._tasks = {"train": tasks[:num_tasks], "eval": tasks[num_tasks:]}
+        self.splits = {"train": tasks[:num_tasks], "eval": tasks[num_tasks:]}
         self.default_action = check_number("default_action", default_action, COUNT_OR_ZERO)
         try:
             env = self.make()
@@ -95,12 +95,6 @@ class PettingZooText(Environment):
                 raise ConfigurationError(
                     f"default_action is {default_action}, but {agent} has the actions 0 to {size - 1}."
                 )
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The seeds of `split`."""
-        if split not in SPLITS:
-            raise ConfigurationError(f"{type(self).__name__}: split {split!r} is unknown; choose one of {SPLITS}.")
-        return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[PettingZooState, dict[str, str]]:
         """A new environment with the task's seed."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from collm.environments.base import AGENTS, SPLITS, TASKS, TURNS, Environment, Step, check_tasks
+from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step, check_tasks
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, SEED, check_number, shown
+from collm.runtime.checks import COUNT, SEED, check_choice, check_number, shown
 from collm.trajectory import Task, Trajectory
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -72,21 +72,13 @@ class ReasoningGym(Environment):
         check_number("num_train", num_train, TASKS)
         check_number("num_eval", num_eval, TASKS)
         check_number("seed", seed, SEED)
-        if share not in ("sentences", "all"):
-            raise ConfigurationError(f"share is {share!r}; choose one of sentences, all.")
-        self.share = share
+        self.share = check_choice("share", share, ("sentences", "all"))
         self.agent_ids = tuple(f"solver_{index + 1}" for index in range(num_agents))
         train = questions(dataset, options or {}, num_train, seed, set())
         known = {task.data["question"] for task in train}
         evaluation = questions(dataset, options or {}, num_eval, (seed + 2**31) % 2**32, known)
         check_tasks(type(self).__name__, train, evaluation)
-        self._tasks = {"train": train, "eval": evaluation}
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The questions of `split`."""
-        if split not in SPLITS:
-            raise ConfigurationError(f"{type(self).__name__}: split {split!r} is unknown; choose one of {SPLITS}.")
-        return self._tasks[split]
+        self.splits = {"train": train, "eval": evaluation}
 
     def reset(self, task: Task, rng: random.Random) -> tuple[ReasoningState, dict[str, str]]:
         """Show each agent its part of the question."""

@@ -70,8 +70,6 @@ class BuildingGame(Environment):
     feedback_modes = ("score", "position", "perfect", "none")
     empty_palettes: ClassVar[bool] = False
     """Whether an agent without listed blocks has all kinds."""
-    splits: Mapping[str, Sequence[Task]]
-    """Tasks to train on under `train`, held-out ones under `eval`."""
 
     def __init__(
         self,
@@ -159,10 +157,6 @@ class BuildingGame(Environment):
         if self.reward_density == "dense":
             return None
         return self.score(state, state.built).total / self.best_score
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """Tasks to train on (`train`), or held-out ones (`eval`)."""
-        return self.splits[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[BuildState, dict[str, str]]:
         """Begin an episode."""

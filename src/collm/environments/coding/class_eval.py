@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from collm.environments.base import AGENTS, SPLITS, TURNS, Environment, EpisodeFailure, Step
+from collm.environments.base import AGENTS, TURNS, BatchEnvironment, EpisodeFailure, Step
 from collm.environments.coding.class_data import load_classes
 from collm.environments.coding.class_program import Skeleton, read_methods, read_skeleton
 from collm.environments.coding.class_score import OVERLAP, PASSED, WRITTEN, ClassScore, Team
@@ -19,11 +19,9 @@ from collm.environments.pay import DENSITIES, paid
 from collm.environments.rows import split_rows
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
-from collm.runtime.checks import FINITE, check_number
+from collm.runtime.checks import FINITE, check_choice, check_number
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.trajectory import Task, Trajectory
-
-FEEDBACKS = ("none", "tests")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class ClassState:
     last: ClassScore = ClassScore({})
 
 
-class ClassEval(Environment):
+class ClassEval(BatchEnvironment):
     """Write the methods of one class together; the methods are dealt out to the agents.
 
     The score of a turn is between -1 and 6: 2 times the share of methods that are written, 4 times the share of tests
@@ -77,28 +75,15 @@ class ClassEval(Environment):
         check_number("num_agents", num_agents, AGENTS)
         self.horizon = check_number("horizon", horizon, TURNS)
         self.termination_score = check_number("termination_score", termination_score, FINITE.or_none)
-        for name, choice, known in (
-            ("deal", deal, ("in_turn", "blocks")),
-            ("feedback", feedback, FEEDBACKS),
-            ("reward_density", reward_density, DENSITIES),
-        ):
-            if choice not in known:
-                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(known)}.")
+        self.deal = check_choice("deal", deal, ("in_turn", "blocks"))
+        self.feedback = check_choice("feedback", feedback, ("none", "tests"))
+        self.reward_density = check_choice("reward_density", reward_density, DENSITIES)
         self.agent_ids = tuple(f"coder_{index + 1}" for index in range(num_agents))
-        self.deal = deal
-        self.feedback = feedback
-        self.reward_density = reward_density
         self.contributions = contributions
-        self._tasks = split_rows(type(self).__name__, load_classes, dataset, None, num_train, num_eval, seed)
+        self.splits = split_rows(type(self).__name__, load_classes, dataset, None, num_train, num_eval, seed)
         self.sandbox = Sandbox() if sandbox is None else sandbox
         # Raise now, before models load, if this machine cannot confine programs.
         _ = self.sandbox.protections
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The classes of `split`."""
-        if split not in SPLITS:
-            raise ConfigurationError(f"{type(self).__name__}: split {split!r} is unknown; choose one of {SPLITS}.")
-        return self._tasks[split]
 
     def dealt(self, skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
         """The methods of each agent."""
@@ -127,13 +112,6 @@ class ClassEval(Environment):
             f"Write these methods of {class_name}: {', '.join(own)}.{others} Answer with the function definitions in "
             "Python only, and keep their parameters."
         )
-
-    def step(self, state: ClassState, joint_action: Mapping[str, str]) -> Step:
-        """Test one class; see `step_batch`."""
-        (outcome,) = self.step_batch([state], [joint_action])
-        if isinstance(outcome, EpisodeFailure):
-            raise outcome
-        return outcome
 
     def step_batch(
         self, states: Sequence[ClassState], joint_actions: Sequence[Mapping[str, str]]

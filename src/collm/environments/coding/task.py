@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from collm.environments.base import SPLITS, Environment, EpisodeFailure, Step, check_tasks
+from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, check_tasks
 from collm.environments.building.arguments import check_count, check_flag, check_threshold
 from collm.environments.coding.data import load_problems
 from collm.environments.coding.picture import draw_results
@@ -35,7 +35,7 @@ class CodingState:
     last: CodingScore = CodingScore({})
 
 
-class Coding(Environment):
+class Coding(BatchEnvironment):
     """Solve programming problems: `helper` writes `aux`, `main` writes the entry point and may call it.
 
     The score of a turn is between 0 and 4: 0.4 and 0.6 if the helper and the entry point are defined and return
@@ -97,27 +97,15 @@ class Coding(Environment):
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.agent_ids = ("main",) if single_agent else ("helper", "main")
         self.min_reward, self.max_reward = 0.0, SINGLE_MAXIMUM if single_agent else MAXIMUM
-        self._tasks = split_problems(dataset, num_train, num_eval, eval_dataset, seed)
+        self.splits = split_problems(dataset, num_train, num_eval, eval_dataset, seed)
         # Raise now, before models load, if this machine cannot confine programs.
         _ = self.sandbox.protections
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """Problems to train on, or held-out problems."""
-        check_choice("Coding: split", split, SPLITS)
-        return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[CodingState, dict[str, str]]:
         """Show each agent the problem and its part of the work."""
         if self.single_agent:
             return CodingState(task), {"main": first_alone(task.data)}
         return CodingState(task), {"helper": first_helper(task.data), "main": first_main(task.data)}
-
-    def step(self, state: CodingState, joint_action: Mapping[str, str]) -> Step:
-        """Test one program; see `step_batch`."""
-        (outcome,) = self.step_batch([state], [joint_action])
-        if isinstance(outcome, EpisodeFailure):
-            raise outcome
-        return outcome
 
     def step_batch(
         self, states: Sequence[CodingState], joint_actions: Sequence[Mapping[str, str]]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from collm.environments.base import TASKS, Environment, Step, check_tasks
 from collm.environments.games import bridge_expert as scripted
 from collm.environments.games.bridge_maps import SPACING, River, random_rivers
 from collm.environments.games.bridge_prompts import observation
@@ -25,16 +24,13 @@ from collm.environments.games.bridge_rules import (
     resolve,
     touching,
 )
-from collm.environments.games.svg import COLOURS, label, line, picture, square
-from collm.environments.pay import DENSITIES, paid
+from collm.environments.games.grid_game import Communication, GridGame, check_options
+from collm.environments.games.svg import label, square
 from collm.errors import ConfigurationError
-from collm.runtime.checks import NOT_NEGATIVE, SEED, Range, check_number
-from collm.trajectory import Task, Trajectory
-
-COMMUNICATION = ("none", "facts", "text")
+from collm.runtime.checks import NOT_NEGATIVE, Range, check_number
 
 
-class BridgeBuild(Environment):
+class BridgeBuild(GridGame):
     """Two agents probe pillars, tell each other what they found, and lay planks from one bank to the other.
 
     The reward of a turn is 5 times the share of the gap that was closed (the least number of further planks, at first
@@ -65,6 +61,8 @@ class BridgeBuild(Environment):
     """
 
     agent_ids = ("builder_1", "builder_2")
+    rules: Rules
+    score, counted = "gap", ("probes", "planks", "fakes", "messages", "useful_messages")
 
     def __init__(
         self,
@@ -78,7 +76,7 @@ class BridgeBuild(Environment):
         max_probes: int = 3,
         probe_cost: float = 0.05,
         horizon: int = 4,
-        communication: Literal["none", "facts", "text"] = "facts",
+        communication: Communication = "facts",
         message_limit: int = 3,
         max_characters: int = 80,
         reward: Literal["dense", "sparse"] = "dense",
@@ -98,36 +96,21 @@ class BridgeBuild(Environment):
             ("steps", steps, small),
             ("max_probes", max_probes, Range(0, 50, whole=True)),
             ("probe_cost", probe_cost, NOT_NEGATIVE),
-            ("horizon", horizon, Range(1, 1000, whole=True)),
             ("message_limit", message_limit, small),
-            ("max_characters", max_characters, Range(1, 1000, whole=True)),
-            ("num_maps", num_maps, TASKS),
-            ("num_eval", num_eval, TASKS),
-            ("seed", seed, SEED),
         ):
             check_number(name, value, allowed)
-        for name, choice, choices in (
-            ("communication", communication, COMMUNICATION),
-            ("reward", reward, DENSITIES),
-            ("prompt", prompt, ("full", "compact")),
-        ):
-            if choice not in choices:
-                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(choices)}.")
+        check_options(horizon, max_characters, num_maps, num_eval, seed, communication, reward, prompt)
         if pillars % 2:
             raise ConfigurationError(f"pillars is {pillars}; it must be even, half of them in each half of the river.")
         planks = height - 2 - pillars + spare
         self.rules = Rules(
-            self.agent_ids, vision, steps, max_probes, float(probe_cost), planks, horizon, communication,
-            message_limit, max_characters,
+            agent_ids=self.agent_ids, vision=vision, steps=steps, max_probes=max_probes, probe_cost=float(probe_cost),
+            planks=planks, horizon=horizon, communication=communication, message_limit=message_limit,
+            max_characters=max_characters,
         )  # fmt: skip
         self.horizon, self.reward, self.prompt = horizon, reward, prompt
         rivers = random_rivers(num_maps + num_eval, width, height, lanes, pillars, seed)
-        train, held_out = rivers[:-num_eval], rivers[-num_eval:]
-        self._tasks = {
-            "train": [Task(f"river_{index}", river.data) for index, river in enumerate(train)],
-            "eval": [Task(f"held_out_{index}", river.data) for index, river in enumerate(held_out)],
-        }
-        check_tasks("BridgeBuild", self._tasks["train"], self._tasks["eval"])
+        self._set_maps("river", rivers[:-num_eval], rivers[-num_eval:])
         self._check_rivers(rivers)
         turns = horizon if reward == "sparse" else 1
         water = min(river.water for river in rivers)
@@ -143,37 +126,22 @@ class BridgeBuild(Environment):
                 "horizon, vision, max_probes or message_limit, or lower lanes or pillars."
             )
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The maps of a split."""
-        return self._tasks[split]
+    def begin(self, data: Mapping[str, Any]) -> State:
+        """The agents stand on the two banks."""
+        return begin(self.rules, River.of(data))
 
-    def reset(self, task: Task, rng: random.Random) -> tuple[State, dict[str, str]]:
-        """Begin an episode; the game is deterministic."""
-        state = begin(self.rules, River.of(task.data))
-        return state, self._observations(state, None)
-
-    def _observations(self, state: State, before: State | None) -> dict[str, str]:
-        return {
-            agent_id: observation(self.rules, state, index, before, self.prompt)
-            for index, agent_id in enumerate(self.agent_ids)
-        }
-
-    def step(self, state: State, joint_action: Mapping[str, str]) -> Step:
+    def resolve(self, state: State, texts: Sequence[str]) -> tuple[State, dict[str, float], dict[str, Any]]:
         """Walk, probe, deliver messages, lay planks; see `bridge_rules`."""
-        after, terms, counts = resolve(self.rules, state, [joint_action[agent_id] for agent_id in self.agent_ids])
-        gap = after.river.gap(after.planks)
-        over = not gap or after.turn >= self.horizon
-        reward = paid(self.reward, sum(terms.values()), after.total, over)
-        info = {
-            **counts,
-            "success": not gap,
-            "gap": gap,
-            "rejected": {
-                agent_id: [list(entry) for entry in builder.rejected]
-                for agent_id, builder in zip(self.agent_ids, after.builders, strict=True)
-            },
-        }
-        return Step(after, {} if over else self._observations(after, state), reward, terms, not gap, info)
+        return resolve(self.rules, state, texts)
+
+    def outcome(self, state: State) -> tuple[bool, dict[str, Any]]:
+        """Whether there is a crossing, and the gap."""
+        gap = state.river.gap(state.planks)
+        return not gap, {"gap": gap}
+
+    def observation(self, state: State, index: int, before: State | None) -> str:
+        """See `bridge_prompts`."""
+        return observation(self.rules, state, index, before, self.prompt)
 
     def state_features(self, state: State) -> dict[str, float]:
         """The gap, planks left, touched fakes; of each agent, the pillars that it knows to be sound and to be fake."""
@@ -184,10 +152,10 @@ class BridgeBuild(Environment):
             "planks_left": float(self.rules.planks - len(state.planks)),
             "fakes_touched": float(touching(state.river, state.planks)),
         }
-        for agent_id, builder in zip(self.agent_ids, state.builders, strict=True):
+        for agent_id, builder in zip(self.agent_ids, state.agents, strict=True):
             features[f"known_sound/{agent_id}"] = float(sum(builder.known.values()))
             features[f"known_fake/{agent_id}"] = float(len(builder.known) - sum(builder.known.values()))
-        both = [set(cell for cell, sound in builder.known.items() if not sound) for builder in state.builders]
+        both = [set(cell for cell, sound in builder.known.items() if not sound) for builder in state.agents]
         return {**features, "fakes_known_to_both": float(len(both[0] & both[1]))}
 
     def state_text(self, state: State) -> str:
@@ -195,7 +163,7 @@ class BridgeBuild(Environment):
         left = self.rules.planks - len(state.planks)
         lines = [f"gap {state.river.gap(state.planks)} planks {left} touched {touching(state.river, state.planks)}"]
         for cell, sound in sorted(state.river.pillars.items()):
-            knows = [str(index + 1) for index, builder in enumerate(state.builders) if cell in builder.known]
+            knows = [str(index + 1) for index, builder in enumerate(state.agents) if cell in builder.known]
             lines.append(" ".join(["pillar", *map(str, cell), "sound" if sound else "fake", "know", *knows]))
         return "\n".join(lines)
 
@@ -203,33 +171,16 @@ class BridgeBuild(Environment):
         """Share of the gap that is closed."""
         return 1 - state.river.gap(state.planks) / state.first_gap
 
-    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Success, turns, and per episode: probes, planks, touched fakes, messages, useful ones, rejected lines."""
-        infos = [turn.info for turn in trajectory.turns]
-        names = ("probes", "planks", "fakes", "messages", "useful_messages")
-        return {
-            "success": float(infos[-1]["success"]),
-            "gap": float(infos[-1]["gap"]),
-            "turns": float(len(infos)),
-            "rejected": float(sum(len(entries) for info in infos for entries in info["rejected"].values())),
-            **{name: float(sum(info[name] for info in infos)) for name in names},
-        }
-
     def render_turn(self, state: State) -> str:
         """The river with pillars (fakes crossed), planks, what each agent has seen and knows, and what it sent."""
         river = state.river
-        shapes = [square((x, y), "#a9c48f") for x in range(river.width) for y in (0, river.height - 1)]
-        for builder, colour in zip(state.builders, COLOURS, strict=False):
-            shapes += [square(cell, colour, 0.12) for cell in sorted(builder.seen)]
-        shapes += [square(cell, "#b58f56") for cell in sorted(state.planks)]
+        banks = [square((x, y), "#a9c48f") for x in range(river.width) for y in (0, river.height - 1)]
+        things = [square(cell, "#b58f56") for cell in sorted(state.planks)]
         for cell, sound in sorted(river.pillars.items()):
-            knows = "".join(str(index + 1) for index, builder in enumerate(state.builders) if cell in builder.known)
-            shapes += [square(cell, "#8b8b8b" if sound else "#c98a8a"), label(cell, ("" if sound else "x") + knows)]
-        captions = [f"turn {state.turn}, planks {len(state.planks)} of {self.rules.planks}"]
-        for index, builder in enumerate(state.builders):
-            shapes += [line(builder.way, COLOURS[index]), label(builder.position, str(index + 1), "#fff")]
-            captions += [f"{self.agent_ids[index]} sends: {text}" for text in builder.sent]
-        return picture(river.width, river.height, shapes, captions)
+            knows = "".join(str(index + 1) for index, builder in enumerate(state.agents) if cell in builder.known)
+            things += [square(cell, "#8b8b8b" if sound else "#c98a8a"), label(cell, ("" if sound else "x") + knows)]
+        caption = f"planks {len(state.planks)} of {self.rules.planks}"
+        return self.draw(state, (river.width, river.height), banks, things, 0.12, caption)
 
     def demonstrate(self, state: State, rng: random.Random) -> dict[str, str]:
         """What noisy demonstrators do: they know the commands, but probe, tell and build at random."""

@@ -15,7 +15,7 @@ def lanes(state: State, index: int) -> dict[int, list[tuple[int, int]]]:
     """The pillars that agent `index` has seen, by column."""
     seen: dict[int, list[tuple[int, int]]] = {}
     for cell in sorted(state.river.pillars):
-        if cell in state.builders[index].seen:
+        if cell in state.agents[index].seen:
             seen.setdefault(cell[0], []).append(cell)
     return seen
 
@@ -26,14 +26,14 @@ def fill_lane(state: State, index: int, column: int) -> list[str]:
     middle = river.height // 2
     rows = range(1, middle + 1) if index == 0 else range(middle + 1, river.height - 1)
     cells = [(column, y) for y in rows if river.is_water((column, y)) and (column, y) not in state.planks]
-    return [f"fill {x} {y}" for x, y in cells if (x, y) in state.builders[index].seen]
+    return [f"fill {x} {y}" for x, y in cells if (x, y) in state.agents[index].seen]
 
 
 def expert(rules: Rules, state: State) -> dict[str, str]:
     """Probe the lanes in which no fake is known, tell the results, and build once one lane is left or time is short."""
     answers = {}
     for index, agent_id in enumerate(rules.agent_ids):
-        builder = state.builders[index]
+        builder = state.agents[index]
         columns = lanes(state, index)
         alive = [x for x in columns if not any(cell[0] == x and not sound for cell, sound in builder.known.items())]
         last = state.turn + 1 == rules.horizon
@@ -66,7 +66,7 @@ def demonstration(rules: Rules, state: State, rng: random.Random) -> dict[str, s
     """Each agent probes some pillars, tells some results, and now and then builds its half of any lane."""
     answers = {}
     for index, agent_id in enumerate(rules.agent_ids):
-        builder = state.builders[index]
+        builder = state.agents[index]
         columns = lanes(state, index)
         pillars = [cell for cells in columns.values() for cell in cells if cell not in builder.probed]
         lines = [f"probe {x} {y}" for x, y in rng.sample(pillars, min(rules.max_probes, len(pillars)))

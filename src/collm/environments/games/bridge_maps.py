@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from collm.environments.games.grid import Cell
+from collm.environments.games.grid_rules import different_maps
 from collm.errors import ConfigurationError
 
 # Columns from one lane to the next, so that no plank touches pillars of two lanes.
 SPACING = 3
-_PATIENCE = 200
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def random_rivers(count: int, width: int, height: int, lanes: int, pillars: int,
             f"raise width from {width} or lower lanes."
         )
     rng = random.Random(f"rivers {seed}")
-    found: dict[str, River] = {}
-    for _ in range(_PATIENCE * count):
+
+    def draw() -> River:
         slack = width - (lanes - 1) * SPACING - 1
         shifts = sorted(rng.randint(0, slack) for _ in range(lanes))
         columns = [lane * SPACING + shift for lane, shift in enumerate(shifts)]
@@ -111,10 +111,6 @@ def random_rivers(count: int, width: int, height: int, lanes: int, pillars: int,
             rows = rng.sample(upper, pillars // 2) + rng.sample(lower, pillars // 2)
             fake = None if lane == sound_lane else rng.choice(rows)
             cells.update({(x, y): y != fake for y in rows})
-        river = River(width, height, cells)
-        found.setdefault(str(river.data), river)
-        if len(found) == count:
-            return list(found.values())
-    raise ConfigurationError(
-        f"num_maps + num_eval: asked for {count} different maps, got only {len(found)}; ask for fewer, or raise width."
-    )
+        return River(width, height, cells)
+
+    return different_maps(count, draw, "raise width")

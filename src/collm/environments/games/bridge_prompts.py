@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collm.environments.games.bridge_rules import REASONS, Rules, State
 from collm.environments.games.grid import Cell
-
-MAX_TOLD_LINES = 3
+from collm.environments.games.grid_game import command_lines, turn_lines
 
 
 def observation(rules: Rules, state: State, index: int, before: State | None, prompt: str) -> str:
     """What agent `index` is shown in `state`; `before` is the state of the turn before, None at the beginning."""
-    builder = state.builders[index]
+    builder = state.agents[index]
     x, y = builder.position
-    old = before.builders[index] if before else None
+    old = before.agents[index] if before else None
     news = [cell for cell in sorted(state.river.pillars) if cell in builder.seen and not (old and cell in old.seen)]
     results = {cell: sound for cell, sound in builder.known.items() if not old or cell not in old.known}
     planks = sorted(cell for cell in state.planks if cell in builder.seen)
@@ -24,12 +23,7 @@ def observation(rules: Rules, state: State, index: int, before: State | None, pr
         lines += [f"planks {cell[0]} {cell[1]}" for cell in planks]
         return "\n".join([*lines, *(f"{name}: {text}" for name, text in builder.heard)])
     lines = [*introduction(rules, state, index), ""] if before is None else []
-    lines.append(f"Turn {state.turn + 1} of {rules.horizon}. You stand at {x} {y}.")
-    for text, reason in builder.rejected[:MAX_TOLD_LINES]:
-        lines.append(f"Without effect: {text}  ({REASONS[reason]})")
-    if len(builder.rejected) > MAX_TOLD_LINES:
-        lines.append(f"Without effect as well: {len(builder.rejected) - MAX_TOLD_LINES} more lines.")
-    lines += [f"{name} says: {text}" for name, text in builder.heard]
+    lines += turn_lines(rules, state.turn, builder, REASONS)
     if news:
         lines.append(f"Pillars that came into your view: {_listed(news)}.")
     told = {cell for cell in results if cell not in builder.probed}
@@ -45,7 +39,7 @@ def observation(rules: Rules, state: State, index: int, before: State | None, pr
 def introduction(rules: Rules, state: State, index: int) -> list[str]:
     """The rules, for instruction-tuned models."""
     last_x, last_y = state.river.width - 1, state.river.height - 1
-    lines = [
+    told = [
         f"You are {rules.agent_ids[index]}, one of two who build a crossing over a river. The map has the cells 0 0 "
         f"(top left) to {last_x} {last_y}; a cell is named x y. The rows 0 and {last_y} are the banks, between them is "
         "water.",
@@ -57,26 +51,14 @@ def introduction(rules: Rules, state: State, index: int) -> list[str]:
         "Pillars stand in lanes across the river. In one lane all are sound; in every other lane one pillar is a fake, "
         "which bears nothing and looks like the others. Planks beside a fake are lost effort and cost points.",
         f"You see {rules.vision} cells far in each direction from where you walk.",
-        "",
-        "Commands, one on each line:",
-        f"- go x y: walk towards a cell, at most {rules.steps} steps. Once in a turn, before anything else.",
+    ]
+    commands = [
         f"- probe x y: find out whether a pillar in your view is sound, at a cost of {rules.probe_cost:g} points; you "
         f"alone learn the result. At most {rules.max_probes} in a turn.",
         "- fill x y, or fill x1 y1 x2 y2: lay planks on the water of a cell, or of a rectangle, in your view.",
     ]
-    if rules.communication == "facts":
-        lines.append(
-            "- tell x y: let the other one know what you found out about a pillar in an earlier turn. At most "
-            f"{rules.message_limit} in a turn; it arrives before the next one."
-        )
-    elif rules.communication == "text":
-        lines.append(
-            f"- say words: a message of at most {rules.max_characters} characters to the other one, once in a turn; it "
-            "arrives before the next one."
-        )
-    else:
-        lines.append("You cannot send messages.")
-    return lines
+    tell = "x y: let the other one know what you found out about a pillar in an earlier turn."
+    return told + command_lines(rules, commands, tell, "the other one")
 
 
 def _listed(cells: list[Cell]) -> str:

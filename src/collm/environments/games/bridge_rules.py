@@ -9,19 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from collm.environments.games.answers import Line, numbers, read_lines
+from collm.environments.games.answers import numbers
 from collm.environments.games.bridge_maps import River
-from collm.environments.games.grid import Cell, viewed, walk
+from collm.environments.games.grid import Cell, viewed
+from collm.environments.games.grid_rules import REASONS as SHARED_REASONS
+from collm.environments.games.grid_rules import (
+    Answer,
+    GridRules,
+    GridState,
+    Walker,
+    after_messages,
+    read_answer,
+    read_cell,
+    walked,
+)
 
 # Weights of the terms of the reward.
 GAP, CONNECTED, FAKES, PLANKS = 5.0, 2.0, 12.0, 5.0
 
 MAX_FILLS = 20  # of an agent in a turn
 
-REASONS = {
-    "unknown_command": "this is not one of the commands",
-    "bad_numbers": "the command needs other numbers",
-    "over_limit": "you have used up this command for the turn",
+REASONS = SHARED_REASONS | {
     "not_seen": "you have not seen that far",
     "no_pillar": "there is no pillar to probe",
     "not_probed": "you have not probed that pillar",
@@ -30,50 +38,24 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class Rules:
+@dataclass(frozen=True, kw_only=True)
+class Rules(GridRules):
     """The constants of a game; see `BridgeBuild`."""
 
-    agent_ids: tuple[str, ...]
-    vision: int
-    steps: int
     max_probes: int
     probe_cost: float
     planks: int
-    horizon: int
-    communication: str
-    message_limit: int
-    max_characters: int
 
 
 @dataclass(frozen=True)
-class Builder:
-    """One agent's part of a state.
+class Builder(Walker):
+    """One agent's part of a state; a fact is whether the pillar in a cell is sound.
 
     Args:
-        way: The cells of its last walk; it stands on the last one.
-        seen: Cells that it has seen so far.
         probed: Whether a pillar is sound, by its own probes.
-        told: Whether a pillar is sound, by messages.
-        reported: Results that it has told.
-        heard: Texts that reached it after the last turn, with their senders.
-        sent: What it sent in the last turn, for pictures.
-        rejected: Lines of its last answer without effect, each with the reason.
     """
 
-    way: tuple[Cell, ...]
-    seen: frozenset[Cell]
     probed: Mapping[Cell, bool] = field(default_factory=dict)
-    told: Mapping[Cell, bool] = field(default_factory=dict)
-    reported: frozenset[Cell] = frozenset()
-    heard: tuple[tuple[str, str], ...] = ()
-    sent: tuple[str, ...] = ()
-    rejected: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def position(self) -> Cell:
-        """Where it stands."""
-        return self.way[-1]
 
     @property
     def known(self) -> dict[Cell, bool]:
@@ -82,85 +64,35 @@ class Builder:
 
 
 @dataclass(frozen=True)
-class State:
+class State(GridState):
     """State of an episode.
 
     Args:
         river: The map.
-        builders: The agents, in their order.
         first_gap: Number of planks that the crossing needed at the beginning.
         planks: Cells with a plank.
-        turn: Number of turns played.
-        total: Sum of the rewards so far, as if every turn were paid.
     """
 
     river: River
-    builders: tuple[Builder, ...]
     first_gap: int
     planks: frozenset[Cell] = frozenset()
-    turn: int = 0
-    total: float = 0.0
-
-
-@dataclass
-class Answer:
-    """What an agent wants to do in a turn."""
-
-    go: Cell | None = None
-    probes: list[tuple[Line, Cell]] = field(default_factory=list)
-    fills: list[tuple[Line, tuple[int, ...]]] = field(default_factory=list)
-    tells: list[tuple[Line, Cell]] = field(default_factory=list)
-    says: str = ""
-    rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
 def begin(rules: Rules, river: River) -> State:
     """The state before the first turn: the first agent on the upper bank, the second on the lower one."""
     starts = [(river.width // 2, y) for y in (0, river.height - 1)]
     builders = tuple(Builder((start,), viewed([start], rules.vision, river.width, river.height)) for start in starts)
-    return State(river, builders, river.gap(()))
+    return State(river, river.gap(()), agents=builders)
 
 
 def read(rules: Rules, text: str) -> Answer:
     """Parse an answer; never raises."""
-    answer = Answer()
-    for line in read_lines(text):
-        reason = _read_line(rules, line, answer)
-        if reason:
-            answer.rejected.append((line.text, reason))
-    return answer
+    return read_answer(rules, text, read_cell, {"probe": (read_cell, rules.max_probes), "fill": (_corners, MAX_FILLS)})
 
 
-def _read_line(rules: Rules, line: Line, answer: Answer) -> str | None:
-    """Add the command of `line` to `answer`; returns the reason if it is rejected."""
-    if line.verb == "say" and rules.communication == "text":
-        if answer.says or not line.rest:
-            return "over_limit" if answer.says else "unknown_command"
-        answer.says = line.rest[: rules.max_characters]
-        return None
-    if line.verb == "fill":
-        corners = numbers(line.arguments, 4) or numbers(line.arguments * 2, 4)
-        if corners is None:
-            return "bad_numbers"
-        if len(answer.fills) >= MAX_FILLS:
-            return "over_limit"
-        answer.fills.append((line, corners))
-        return None
-    if line.verb not in ("go", "probe") and not (line.verb == "tell" and rules.communication == "facts"):
-        return "unknown_command"
-    cell = numbers(line.arguments, 2)
-    if cell is None:
-        return "bad_numbers"
-    if line.verb == "go":
-        if answer.go is not None:
-            return "over_limit"
-        answer.go = (cell[0], cell[1])
-        return None
-    listed, most = (answer.probes, rules.max_probes) if line.verb == "probe" else (answer.tells, rules.message_limit)
-    if len(listed) >= most:
-        return "over_limit"
-    listed.append((line, (cell[0], cell[1])))
-    return None
+def _corners(words: Sequence[str]) -> tuple[int, ...] | None:
+    """Two corners of a rectangle; one cell is both."""
+    return numbers(words, 4) or numbers((*words, *words), 4)
 
 
 def touching(river: River, planks: frozenset[Cell]) -> int:
@@ -175,25 +107,21 @@ def resolve(rules: Rules, state: State, texts: Sequence[str]) -> tuple[State, di
     river = state.river
     planks, probes, messages, useful = state.planks, 0, 0, 0
     builders = []
-    for old, answer in zip(state.builders, answers, strict=True):
-        goal = old.position
-        if answer.go is not None:
-            goal = (min(max(answer.go[0], 0), river.width - 1), min(max(answer.go[1], 0), river.height - 1))
-        way = walk(old.position, goal, rules.steps)
-        seen = old.seen | viewed(way, rules.vision, river.width, river.height)
+    for old, answer in zip(state.agents, answers, strict=True):
+        builder = walked(rules, old, answer, river.width, river.height)
         probed = dict(old.probed)
-        for line, cell in answer.probes:
-            if cell not in seen or cell not in river.pillars:
-                answer.rejected.append((line.text, "not_seen" if cell not in seen else "no_pillar"))
+        for line, cell in answer.commands["probe"]:
+            if cell not in builder.seen or cell not in river.pillars:
+                answer.rejected.append((line.text, "not_seen" if cell not in builder.seen else "no_pillar"))
                 continue
             probes += 1
             probed[cell] = river.pillars[cell]
-        builders.append(replace(old, way=way, seen=seen, probed=probed))
+        builders.append(replace(builder, probed=probed))
     told = [dict(builder.told) for builder in builders]
-    reported, sent = [], []
-    for index, (old, answer) in enumerate(zip(state.builders, answers, strict=True)):
+    reported: list[list[Cell]] = []
+    for index, (old, answer) in enumerate(zip(state.agents, answers, strict=True)):
         accepted = []
-        for line, cell in answer.tells:
+        for line, cell in answer.commands["tell"]:
             if cell not in old.probed:
                 answer.rejected.append((line.text, "not_probed"))
                 continue
@@ -201,27 +129,17 @@ def resolve(rules: Rules, state: State, texts: Sequence[str]) -> tuple[State, di
             useful += cell not in builders[1 - index].known and cell not in told[1 - index]
             told[1 - index][cell] = old.probed[cell]
         messages += len(accepted) + bool(answer.says)
-        reported.append(old.reported | set(accepted))
-        words = [f"{x} {y} {'sound' if old.probed[x, y] else 'fake'}" for x, y in accepted]
-        sent.append((*words, *([answer.says] if answer.says else [])))
+        reported.append(accepted)
     for builder, answer in zip(builders, answers, strict=True):
-        for line, corners in answer.fills:
+        for line, corners in answer.commands["fill"]:
             cells = _fillable(river, builder.seen, planks, corners)
             if isinstance(cells, str) or len(planks) + len(cells) > rules.planks:
                 answer.rejected.append((line.text, cells if isinstance(cells, str) else "no_planks"))
                 continue
             planks |= cells
-    builders = [
-        replace(
-            builder,
-            told=told[index],
-            reported=reported[index],
-            heard=((rules.agent_ids[1 - index], answers[1 - index].says),) if answers[1 - index].says else (),
-            sent=sent[index],
-            rejected=tuple(answers[index].rejected),
-        )
-        for index, builder in enumerate(builders)
-    ]
+    facts = [[f"{x} {y} {'sound' if builder.probed[x, y] else 'fake'}" for x, y in cells]
+             for builder, cells in zip(builders, reported, strict=True)]  # fmt: skip
+    agents = after_messages(rules, builders, answers, told, reported, facts)
     before, after = river.gap(state.planks), river.gap(planks)
     new_fakes = touching(river, planks) - touching(river, state.planks)
     new_planks = len(planks) - len(state.planks)
@@ -235,7 +153,7 @@ def resolve(rules: Rules, state: State, texts: Sequence[str]) -> tuple[State, di
     counts = {"probes": probes, "planks": new_planks, "fakes": new_fakes, "messages": messages}
     counts["useful_messages"] = useful
     total = state.total + sum(terms.values())
-    return replace(state, builders=tuple(builders), planks=planks, turn=state.turn + 1, total=total), terms, counts
+    return replace(state, agents=agents, planks=planks, turn=state.turn + 1, total=total), terms, counts
 
 
 def _fillable(

@@ -17,7 +17,7 @@ TELLS, WALKS, TAKES = 0.6, 0.6, 0.8
 
 def reportable(rules: Rules, state: State, index: int) -> list[Fact]:
     """What agent `index` has seen, could report and has not yet: the resources of others as they were at first."""
-    gatherer = state.gatherers[index]
+    gatherer = state.agents[index]
     own = rules.tools[rules.agent_ids[index]]
     held = sorted((cell, kind, n) for cell, kinds in state.map.cells.items() for kind, n in kinds.items())
     facts = [(cell, kind, n) for cell, kind, n in held if cell in gatherer.seen and kind not in own]
@@ -35,7 +35,7 @@ def expert(rules: Rules, state: State, search: Sequence[Cell] | None = None) -> 
     """
     answers = {}
     for index, agent_id in enumerate(rules.agent_ids):
-        gatherer = state.gatherers[index]
+        gatherer = state.agents[index]
         targets = list(dict.fromkeys(cell for cell, _ in known(rules, state, index)))
         middle = (state.map.size // 2, state.map.size // 2)
         goal, lines = search[index] if search else middle, []

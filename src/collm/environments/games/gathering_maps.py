@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from collm.environments.games.grid import Cell, around, distance
+from collm.environments.games.grid_rules import different_maps
 from collm.errors import ConfigurationError
 from collm.runtime.checks import shown
 
 LEVELS = (1, 2, 3)
 RUBBLE = "rubble"
-# Number of samples per map after which no more different maps, or no arrangement of camps, are expected.
-_PATIENCE, _ARRANGEMENTS = 200, 20_000
+# Number of samples after which no arrangement of camps is expected.
+_ARRANGEMENTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,7 @@ def random_maps(
             f"level or goals, or raise vision."
         )
     rng = random.Random(f"maps {seed}")
-    found: dict[str, Map] = {}
-    for _ in range(_PATIENCE * count):
-        drawn = _draw(parts, size, vision, distance, rng)
-        found.setdefault(json.dumps(drawn.data), drawn)
-        if len(found) == count:
-            return list(found.values())
-    raise ConfigurationError(
-        f"num_maps + num_eval: asked for {count} different maps, got only {len(found)}; ask for fewer, or raise size."
-    )
+    return different_maps(count, lambda: _draw(parts, size, vision, distance, rng), "raise size")
 
 
 def _draw(parts: Sequence[Sequence[tuple[str, int]]], size: int, vision: int, apart: int, rng: random.Random) -> Map:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collm.environments.games.gathering_expert import reportable
 from collm.environments.games.gathering_rules import REASONS, Rules, State, known
-
-MAX_TOLD_LINES = 3
+from collm.environments.games.grid_game import command_lines, turn_lines
 
 
 def observation(rules: Rules, state: State, index: int, before: State | None, prompt: str) -> str:
@@ -14,7 +13,7 @@ def observation(rules: Rules, state: State, index: int, before: State | None, pr
     It depends on what the agent saw and did itself and on messages, on nothing else that others did. The prompt
     "compact" shows what an agent knows as the commands that would use it: what it could take, what it could tell.
     """
-    gatherer = state.gatherers[index]
+    gatherer = state.agents[index]
     agent_id = rules.agent_ids[index]
     x, y = gatherer.position
     known_now = [(kind, cell, amount) for (cell, kind), amount in known(rules, state, index).items()]
@@ -29,12 +28,7 @@ def observation(rules: Rules, state: State, index: int, before: State | None, pr
         lines += [f"{name}: {text}" for name, text in gatherer.heard]
         return "\n".join(lines)
     lines = [*introduction(rules, state, index), ""] if before is None else []
-    lines.append(f"Turn {state.turn + 1} of {rules.horizon}. You stand at {x} {y}.")
-    for text, reason in gatherer.rejected[:MAX_TOLD_LINES]:
-        lines.append(f"Without effect: {text}  ({REASONS[reason]})")
-    if len(gatherer.rejected) > MAX_TOLD_LINES:
-        lines.append(f"Without effect as well: {len(gatherer.rejected) - MAX_TOLD_LINES} more lines.")
-    lines += [f"{name} says: {text}" for name, text in gatherer.heard]
+    lines += turn_lines(rules, state.turn, gatherer, REASONS)
     lines.append("Resources for your tools that you know of:" if known_now else "You know of nothing for your tools.")
     lines += [f"- {amount} {kind} at {cell[0]} {cell[1]}" for kind, cell, amount in known_now]
     if news:
@@ -45,7 +39,7 @@ def observation(rules: Rules, state: State, index: int, before: State | None, pr
 
 def reportable_view(rules: Rules, state: State, index: int, before: State | None) -> list[tuple[tuple[int, int], str]]:
     """Cells and kinds for the tools of others that the agent sees for the first time, in reading order."""
-    old = before.gatherers[index].seen if before else frozenset()
+    old = before.agents[index].seen if before else frozenset()
     return sorted(
         (fact for fact in reportable(rules, state, index) if fact[0] not in old), key=lambda fact: fact[0][::-1]
     )
@@ -57,28 +51,16 @@ def introduction(rules: Rules, state: State, index: int) -> list[str]:
     last = state.map.size - 1
     team = len(rules.tools)
     goals = ", ".join(f"{goal} {kind}" for kind, goal in rules.goals.items())
-    lines = [
+    told = [
         f"You are {agent_id}, one of {team} gatherers on a map of {last + 1} by {last + 1} cells. A cell is named x y: "
         f"x from 0 (left) to {last}, y from 0 (top) to {last}.",
         f"Together you need {goals}, within {rules.horizon} turns. Everybody acts at the same time.",
         f"Your tools take {' and '.join(rules.tools[agent_id])}; the others' tools take the rest.",
         f"You see cells up to {rules.vision} steps from where you walk; a step is straight or diagonal.",
-        "",
-        "Commands, one on each line:",
-        f"- go x y: walk towards a cell, at most {rules.steps} steps. Once in a turn, before anything else.",
+    ]
+    commands = [
         f"- take x y: take all that your tools are for from a cell at most {rules.reach} steps from where you stand "
         f"then. At most {rules.max_takes} in a turn.",
     ]
-    if rules.communication == "facts":
-        lines.append(
-            "- tell kind x y: let the agent with the tool for it know of a resource that you have seen. At most "
-            f"{rules.message_limit} in a turn; it arrives before the next one."
-        )
-    elif rules.communication == "text":
-        lines.append(
-            f"- say words: a message of at most {rules.max_characters} characters to all others, once in a turn; it "
-            "arrives before the next one."
-        )
-    else:
-        lines.append("You cannot send messages.")
-    return lines
+    tell = "kind x y: let the agent with the tool for it know of a resource that you have seen."
+    return told + command_lines(rules, commands, tell, "all others")

@@ -6,111 +6,70 @@ A turn has three parts, each for all agents at once: they walk, they take resour
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from collm.environments.games.answers import Line, numbers, read_lines
 from collm.environments.games.gathering_maps import Map
-from collm.environments.games.grid import Cell, distance, viewed, walk
+from collm.environments.games.grid import Cell, distance, viewed
+from collm.environments.games.grid_rules import REASONS as SHARED_REASONS
+from collm.environments.games.grid_rules import (
+    Answer,
+    GridRules,
+    GridState,
+    Walker,
+    after_messages,
+    read_answer,
+    read_cell,
+    walked,
+)
 
 # Weights of the terms of the reward.
 PROGRESS, COMPLETE, USEFUL, APPROACH, ARRIVE, WASTE = 8.0, 7.0, 0.1, 0.05, 0.15, 0.1
 
-REASONS = {
-    "unknown_command": "this is not one of the commands",
-    "bad_numbers": "the command needs other numbers",
-    "over_limit": "you have used up this command for the turn",
+REASONS = SHARED_REASONS | {
     "outside": "the cell lies outside the map",
     "out_of_reach": "the cell is too far away",
     "nothing_there": "your tools find nothing there",
     "not_seen": "you have not seen that cell",
     "not_so": "the cell does not hold this",
 }
-WASTED = ("outside", "out_of_reach", "nothing_there")
 Fact = tuple[Cell, str]
 
 
-@dataclass(frozen=True)
-class Rules:
+@dataclass(frozen=True, kw_only=True)
+class Rules(GridRules):
     """The constants of a game; see `ResourceGathering`."""
 
     tools: Mapping[str, tuple[str, ...]]
     goals: Mapping[str, int]
-    vision: int
-    steps: int
     reach: int
     max_takes: int
-    horizon: int
-    communication: str
-    message_limit: int
-    max_characters: int
-
-    @property
-    def agent_ids(self) -> tuple[str, ...]:
-        """Names of the agents."""
-        return tuple(self.tools)
 
 
 @dataclass(frozen=True)
-class Gatherer:
-    """One agent's part of a state.
+class Gatherer(Walker):
+    """One agent's part of a state; a fact is the amount of a kind in a cell.
 
     Args:
-        way: The cells of its last walk; it stands on the last one.
-        seen: Cells that it has seen so far.
-        told: Amounts that others reported to it, by cell and kind.
-        reported: What it has reported so far, also where it was wrong about a cell that it had seen.
-        heard: Texts that reached it after the last turn, with their senders.
-        sent: What it sent in the last turn, for pictures.
         arrived: Whether it has been where its tools are of use.
-        rejected: Lines of its last answer without effect, each with the reason.
     """
 
-    way: tuple[Cell, ...]
-    seen: frozenset[Cell]
-    told: Mapping[Fact, int] = field(default_factory=dict)
-    reported: frozenset[Fact] = frozenset()
-    heard: tuple[tuple[str, str], ...] = ()
-    sent: tuple[str, ...] = ()
     arrived: bool = False
-    rejected: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def position(self) -> Cell:
-        """Where it stands."""
-        return self.way[-1]
 
 
 @dataclass(frozen=True)
-class State:
+class State(GridState):
     """State of an episode.
 
     Args:
         map: The map as it was at the beginning.
         amounts: Amount of each kind that is left, by cell.
         gathered: Amount of each kind that the team has taken.
-        gatherers: The agents, in their order.
-        turn: Number of turns played.
-        total: Sum of the rewards so far, as if every turn were paid.
     """
 
     map: Map
     amounts: Mapping[Cell, Mapping[str, int]]
     gathered: Mapping[str, int]
-    gatherers: tuple[Gatherer, ...]
-    turn: int = 0
-    total: float = 0.0
-
-
-@dataclass
-class Answer:
-    """What an agent wants to do in a turn."""
-
-    go: Cell | None = None
-    takes: list[tuple[Line, Cell]] = field(default_factory=list)
-    facts: list[tuple[Line, Fact]] = field(default_factory=list)
-    says: str = ""
-    rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
 def begin(rules: Rules, place: Map) -> State:
@@ -118,48 +77,18 @@ def begin(rules: Rules, place: Map) -> State:
     gatherers = tuple(
         Gatherer((start,), viewed([start], rules.vision, place.size, place.size)) for start in place.starts
     )
-    return State(place, place.cells, dict.fromkeys(rules.goals, 0), gatherers)
+    return State(place, place.cells, dict.fromkeys(rules.goals, 0), agents=gatherers)
 
 
 def read(rules: Rules, text: str) -> Answer:
     """Parse an answer; never raises."""
-    answer = Answer()
-    for line in read_lines(text):
-        reason = _read_line(rules, line, answer)
-        if reason:
-            answer.rejected.append((line.text, reason))
-    return answer
+    return read_answer(rules, text, _fact, {"take": (read_cell, rules.max_takes)})
 
 
-def _read_line(rules: Rules, line: Line, answer: Answer) -> str | None:
-    """Add the command of `line` to `answer`; returns the reason if it is rejected."""
-    if line.verb == "say" and rules.communication == "text":
-        if answer.says or not line.rest:
-            return "over_limit" if answer.says else "unknown_command"
-        answer.says = line.rest[: rules.max_characters]
-        return None
-    if line.verb == "tell" and rules.communication == "facts":
-        cell = numbers(line.arguments[1:3], 2)
-        if cell is None:
-            return "bad_numbers"
-        if len(answer.facts) >= rules.message_limit:
-            return "over_limit"
-        answer.facts.append((line, ((cell[0], cell[1]), line.arguments[0].lower())))
-        return None
-    if line.verb not in ("go", "take"):
-        return "unknown_command"
-    cell = numbers(line.arguments, 2)
-    if cell is None:
-        return "bad_numbers"
-    if line.verb == "go":
-        if answer.go is not None:
-            return "over_limit"
-        answer.go = (cell[0], cell[1])
-        return None
-    if len(answer.takes) >= rules.max_takes:
-        return "over_limit"
-    answer.takes.append((line, (cell[0], cell[1])))
-    return None
+def _fact(words: Sequence[str]) -> Fact | None:
+    """A kind and a cell."""
+    cell = read_cell(words[1:3])
+    return (cell, words[0].lower()) if cell else None
 
 
 def missing(rules: Rules, gathered: Mapping[str, int]) -> dict[str, int]:
@@ -181,7 +110,7 @@ def work_distance(rules: Rules, state: State, index: int, position: Cell) -> int
 
 def known(rules: Rules, state: State, index: int) -> dict[Fact, int]:
     """What agent `index` can take, as far as it knows: from sight, or else from reports; the nearest first."""
-    gatherer = state.gatherers[index]
+    gatherer = state.agents[index]
     kinds = rules.tools[rules.agent_ids[index]]
     found = {
         (cell, kind): held[kind]
@@ -201,23 +130,19 @@ def resolve(rules: Rules, state: State, texts: Sequence[str]) -> tuple[State, di
     gathered = dict(state.gathered)
     gatherers = []
     approached, arrivals, wasted = 0, 0, 0
-    for index, (old, answer) in enumerate(zip(state.gatherers, answers, strict=True)):
-        goal = old.position
-        if answer.go is not None:
-            goal = (min(max(answer.go[0], 0), size - 1), min(max(answer.go[1], 0), size - 1))
-        way = walk(old.position, goal, rules.steps)
-        before, after = (work_distance(rules, state, index, cell) for cell in (old.position, way[-1]))
+    for index, (old, answer) in enumerate(zip(state.agents, answers, strict=True)):
+        gatherer = walked(rules, old, answer, size, size)
+        before, after = (work_distance(rules, state, index, cell) for cell in (old.position, gatherer.position))
         approached += max(0, before - after)
         arrived = not after and bool(set(rules.tools[rules.agent_ids[index]]) & set(missing(rules, state.gathered)))
         arrivals += arrived and not old.arrived
-        for line, cell in answer.takes:
-            reason = _take(rules, index, way[-1], cell, size, amounts, gathered)
+        for line, cell in answer.commands["take"]:
+            reason = _take(rules, index, gatherer.position, cell, size, amounts, gathered)
             if reason:
                 answer.rejected.append((line.text, reason))
                 wasted += 1
-        seen = old.seen | viewed(way, rules.vision, size, size)
-        gatherers.append(replace(old, way=way, seen=seen, arrived=old.arrived or arrived))
-    after_taking = replace(state, amounts=amounts, gathered=gathered, gatherers=tuple(gatherers), turn=state.turn + 1)
+        gatherers.append(replace(gatherer, arrived=old.arrived or arrived))
+    after_taking = replace(state, amounts=amounts, gathered=gathered, agents=tuple(gatherers), turn=state.turn + 1)
     delivered, counts, worth = _deliver(rules, state, after_taking, answers)
     gained = progress(rules, gathered) - progress(rules, state.gathered)
     completed = not missing(rules, gathered) and bool(missing(rules, state.gathered))
@@ -264,14 +189,14 @@ def _deliver(
     was told before, and the team still needs the kind; then its worth is the amount divided by what is missing, and
     that of all facts of a sender at most 1.
     """
-    told = [dict(gatherer.told) for gatherer in state.gatherers]
+    told = [dict(gatherer.told) for gatherer in state.agents]
     needed = missing(rules, state.gathered)
     owners = {kind: index for index, kinds in enumerate(rules.tools.values()) for kind in kinds}
     counts, worth = {"messages": 0, "useful_messages": 0}, 0.0
-    reported, sent = [], []
-    for gatherer, answer in zip(before.gatherers, answers, strict=True):
+    reported, facts = [], []
+    for gatherer, answer in zip(before.agents, answers, strict=True):
         tried, accepted, own_worth = [], [], 0.0
-        for line, (cell, kind) in answer.facts:
+        for line, (cell, kind) in answer.commands["tell"]:
             amount = state.amounts.get(cell, {}).get(kind, 0)
             if cell not in gatherer.seen:
                 answer.rejected.append((line.text, "not_seen"))
@@ -285,25 +210,13 @@ def _deliver(
             owner = owners.get(kind)
             if owner is None:
                 continue
-            is_news = cell not in state.gatherers[owner].seen and (cell, kind) not in told[owner]
+            is_news = cell not in state.agents[owner].seen and (cell, kind) not in told[owner]
             if is_news and kind in needed:
                 counts["useful_messages"] += 1
                 own_worth += min(1.0, amount / needed[kind])
             told[owner][cell, kind] = amount
         worth += min(1.0, own_worth)
         counts["messages"] += bool(answer.says)
-        reported.append(gatherer.reported | set(tried))
-        sent.append(tuple(f"{kind} {x} {y}" for (x, y), kind in accepted) + ((answer.says,) if answer.says else ()))
-    said = [(name, answer.says) for name, answer in zip(rules.agent_ids, answers, strict=True)]
-    gatherers = tuple(
-        replace(
-            gatherer,
-            told=told[index],
-            reported=reported[index],
-            heard=tuple((name, text) for name, text in said if text and name != rules.agent_ids[index]),
-            sent=sent[index],
-            rejected=tuple(answers[index].rejected),
-        )
-        for index, gatherer in enumerate(state.gatherers)
-    )
-    return replace(state, gatherers=gatherers), counts, worth
+        reported.append(tried)
+        facts.append([f"{kind} {x} {y}" for (x, y), kind in accepted])
+    return replace(state, agents=after_messages(rules, state.agents, answers, told, reported, facts)), counts, worth

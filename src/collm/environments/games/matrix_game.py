@@ -70,7 +70,7 @@ class MatrixGame(Environment):
             table = {choice: table.get(choice, default) for choice in product(range(size), repeat=depth)}
         self._table = table
         self.min_reward, self.max_reward = min(table.values()), max(table.values())
-        self._tasks = {
+        self.splits = {
             "train": _games(range(num_games)),
             "eval": _games(range(num_games, num_games + num_eval)),
         }
@@ -85,10 +85,6 @@ class MatrixGame(Environment):
                 )
             entry = entry[index]
         return float(check_number(f"payoff at {list(choice)}", entry, FINITE))
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The same game under different names."""
-        return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[Task, dict[str, str]]:
         """Every agent is shown its name and the actions; the game is deterministic."""

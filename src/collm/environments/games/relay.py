@@ -115,14 +115,10 @@ class Relay(Environment):
         self.reward_noise = noise
         generator = random.Random(f"relay {mapping}")
         self.right = [generator.sample(range(alphabet), alphabet) for _ in self.agent_ids]  # action by agent and word
-        self._tasks = {
+        self.splits = {
             "train": [Task(f"relay {index}", {}) for index in range(num_tasks)],
             "eval": [Task(f"held-out relay {index}", {}) for index in range(num_eval)],
         }
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of `split`, which differ in name only."""
-        return self._tasks[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[State, dict[str, str]]:
         """Sample the words of all turns."""

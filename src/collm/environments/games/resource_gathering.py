@@ -10,7 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from collm.environments.base import TASKS, Environment, Step, check_tasks
 from collm.environments.games import gathering_expert as scripted
 from collm.environments.games.gathering_maps import LEVELS, RUBBLE, Map, random_maps, read_maps
 from collm.environments.games.gathering_prompts import observation
@@ -30,19 +29,17 @@ from collm.environments.games.gathering_rules import (
     resolve,
     work_distance,
 )
-from collm.environments.games.svg import COLOURS, label, line, picture, square
-from collm.environments.pay import DENSITIES, paid
+from collm.environments.games.grid_game import Communication, GridGame, check_options
+from collm.environments.games.svg import COLOURS, label, square
 from collm.errors import ConfigurationError
-from collm.runtime.checks import SEED, Range, check_number, shown
-from collm.trajectory import Task, Trajectory
+from collm.runtime.checks import Range, check_number, shown
 
 DEFAULT_TOOLS = {"gatherer_1": ["wood"], "gatherer_2": ["stone", "iron"]}
 DEFAULT_GOALS = {"wood": 3, "stone": 3, "iron": 1}
-COMMUNICATION = ("none", "facts", "text")
 _KIND_COLOURS = {"wood": "#b58f56", "stone": "#9a9a9a", "iron": "#d8b4a0", "clay": "#c9785d", RUBBLE: "#d9d5c8"}
 
 
-class ResourceGathering(Environment):
+class ResourceGathering(GridGame):
     """Agents gather resources on a grid, each of the kinds that its tools are for, within a few turns.
 
     In a turn an agent walks, takes what is near, and may send a message, which arrives before the next turn. The reward
@@ -75,6 +72,9 @@ class ResourceGathering(Environment):
             for small models.
     """
 
+    rules: Rules
+    score, counted = "progress", ("messages", "useful_messages", "wasted")
+
     def __init__(
         self,
         tools: dict[str, list[str]] | None = None,
@@ -87,7 +87,7 @@ class ResourceGathering(Environment):
         reach: int = 1,
         max_takes: int = 2,
         horizon: int = 4,
-        communication: Literal["none", "facts", "text"] = "facts",
+        communication: Communication = "facts",
         message_limit: int = 1,
         max_characters: int = 80,
         reward: Literal["dense", "sparse"] = "dense",
@@ -106,27 +106,17 @@ class ResourceGathering(Environment):
             ("steps", steps, small),
             ("reach", reach, Range(0, 20, whole=True)),
             ("max_takes", max_takes, small),
-            ("horizon", horizon, Range(1, 1000, whole=True)),
             ("message_limit", message_limit, small),
-            ("max_characters", max_characters, Range(1, 1000, whole=True)),
-            ("num_maps", num_maps, TASKS),
-            ("num_eval", num_eval, TASKS),
-            ("seed", seed, SEED),
         ):
             check_number(name, value, allowed)
         check_number("size", size, Range(2 * vision + 1, 200, whole=True))
         check_number("reach", reach, Range(0, vision, whole=True), "Agents take only from where they can see.")
-        for name, choice, choices in (
-            ("communication", communication, COMMUNICATION),
-            ("reward", reward, DENSITIES),
-            ("prompt", prompt, ("full", "compact")),
-        ):
-            if choice not in choices:
-                raise ConfigurationError(f"{name} is {choice!r}; choose one of {', '.join(choices)}.")
+        check_options(horizon, max_characters, num_maps, num_eval, seed, communication, reward, prompt)
         check_tools(tools, goals)
         self.rules = Rules(
-            {name: tuple(kinds) for name, kinds in tools.items()}, dict(goals), vision, steps, reach, max_takes,
-            horizon, communication, message_limit, max_characters,
+            agent_ids=tuple(tools), tools={name: tuple(kinds) for name, kinds in tools.items()}, goals=dict(goals),
+            vision=vision, steps=steps, reach=reach, max_takes=max_takes, horizon=horizon, communication=communication,
+            message_limit=message_limit, max_characters=max_characters,
         )  # fmt: skip
         self.agent_ids = self.rules.agent_ids
         self.horizon, self.reward, self.prompt = horizon, reward, prompt
@@ -135,11 +125,7 @@ class ResourceGathering(Environment):
         else:
             maps = read_maps(path, len(tools), goals)
         train, held_out = maps[:-num_eval], maps[-num_eval:]
-        self._tasks = {
-            "train": [Task(f"map_{index}", place.data) for index, place in enumerate(train)],
-            "eval": [Task(f"held_out_{index}", place.data) for index, place in enumerate(held_out)],
-        }
-        check_tasks("ResourceGathering", self._tasks["train"], self._tasks["eval"])
+        self._set_maps("map", train, held_out)
         self._check_maps(train, held_out, path)
         team = len(tools)
         most = USEFUL * team + APPROACH * steps * team
@@ -166,38 +152,22 @@ class ResourceGathering(Environment):
                         + (f", or correct {path}." if path else ".")
                     )
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The maps of a split."""
-        return self._tasks[split]
+    def begin(self, data: Mapping[str, Any]) -> State:
+        """Every agent stands in its camp."""
+        return begin(self.rules, Map.of(data))
 
-    def reset(self, task: Task, rng: random.Random) -> tuple[State, dict[str, str]]:
-        """Begin an episode; the game is deterministic."""
-        state = begin(self.rules, Map.of(task.data))
-        return state, self._observations(state, None)
-
-    def _observations(self, state: State, before: State | None) -> dict[str, str]:
-        return {
-            agent_id: observation(self.rules, state, index, before, self.prompt)
-            for index, agent_id in enumerate(self.agent_ids)
-        }
-
-    def step(self, state: State, joint_action: Mapping[str, str]) -> Step:
+    def resolve(self, state: State, texts: Sequence[str]) -> tuple[State, dict[str, float], dict[str, Any]]:
         """Walk, take, deliver messages; see `gathering_rules`."""
-        after, terms, counts = resolve(self.rules, state, [joint_action[agent_id] for agent_id in self.agent_ids])
-        solved = not missing(self.rules, after.gathered)
-        over = solved or after.turn >= self.horizon
-        reward = paid(self.reward, sum(terms.values()), after.total, over)
-        info = {
-            **counts,
-            "success": solved,
-            "progress": progress(self.rules, after.gathered),
-            "positions": [list(gatherer.position) for gatherer in after.gatherers],
-            "rejected": {
-                agent_id: [list(entry) for entry in gatherer.rejected]
-                for agent_id, gatherer in zip(self.agent_ids, after.gatherers, strict=True)
-            },
-        }
-        return Step(after, {} if over else self._observations(after, state), reward, terms, solved, info)
+        return resolve(self.rules, state, texts)
+
+    def outcome(self, state: State) -> tuple[bool, dict[str, Any]]:
+        """Whether everything is there, the share of it that is, and where the agents stand."""
+        positions = [list(gatherer.position) for gatherer in state.agents]
+        return not missing(self.rules, state.gathered), {"progress": self.progress(state), "positions": positions}
+
+    def observation(self, state: State, index: int, before: State | None) -> str:
+        """See `gathering_prompts`."""
+        return observation(self.rules, state, index, before, self.prompt)
 
     def state_features(self, state: State) -> dict[str, float]:
         """Progress; what is missing of each kind; of each agent, how far its work is, and how much of it is known."""
@@ -212,13 +182,13 @@ class ResourceGathering(Environment):
         return features
 
     def _work_distance(self, state: State, index: int) -> int:
-        return work_distance(self.rules, state, index, state.gatherers[index].position)
+        return work_distance(self.rules, state, index, state.agents[index].position)
 
     def state_text(self, state: State) -> str:
         """What is missing, and of each agent its place, the way to its work, and what it knows."""
         needed = missing(self.rules, state.gathered)
         lines = ["missing " + " ".join(f"{kind} {amount}" for kind, amount in needed.items())]
-        for index, gatherer in enumerate(state.gatherers):
+        for index, gatherer in enumerate(state.agents):
             x, y = gatherer.position
             found = len([fact for fact in known(self.rules, state, index) if fact[1] in needed])
             lines.append(f"agent {index + 1} at {x} {y} distance {self._work_distance(state, index)} know {found}")
@@ -228,33 +198,15 @@ class ResourceGathering(Environment):
         """Share of the goal that the team has."""
         return progress(self.rules, state.gathered)
 
-    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Success, progress, turns, and per episode: messages, useful ones, vain takes; the share of rejected lines."""
-        infos = [turn.info for turn in trajectory.turns]
-        lines = sum(len(entries) for info in infos for entries in info["rejected"].values())
-        return {
-            "success": float(infos[-1]["success"]),
-            "progress": float(infos[-1]["progress"]),
-            "turns": float(len(infos)),
-            "rejected": float(lines),
-            **{name: float(sum(info[name] for info in infos)) for name in ("messages", "useful_messages", "wasted")},
-        }
-
     def render_turn(self, state: State) -> str:
         """The map with what is left, what each agent has seen, its last walk, and what it sent."""
-        size = state.map.size
-        shapes = []
-        for gatherer, colour in zip(state.gatherers, COLOURS, strict=False):
-            shapes += [square(cell, colour, 0.18) for cell in sorted(gatherer.seen)]
+        things = []
         for cell, held in sorted(state.amounts.items()):
             for kind, amount in held.items():
                 if amount:
-                    shapes += [square(cell, _KIND_COLOURS.get(kind, "#c8c06a")), label(cell, f"{kind[0]}{amount}")]
-        captions = [f"turn {state.turn}, progress {progress(self.rules, state.gathered):.0%}"]
-        for index, gatherer in enumerate(state.gatherers):
-            shapes += [line(gatherer.way, COLOURS[index]), label(gatherer.position, str(index + 1), "#fff")]
-            captions += [f"{self.agent_ids[index]} sends: {text}" for text in gatherer.sent]
-        return picture(size, size, shapes, captions)
+                    things += [square(cell, _KIND_COLOURS.get(kind, "#c8c06a")), label(cell, f"{kind[0]}{amount}")]
+        caption = f"progress {self.progress(state):.0%}"
+        return self.draw(state, (state.map.size, state.map.size), [], things, 0.18, caption)
 
     def demonstrate(self, state: State, rng: random.Random) -> dict[str, str]:
         """What noisy demonstrators do: they know the commands, but neither what to report nor where to look."""

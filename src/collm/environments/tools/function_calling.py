@@ -12,13 +12,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from collm.environments.base import AGENTS, SPLITS, Environment, Step
+from collm.environments.base import AGENTS, Environment, Step
 from collm.environments.rows import split_rows
 from collm.environments.tools.calls import Call, read_calls, written
 from collm.environments.tools.data import load_requests
 from collm.environments.tools.matching import LEFT_OUT, MAXIMUM, MINIMUM, Expected, score_calls
 from collm.errors import ConfigurationError
-from collm.runtime.checks import check_number
+from collm.runtime.checks import check_choice, check_number
 from collm.trajectory import Task, Trajectory
 
 ROLES = ("self_select", "split_by_order", "odd_even", "same_prompt")
@@ -58,21 +58,14 @@ class FunctionCalling(Environment):
         seed: int | None = 0,
     ) -> None:
         check_number("num_agents", num_agents, AGENTS)
-        if roles not in ROLES:
-            raise ConfigurationError(f"roles is {roles!r}; choose one of {', '.join(ROLES)}.")
+        check_choice("roles", roles, ROLES)
         if isinstance(categories, str) or not categories:
             raise ConfigurationError(f"categories is {categories!r}; give a list of names.")
         self.agent_ids = tuple(f"caller_{index + 1}" for index in range(num_agents))
         self.roles = roles
         name = type(self).__name__
         load = lambda dataset: load_requests(dataset, categories)  # noqa: E731
-        self._tasks = split_rows(name, load, dataset, None, num_train, num_eval, seed)
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The requests of `split`."""
-        if split not in SPLITS:
-            raise ConfigurationError(f"{type(self).__name__}: split {split!r} is unknown; choose one of {SPLITS}.")
-        return self._tasks[split]
+        self.splits = split_rows(name, load, dataset, None, num_train, num_eval, seed)
 
     def reset(self, task: Task, rng: random.Random) -> tuple[Task, dict[str, str]]:
         """Show each agent its part, the schemas and the request."""

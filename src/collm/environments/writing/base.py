@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from collm.environments.base import SPLITS, Environment, Step, check_tasks
+from collm.environments.base import Environment, Step, check_tasks
 from collm.environments.sources import load_sources, split_sources
 from collm.environments.writing.pair_score import Form, measure, ratio, score_pair
 from collm.environments.writing.words import (
@@ -105,11 +105,6 @@ class Writing(Environment):
         train, evaluation = ([Task(source.task_id, {"source": source.text}) for source in split] for split in splits)
         check_tasks(name, train, evaluation)
         self.splits = {"train": train, "eval": evaluation}
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The sources of `split` as tasks."""
-        check_choice(f"{type(self).__name__}: split", split, SPLITS)
-        return self.splits[split]
 
     def reset(self, task: Task, rng: random.Random) -> tuple[Any, dict[str, str]]:
         """Show each agent its instruction and the complete source."""
