@@ -147,7 +147,8 @@ class Agents(Checkpointed):
         if spec.gradient_checkpointing:
             backbone.recompute_activations()
         if adapter is not None and adapter not in backbone.adapters:
-            backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
+            shape = (spec.lora_rank, spec.lora_alpha, spec.lora_dropout, spec.lora_target_modules)
+            backbone.add_adapter(adapter, *shape)
         return backbone
 
     def learning_rates(self) -> dict[str, float]:

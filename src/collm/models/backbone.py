@@ -7,7 +7,7 @@ With LoRA adapters a single frozen backbone serves many of them: `activate(name)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
@@ -115,13 +115,16 @@ class Backbone(Resident):
         frozen.freeze()
         return frozen
 
-    def add_adapter(self, name: str, rank: int, alpha: float, dropout: float) -> None:
-        """Put a LoRA adapter on every linear layer but the head; the language model itself is frozen.
+    def add_adapter(
+        self, name: str, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear"
+    ) -> None:
+        """Put a LoRA adapter on the linear layers called `targets`, by default all but the head; the rest is frozen.
 
         peft is called directly: `add_adapter` of transformers does the same and demands certain versions of peft.
         """
         scale: Any = alpha  # peft takes any number, but says int
-        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules="all-linear")
+        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout)
+        config.target_modules = targets if isinstance(targets, str) else set(targets)
         config.task_type = "CAUSAL_LM"  # without it peft cannot load the exported folder
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():

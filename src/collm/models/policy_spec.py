@@ -28,6 +28,8 @@ class PolicySpec(ModelSpec):
         lora_rank: Rank of the LoRA adapter; 0 trains all weights.
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
+        lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear`, which leaves out the head, or a
+            list of names such as `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
             false uses the modules of transformers and peft as they are.

@@ -36,10 +36,11 @@ def load_agent(folder: str | Path, engine: str = "collm") -> Policy:
         raise ConfigurationError(f"{folder}: its settings are not those of an agent ({error}).") from error
     if lora:
         spec.lora_rank, spec.lora_alpha = lora["r"], float(lora["lora_alpha"])
+        spec.lora_target_modules = lora.get("target_modules")  # checked below
     spec.check(f"agent in {folder}")
     backbone = Backbone(path, spec.dtype)
     if lora:
-        backbone.add_adapter(_ADAPTER, spec.lora_rank, spec.lora_alpha, 0.0)
+        backbone.add_adapter(_ADAPTER, spec.lora_rank, spec.lora_alpha, 0.0, spec.lora_target_modules)
         _load_adapter(backbone, folder / "adapter_model.safetensors")
     backbone.eval()
     return Policy(record["agent_id"], spec, backbone, _ADAPTER if lora else None)
