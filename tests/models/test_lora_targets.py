@@ -1,4 +1,4 @@
-"""LoRA adapters on some of the linear layers: the numbers and gradients are peft's, in updates, sampling and exports."""
+"""LoRA adapters on some linear layers: the numbers and gradients are peft's, in updates, sampling and exports."""
 
 from __future__ import annotations
 
@@ -133,7 +133,10 @@ def test_agents_and_critics_of_an_algorithm_have_their_own_places(tiny_folder):
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
-        (["q_proj", "query"], "no linear layer of .* is called 'query'; there are q_proj, k_proj, v_proj, o_proj, gate"),
+        (
+            ["q_proj", "query"],
+            "no linear layer of .* is called 'query'; there are q_proj, k_proj, v_proj, o_proj",
+        ),
         (["lm_head"], "is called 'lm_head'"),
         (["proj"], "is called 'proj'"),
         ([], r"is \[\]; give 'all-linear' or a list of names; there are q_proj"),

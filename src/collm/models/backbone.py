@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from collm.architectures.forward import last_hidden_states, logits_of
 from collm.models.dropout import train_without_dropout
+from collm.models.dtypes import dtype_on
 from collm.models.loading import load_model, resolve_path, starts_at_random
 from collm.models.resident import Resident
 from collm.models.support import Support, support_of
@@ -35,7 +36,7 @@ class Backbone(Resident):
 
     Args:
         path: Built-in name, local folder or hub name of the weights.
-        dtype: Number format of the weights.
+        dtype: Number format of the weights, or `auto`: see `dtype_on`.
         random_weights: Start from random weights of the same shape.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dropout: Train with the dropout of the language model, where its configuration has any.
@@ -68,7 +69,8 @@ class Backbone(Resident):
         self.computes_on: torch.device | None = None
         # Lightning creates everything on the first card, which another network may fill
         with home if home is not None and home.type == "cuda" else nullcontext():
-            self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
+            chosen = dtype_on(dtype, torch.get_default_device())
+            self.lm: PreTrainedModel = load_model(path, chosen, random_weights)
             self.support: Support = support_of(self.lm, path, fast_updates)
         if gradient_checkpointing:
             self.recompute_activations()
@@ -79,6 +81,11 @@ class Backbone(Resident):
     def device(self) -> torch.device:
         """Device of its forward passes, which for sharded weights is not always that of the weights."""
         return self.computes_on or self.lm.device
+
+    @property
+    def dtype(self) -> str:
+        """Name of the number format of the weights."""
+        return str(self.lm.dtype).removeprefix("torch.")
 
     def train(self, mode: bool = True) -> Backbone:
         """Training or evaluation mode; the dropout of the language model is off in both, unless it was asked for."""

@@ -22,11 +22,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from collm.errors import ConfigurationError
+from collm.models.dtypes import DTYPES
 from collm.models.relay_model import initialize
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_path(path: str) -> str:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from collm.errors import ConfigurationError
-from collm.models.loading import DTYPES, check_source, load_config
+from collm.models.dtypes import NAMES
+from collm.models.loading import check_source, load_config
 from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_choice, check_numbers, shown
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
@@ -26,13 +27,14 @@ class ModelSpec:
         path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
             `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
-        dtype: Number format of the weights: float32, bfloat16 or float16.
+        dtype: Number format of the weights: float32, bfloat16, float16, or `auto` for bfloat16 where the device has
+            instructions for it and float32 elsewhere, which a line then says.
         learning_rate: Step size of the optimizer.
         lora_rank: Rank of the LoRA adapter; 0 trains all weights.
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
-        lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear`, which leaves out the head, or a
-            list of names such as `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
+        lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear` but the head, or a list such as
+            `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
             false uses the modules of transformers and peft as they are.
@@ -62,7 +64,7 @@ class ModelSpec:
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        check_choice(f"{name}.dtype", self.dtype, DTYPES)
+        check_choice(f"{name}.dtype", self.dtype, NAMES)
         check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
         check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
         check_source(self.path, self.random_weights or self.is_remote)
