@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from collm.algorithms.magrpo import MAGRPO
 from collm.callbacks.curve import draw_curve
-from collm.callbacks.samples import add_branches, add_tokens, note_estimates
+from collm.callbacks.samples import add_branches, add_tokens, note_estimates, token_entropies
 from collm.callbacks.summary import in_columns
 from collm.callbacks.threads import ChooseThreads
 from collm.environments.contract import drawn
 from collm.errors import ConfigurationError
+from collm.inference.actors import Actors
+from collm.models.policy_spec import PolicySpec
+from collm.samplers.discussion import Discussion
 from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
 from toy import Toy
 
@@ -38,12 +43,34 @@ def test_estimates_are_written_to_the_turns_they_belong_to():
     assert batch.trajectories[1].record()["turns"][0]["estimates"] == {"V(h)": 0.75}
 
 
-def test_tokens_stand_beside_their_log_probabilities():
-    episode = trajectory(Action("ab", token_ids=[1, 2], log_probs=[-0.5, -2.00049]))
+def test_tokens_stand_beside_their_log_probabilities_and_entropies():
+    episode = trajectory(Action("ab", token_ids=[1, 2], log_probs=[-0.5, -2.00049]), Action("b", (), [2], [-1.0]))
     record = episode.record()
     policies = {"a": SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "-ab"[ids[0]]))}
-    add_tokens(record, episode, policies)
-    assert record["turns"][0]["tokens"] == {"a": [["a", -0.5], ["b", -2.0]]}
+    add_tokens(record, episode, policies, {episode.turns[0].actions["a"].uid: [0.25, 1.5]})
+    assert record["turns"][0]["tokens"] == {"a": [["a", -0.5, 0.25], ["b", -2.0, 1.5]]}
+    assert record["turns"][1]["tokens"] == {"a": [["b", -1.0]]}  # written elsewhere
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.5}])
+def test_entropies_are_those_of_the_distributions_that_tokens_were_drawn_from(tiny_folder, options):
+    """Also where an agent sends a message before it acts, and where two episodes share an action."""
+    module = MAGRPO(agent_ids=("a1", "a2"), policy=PolicySpec(tiny_folder, max_new_tokens=5, **options))
+    module.configure_model()
+    game = Toy()
+    with Actors(module.policies).serving(0, keep_cache=False) as actors:
+        episodes = Discussion().rollout(game, game.tasks("eval"), actors, 0, "cpu", num_generations=2)
+    found = token_entropies(module, [replace(episodes[0]), *episodes])
+    actions = [(name, action) for one in episodes for turn in one.turns for name, action in turn.actions.items()]
+    assert set(found) == {action.uid for _, action in actions}
+    for agent_id, action in actions:
+        policy = module.policies[agent_id]
+        ids = torch.tensor([[*action.prompt_ids, *action.token_ids]])
+        logits = policy.backbone.lm(ids).logits[0, len(action.prompt_ids) - 1 : -1] / policy.spec.temperature
+        if policy.spec.top_k:
+            logits = logits.masked_fill(logits < logits.topk(policy.spec.top_k).values[:, -1:], -torch.inf)
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        assert found[action.uid] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_siblings_that_share_an_action_have_the_same_number():
@@ -109,8 +136,8 @@ def test_a_run_leaves_a_replay_with_values_tokens_and_siblings(fit, run_folder, 
     episodes = [json.loads(line) for line in second.read_text().splitlines()]
     turn = episodes[0]["turns"][0]
     assert set(turn["estimates"]) == {"V(h)", "advantage"}
-    assert "".join(piece for piece, _ in turn["tokens"]["a1"]).startswith(turn["actions"]["a1"][:1])
-    assert all(log_prob <= 0 for _, log_prob in turn["tokens"]["a1"])
+    assert "".join(piece for piece, *_ in turn["tokens"]["a1"]).startswith(turn["actions"]["a1"][:1])
+    assert all(log_prob <= 0 < entropy for _, log_prob, entropy in turn["tokens"]["a1"])
     roots = [one["turns"][0]["branch"] for one in episodes if one["task_id"] == episodes[0]["task_id"]]
     assert {one["parent"] for one in roots} == {roots[0]["parent"]}
     assert len({one["node"] for one in roots}) == 4  # two responses of each agent, crossed

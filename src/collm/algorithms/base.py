@@ -141,16 +141,22 @@ class MultiAgentModule(RolloutHooks):
                 losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
 
-    @torch.no_grad()
     def with_trainer_log_probs(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Sequences with the log-probabilities that the policy of an agent gives their actions now."""
+        scores = self.token_scores(agent_id, sequences)
+        return [replace(one, trainer_log_probs=own) for one, (own, _) in zip(sequences, scores, strict=True)]
+
+    @torch.no_grad()
+    def token_scores(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[tuple[list[float], list[float]]]:
+        """Log-probabilities and entropies at the positions of each sequence under the policy of an agent now."""
         policy = self.policies[agent_id]
-        groups = iter(similar_lengths([len(sequence.ids) for sequence in sequences], self.tokens_per_micro_batch))
-        found = list(sequences)
+        lengths = [len(sequence.ids) for sequence in sequences]
+        groups = iter(similar_lengths(lengths, self.tokens_per_micro_batch))
+        found: list[tuple[list[float], list[float]]] = [([], [])] * len(sequences)
         for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
-            rows = policy.log_probs(chunk)[0].tolist()
-            for index, row in zip(next(groups, []), rows, strict=False):  # a rank without rows left computes along
-                found[index] = replace(found[index], trainer_log_probs=row[: len(found[index].ids)])
+            log_probs, entropies = (values.tolist() for values in policy.log_probs(chunk))
+            for row, index in enumerate(next(groups, [])):  # a rank without rows left computes along
+                found[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
         return found
 
     def policy_losses(
