@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import replace
@@ -11,16 +12,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import RunningStage
 
 from collm.algorithms.magrpo import MAGRPO
 from collm.callbacks.curve import draw_curve
+from collm.callbacks.progress import RolloutProgress
 from collm.callbacks.samples import add_branches, add_tokens, note_estimates, token_entropies
 from collm.callbacks.summary import in_columns
+from collm.callbacks.table import in_one_line
 from collm.callbacks.threads import ChooseThreads
 from collm.environments.contract import drawn
 from collm.errors import ConfigurationError
 from collm.inference.actors import Actors
 from collm.models.policy_spec import PolicySpec
+from collm.packing import TokenSequence
 from collm.samplers.discussion import Discussion
 from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
 from toy import Toy
@@ -151,6 +158,67 @@ def test_a_run_leaves_a_replay_with_values_tokens_and_siblings(fit, run_folder, 
     assert "network" in told
     assert "return on held-out tasks: " in told
     assert "replay.html" in told
+
+
+class Bar:
+    """A progress bar that notes what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def set_description(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_a_long_update_moves_the_bar_with_its_micro_batches_but_no_more_than_once_a_second(tiny_folder, monkeypatch):
+    clock = iter([100.0, 100.2, 101.5, 101.9, 103.0])
+    monkeypatch.setattr("collm.callbacks.progress.time.perf_counter", lambda: next(clock))
+    module = MAGRPO(agent_ids=("a1",), policy=PolicySpec(tiny_folder), tokens_per_micro_batch=1)
+    module.configure_model()
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(), state=SimpleNamespace(stage=RunningStage.TRAINING), current_epoch=3
+    )
+    progress = RolloutProgress()
+    monkeypatch.setattr(TQDMProgressBar, "setup", lambda self, *args: None)
+    monkeypatch.setattr(TQDMProgressBar, "on_train_batch_start", lambda self, *args: None)
+    progress._trainer, progress._train_progress_bar = trainer, Bar()
+    progress.setup(trainer, module, "fit")
+    progress.on_train_batch_start()  # at 100.0
+    sequences = [TokenSequence(row, [7, 9], [-1, 0], [0.0, -1.0]) for row in range(4)]
+    assert len(list(module.micro_batches(sequences, {0, 1, 2, 3}, module.policies["a1"]))) == 4
+    assert progress._train_progress_bar.told == [
+        *("Epoch 3 [update]", "Epoch 3 [update, micro-batch 2]", "Epoch 3 [update, micro-batch 4]")
+    ]
+
+
+def test_numbers_that_are_not_finite_are_written_as_such(monkeypatch):
+    values = {"eval/return": float("nan"), "rollout/return": float("inf"), "other": 0.5, "v_num": 3}
+    monkeypatch.setattr(TQDMProgressBar, "get_metrics", lambda *args: values)
+    module = SimpleNamespace(num_rollouts=0)
+    shown = RolloutProgress().get_metrics(SimpleNamespace(callback_metrics={}, max_epochs=1), module)
+    assert shown == {"eval/return": "not finite", "rollout/return": "not finite", "other": 0.5}
+    bar = Tqdm(total=1, disable=False, file=(file := io.StringIO()))
+    bar.set_postfix(shown)
+    bar.close()
+    assert "eval/return=not finite" in file.getvalue()
+
+
+def test_a_table_of_samples_is_printed_on_request(fit, capsys):
+    given = (
+        "--trainer.callbacks+=PrintSamples",
+        "--trainer.callbacks.num_episodes=1",
+        "--data.eval_sampler=toy.Scripted",
+    )
+    assert (
+        fit(*given, "--data.eval_sampler.text=7\x1b[2J", "--trainer.enable_progress_bar=false", command="validate") == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("after 0 joint samples")
+    assert [line.split() for line in lines[start + 1 : start + 6]] == [
+        *(["task", "turn", "agent", "writes", "reward"], ["eval_0", "1", "a1", "7\ufffd[2J", "1.000"]),
+        *(["eval_0", str(turn), agent, "7\ufffd[2J", "1.000"] for turn, agent in ((1, "a2"), (2, "a1"), (2, "a2"))),
+    ]
+    assert in_one_line("a  b\n" + "c" * 9, 8) == "a b ccc…"
 
 
 def test_a_trial_run_leaves_nothing_behind(fit, tmp_path: Path):

@@ -382,6 +382,21 @@ def test_scalars_have_the_names_of_the_design_over_joint_samples(finished: Path)
         assert low.value <= mean.value <= high.value
 
 
+def test_no_metric_is_logged_twice(finished: Path) -> None:
+    logged = scalars(finished)
+    for name, events in logged.items():
+        steps = [event.step for event in events]
+        assert len(set(steps)) == len(steps), name
+    curves: dict[Any, list[str]] = {}
+    for name, events in logged.items():
+        values = tuple((event.step, event.value) for event in events)
+        if len({value for _, value in values}) > 1:  # constants may agree
+            curves.setdefault(values, []).append(name)
+    # the reward of the toy has one term
+    expected = [["rollout/return", "rollout/reward/digits"], ["eval/return", "eval/reward/digits"]]
+    assert [names for names in map(sorted, curves.values()) if len(names) > 1 and names not in expected] == []
+
+
 def test_transcripts_and_pictures_are_in_tensorboard(finished: Path) -> None:
     events = EventAccumulator(str(finished), size_guidance={"images": 0, "tensors": 0}).Reload()
     tags = events.Tags()

@@ -56,6 +56,7 @@ class MultiAgentModule(RolloutHooks):
         kwargs: Arguments of `Agents`: the policies and their optimizers.
 
     Attributes:
+        on_micro_batch: If set, called before every micro-batch, for callbacks that show progress.
         frozen: Names of the learners whose weights are not updated.
         policy_update_hook: If set, `update_policies` calls it with every agent's sequences and advantages [2, B, T]
             and takes no optimizer step; for measurements at a fixed policy.
@@ -84,6 +85,7 @@ class MultiAgentModule(RolloutHooks):
         self.entropy_weight = entropy_weight
         self.gradient_clip_norm = gradient_clip_norm
         self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.on_micro_batch: Callable[[], None] | None = None
         self.frozen: set[str] = set()
         self.policy_update_hook: PolicyUpdateHook | None = None
         check_numbers("model", self, num_epochs=COUNT, num_minibatches=COUNT, tokens_per_micro_batch=COUNT)
@@ -114,6 +116,8 @@ class MultiAgentModule(RolloutHooks):
             batches = iter(padded_to_longest(batches, empty, device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
+            if self.on_micro_batch is not None:
+                self.on_micro_batch()
             yield chunk
 
     def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:

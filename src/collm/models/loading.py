@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from collm.errors import ConfigurationError
 from collm.models.dtypes import DTYPES
+from collm.models.hub import check_hub, silence_bars
 from collm.models.relay_model import initialize
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -89,6 +90,8 @@ def _config_at(path: str, resolved: str) -> PretrainedConfig:
             f"model folder {path!r} does not exist; give an existing folder, a hub name such as 'Qwen/Qwen3-1.7B', "
             "or one of the built-in names 'tiny', 'tiny_house', 'tiny_games', 'relay', 'smollm2'."
         )
+    if not Path(resolved).is_dir():
+        check_hub(resolved)
     try:
         config = AutoConfig.from_pretrained(resolved)
     except (OSError, ValueError) as error:
@@ -211,6 +214,7 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
     Raises:
         ConfigurationError: The weights cannot be read, are not those of this architecture, or are not all there.
     """
+    silence_bars()
     if starts_at_random(path, random_weights):
         model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
         return initialize(model) if path == "relay" else model
