@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from collm.algorithms.magrpo import MAGRPO
 from collm.callbacks.curve import draw_curve
 from collm.callbacks.progress import RolloutProgress
-from collm.callbacks.samples import add_branches, add_tokens, note_estimates, token_entropies
+from collm.callbacks.samples import add_branches, add_tokens, note_estimates
 from collm.callbacks.summary import in_columns
 from collm.callbacks.table import in_one_line
 from collm.callbacks.threads import ChooseThreads
@@ -67,7 +67,7 @@ def test_entropies_are_those_of_the_distributions_that_tokens_were_drawn_from(ti
     game = Toy()
     with Actors(module.policies).serving(0, keep_cache=False) as actors:
         episodes = Discussion().rollout(game, game.tasks("eval"), actors, 0, "cpu", num_generations=2)
-    found = token_entropies(module, [replace(episodes[0]), *episodes])
+    found = module.token_entropies([replace(episodes[0]), *episodes])
     actions = [(name, action) for one in episodes for turn in one.turns for name, action in turn.actions.items()]
     assert set(found) == {action.uid for _, action in actions}
     for agent_id, action in actions:
@@ -204,21 +204,21 @@ def test_numbers_that_are_not_finite_are_written_as_such(monkeypatch):
 
 
 def test_a_table_of_samples_is_printed_on_request(fit, capsys):
-    given = (
-        "--trainer.callbacks+=PrintSamples",
-        "--trainer.callbacks.num_episodes=1",
-        "--data.eval_sampler=toy.Scripted",
-    )
-    assert (
-        fit(*given, "--data.eval_sampler.text=7\x1b[2J", "--trainer.enable_progress_bar=false", command="validate") == 0
-    )
+    given = ("--trainer.callbacks+=PrintSamples", "--trainer.callbacks.num_episodes=1")
+    sampler = ("--data.eval_sampler=toy.Scripted", "--data.eval_sampler.text=one 7")
+    assert fit(*given, *sampler, "--trainer.enable_progress_bar=false", command="validate") == 0
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("after 0 joint samples")
+    places = [("1", "a1"), ("1", "a2"), ("2", "a1"), ("2", "a2")]
     assert [line.split() for line in lines[start + 1 : start + 6]] == [
-        *(["task", "turn", "agent", "writes", "reward"], ["eval_0", "1", "a1", "7\ufffd[2J", "1.000"]),
-        *(["eval_0", str(turn), agent, "7\ufffd[2J", "1.000"] for turn, agent in ((1, "a2"), (2, "a1"), (2, "a2"))),
+        ["task", "turn", "agent", "writes", "reward"],
+        *(["eval_0", turn, agent, "one", "7", "1.000"] for turn, agent in places),
     ]
+
+
+def test_a_table_is_not_broken_by_what_agents_write():
     assert in_one_line("a  b\n" + "c" * 9, 8) == "a b ccc…"
+    assert in_one_line("\x1b[2J\u202ex", 8) == "\ufffd[2J\ufffdx"
 
 
 def test_a_trial_run_leaves_nothing_behind(fit, tmp_path: Path):

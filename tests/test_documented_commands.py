@@ -24,17 +24,16 @@ COMMANDS = {
     + "an hour; tests/test_configs.py::test_an_experiment_is_complete_and_its_prompts_fit composes it",
     r"bfcl_smollm2|bfcl_untrained": NOT_HERE
     + "most of an hour; tests/test_configs.py::test_an_experiment_is_complete_and_its_prompts_fit composes it",
-    r"study .*--(jobs|stage)": "tests/studies/test_study_claims.py::test_shipped_studies",
+    r"study(\.py)? --config": "tests/studies/test_study_claims.py::test_shipped_studies",
     r"bench\.py table": NOT_HERE + "other libraries in environments of their own, an hour",
     r"bench\.py scaling": NOT_HERE + "two processors of their own for some minutes",
     r"vllm": NOT_HERE + "vLLM; its tests run where it is installed",
     # it takes a cluster, several devices, servers elsewhere or a person
-    r"srun|SBATCH|scontrol|torchrun|#!/bin/bash|SLURM": NOT_HERE + "a cluster",
+    r"srun|SBATCH|scontrol|torchrun|#!/bin/bash|SLURM|RESUME": NOT_HERE + "a cluster",
     r"fsdp\.yaml": NOT_HERE + "eight GPUs; tests/test_devices.py trains with FSDP2 on two processes",
-    r"placed\.yaml|--trainer\.strategy\.devices": NOT_HERE
-    + "several GPUs; tests/test_placed.py trains on one processor",
+    r"placed\.yaml|--trainer\.strategy\.devices": NOT_HERE + "several GPUs; tests/test_placed.py uses a processor",
     r"--host 0\.0\.0\.0|--endpoints endpoints\.yaml|TEAM_KEY": NOT_HERE + "two machines",
-    r"wandb": NOT_HERE + "a package and an account",
+    r"WandbLogger": NOT_HERE + "a package and an account",
     # it installs or fetches
     r"pip install|git clone|pre-commit|python3 -m venv|\.venv/bin/activate": NOT_HERE + "it installs something",
     r"pytest|ruff check|\.ci/run": NOT_HERE + "it runs the tests",
@@ -53,7 +52,8 @@ COMMANDS = {
     r"bench\.py run": "tests/benchmark/test_suite.py::test_any_configuration_is_compared_with_the_floor",
     r"report(\.py)? --study": "tests/studies/test_study_claims.py::test_report_of_a_small_study",
     r"collm replay": "tests/replay/test_page.py::test_inputs_can_be_named_and_comparisons_name_their_methods",
-    r"--help": "tests/test_commands.py::test_help_imports_nothing_heavy",
+    r"bench\.py gpu": "tests/benchmark/test_gpu.py",
+    r"--help": "tests/test_commands.py",
 }
 
 
@@ -90,7 +90,7 @@ def test_the_commands_of_the_first_run_work_one_after_the_other(tmp_path, monkey
     """Those of docs/first_run.md, in their order, each with few and small epochs."""
     monkeypatch.chdir(tmp_path)
     lines = [line for line in commands(REPOSITORY / "docs" / "first_run.md") if "--help" not in line]
-    lines = [line for line in lines if line.startswith("collm ") and "wandb" not in line]
+    lines = [line for line in lines if line.startswith("collm ") and "WandbLogger" not in line]
     assert len(lines) == 7
     for line in lines:
         name, *words = shlex.split(line.removeprefix("collm "), comments=True)
@@ -102,8 +102,7 @@ def test_the_commands_of_the_first_run_work_one_after_the_other(tmp_path, monkey
     assert "exporting the best agents" in told.out + told.err
     run = tmp_path / "logs" / "collm"
     assert (run / "version_0" / "replay.html").is_file()
-    stopping = yaml.safe_load((run / f"version_{len(lines) - 1}" / "config.yaml").read_text())["trainer"]["callbacks"][
-        -1
-    ]
+    config = yaml.safe_load((run / f"version_{len(lines) - 1}" / "config.yaml").read_text())
+    stopping = config["trainer"]["callbacks"][-1]
     assert stopping["class_path"].endswith("EarlyStopping")
     assert (stopping["init_args"]["monitor"], stopping["init_args"]["patience"]) == ("eval/return", 3)

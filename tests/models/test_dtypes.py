@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from collm.algorithms.collm_cc import CoLLMCC
-from collm.callbacks.summary import PrintSummary
 from collm.critics.language_model import LanguageModelCritic
 from collm.models import dtypes
 from collm.models.backbone import Backbone
@@ -25,9 +24,9 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: request.param)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # with AVX-512 it says so anyway
     monkeypatch.setattr(dtypes.platform, "machine", lambda: "x86_64")
-    dtypes._automatic.cache_clear()
+    dtypes._tell.cache_clear()
     yield request.param
-    dtypes._automatic.cache_clear()
+    dtypes._tell.cache_clear()
 
 
 def algorithm(folder: str, dtype: str) -> CoLLMCC:
@@ -49,14 +48,11 @@ def test_auto_is_what_the_processor_computes_with_and_is_said_once(tiny_folder, 
     assert load_agent(tmp_path / "a").backbone.lm.dtype == expected
 
 
-def test_bfloat16_stays_bfloat16_with_a_warning_where_it_is_slow(tiny_folder, instructions, recwarn):
+def test_bfloat16_stays_bfloat16_and_is_said_to_be_slow(tiny_folder, instructions, capsys):
     module = algorithm(tiny_folder, "bfloat16")
     module.configure_model()
     assert {one.lm.dtype for one in module.backbones.values()} == {torch.bfloat16}
-    PrintSummary().on_fit_start(SimpleNamespace(is_global_zero=False), module)
-    told = [str(one.message) for one in recwarn if "set dtype to auto" in str(one.message)]
-    assert len(told) == (not instructions)
-    assert all("the weights of a, b, critic are bfloat16" in message for message in told)
+    assert capsys.readouterr().err.count("dtype bfloat16 is slow here (auto would be float32): ") == (not instructions)
 
 
 def test_memory_is_planned_for_bfloat16_and_a_gpu_is_asked_about_itself(tiny_folder, instructions, monkeypatch):
@@ -67,5 +63,4 @@ def test_memory_is_planned_for_bfloat16_and_a_gpu_is_asked_about_itself(tiny_fol
     assert module.computes_on() == torch.device("cuda:0")
     for supported, name in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=supported: answer)
-        dtypes._automatic.cache_clear()
         assert dtypes.dtype_on("auto", module.computes_on()) == name

@@ -29,9 +29,7 @@ def dead_hub(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(dead_hub) -> None:
     began = time.monotonic()
-    with pytest.raises(
-        ConfigurationError, match=r"'nobody/nothing' is not in the local cache, and the hub, http.*Timeout"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^'nobody/nothing' is not in the local cache.*Timeout\)"):
         load_config("nobody/nothing")
     with pytest.raises(ConfigurationError, match="give its local folder"):  # and it is asked once
         load_config("nobody/nothing-else")

@@ -6,6 +6,7 @@ optimizer per agent (one for all agents if they share parameters) and those of t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -31,7 +32,7 @@ from collm.returns import clip_advantages, normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import full_tensor, on_all_rows, padded_to_longest, sum_gradients, sum_over_ranks
 from collm.runtime.profiler import meter
-from collm.trajectory import RolloutBatch
+from collm.trajectory import RolloutBatch, Trajectory
 
 PolicyUpdateHook = Callable[[Mapping[str, Sequence[TokenSequence]], Mapping[str, Tensor]], None]
 
@@ -161,6 +162,25 @@ class MultiAgentModule(RolloutHooks):
             log_probs, entropies = (values.tolist() for values in policy.log_probs(chunk))
             for row, index in enumerate(next(groups, [])):  # a rank without rows left computes along
                 found[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
+        return found
+
+    def token_entropies(self, trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+        """Entropy of the distribution that each token of an action was drawn from, by the action's uid.
+
+        All ranks call it, as weights may be sharded. There are none for agents whose weights are elsewhere.
+        """
+        found = {}
+        for agent_id in [name for name, policy in self.policies.items() if policy.has_weights]:
+            sequences = action_sequences(trajectories, agent_id)
+            of_turns: dict[tuple[int, int], list[float]] = defaultdict(list)
+            for sequence, (_, values) in zip(sequences, self.token_scores(agent_id, sequences), strict=True):
+                for turn, value in zip(sequence.turns, values, strict=True):
+                    of_turns[sequence.row, turn].append(value)
+            for row, trajectory in enumerate(trajectories):
+                for number, turn in enumerate(trajectory.turns):
+                    if (row, number) in of_turns:  # not an action that an earlier trajectory shares
+                        action, values = turn.actions[agent_id], of_turns[row, number]
+                        found[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
         return found
 
     def policy_losses(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from collm.environments.contract import pictured
-from collm.packing import action_sequences
 from collm.runtime.checks import COUNT_OR_ZERO, check_number
 from collm.runtime.collectives import gather_objects
 from collm.runtime.files import replacing
@@ -110,7 +108,7 @@ class LogSamples(L.Callback):
             note_estimates(batch, pl_module.estimates(batch))
         own = [*batch.trajectories, *batch.left_out]
         chosen = [own[index] for index in firsts(own)[: self.num_with_tokens]]
-        gathered = gather_objects((own, token_entropies(pl_module, chosen)))
+        gathered = gather_objects((own, pl_module.token_entropies(chosen)))
         trajectories = list(chain.from_iterable(part for part, _ in gathered))
         entropies = {uid: values for _, part in gathered for uid, values in part.items()}
         path = _folder(trainer) / name
@@ -156,26 +154,6 @@ def firsts(trajectories: Sequence[Trajectory]) -> list[int]:
     return sorted({one.task.task_id: index for index, one in reversed([*enumerate(trajectories)])}.values())
 
 
-def token_entropies(module: Any, trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
-    """Entropy of the distribution that each token of an action was drawn from, by the action's uid.
-
-    All ranks call it, as weights may be sharded. There are none for agents whose weights are elsewhere.
-    """
-    found = {}
-    for agent_id in [name for name, policy in module.policies.items() if policy.has_weights]:
-        sequences = action_sequences(trajectories, agent_id)
-        of_turns: dict[tuple[int, int], list[float]] = defaultdict(list)
-        for sequence, (_, values) in zip(sequences, module.token_scores(agent_id, sequences), strict=True):
-            for turn, value in zip(sequence.turns, values, strict=True):
-                of_turns[sequence.row, turn].append(round(value, 3))
-        for row, trajectory in enumerate(trajectories):
-            for number, turn in enumerate(trajectory.turns):
-                if (row, number) in of_turns:  # not an action that an earlier trajectory shares
-                    action, values = turn.actions[agent_id], of_turns[row, number]
-                    found[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
-    return found
-
-
 def add_tokens(
     record: dict[str, Any],
     trajectory: Trajectory,
@@ -189,7 +167,7 @@ def add_tokens(
             if action.log_probs:
                 pieces = [policies[agent_id].tokenizer.decode([token]) for token in action.token_ids]
                 numbers = [[round(value, 3) for value in action.log_probs]]
-                numbers += [entropies[action.uid]] if action.uid in entropies else []
+                numbers += [[round(value, 3) for value in entropies[action.uid]]] if action.uid in entropies else []
                 kept["tokens"][agent_id] = [list(token) for token in zip(pieces, *numbers, strict=True)]
 
 

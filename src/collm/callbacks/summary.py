@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
-from collm.models.dtypes import has_bfloat16
 
 FILES = {
     "replay": ("replay.html", "the episodes, turn by turn: open it in a browser"),
@@ -33,12 +30,6 @@ class PrintSummary(L.Callback):
         rows = [("network", "model", "parameters", "trained", "numbers", "device"), *networks(pl_module)]
         if trainer.is_global_zero:
             print("\n" + in_columns(rows))
-        low = [name for name, one in pl_module.backbones.items() if one.dtype == "bfloat16"]
-        if low and pl_module.device.type == "cpu" and not has_bfloat16("cpu"):
-            rank_zero_warn(
-                f"the weights of {', '.join(low)} are bfloat16, for which this processor has no instructions: set "
-                "dtype to auto, which is float32 here and many times as fast"
-            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         found = [trainer.callback_metrics.get(f"eval/return{end}") for end in ("", "_low", "_high")]

@@ -15,20 +15,19 @@ NAMES = ("auto", *DTYPES)
 
 
 def dtype_on(name: str, device: torch.device) -> str:
-    """The number format `name` on a device: `auto` is bfloat16 where the device computes with it, else float32."""
-    return _automatic(device.type) if name == "auto" else name
+    """The number format `name` on a device: `auto` is bfloat16 where that has instructions for it, else float32."""
+    if name not in ("auto", "bfloat16") or has_bfloat16(device.type):
+        return "bfloat16" if name == "auto" else name
+    _tell(name, device.type)
+    return "float32" if name == "auto" else name
 
 
 @cache
-def _automatic(kind: str) -> str:
-    if has_bfloat16(kind):
-        return "bfloat16"
-    if rank() == 0:  # once, as this function is cached
-        print(
-            f"dtype auto is float32 here: the {kind} has no instructions for bfloat16, which would be slow",
-            file=sys.stderr,
-        )
-    return "float32"
+def _tell(name: str, kind: str) -> None:
+    """Say once that a device has no instructions for bfloat16, and what comes of it."""
+    outcome = "auto is float32 here" if name == "auto" else "bfloat16 is slow here (auto would be float32)"
+    if rank() == 0:
+        print(f"dtype {outcome}: the {kind} has no instructions for bfloat16", file=sys.stderr)
 
 
 def has_bfloat16(kind: str) -> bool:
