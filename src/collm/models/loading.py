@@ -22,9 +22,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from collm.errors import ConfigurationError
+from collm.models.bars import silence_bars
 from collm.models.dtypes import DTYPES
-from collm.models.hub import check_hub, silence_bars
 from collm.models.relay_model import initialize
+from collm.runtime.hub import ask_hub
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -91,7 +92,7 @@ def _config_at(path: str, resolved: str) -> PretrainedConfig:
             "or one of the built-in names 'tiny', 'tiny_house', 'tiny_games', 'relay', 'smollm2'."
         )
     if not Path(resolved).is_dir():
-        check_hub(resolved)
+        ask_hub()
     try:
         config = AutoConfig.from_pretrained(resolved)
     except (OSError, ValueError) as error:
