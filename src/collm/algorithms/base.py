@@ -177,9 +177,9 @@ class MultiAgentModule(RolloutHooks):
                 for turn, value in zip(sequence.turns, values, strict=True):
                     of_turns[sequence.row, turn].append(value)
             for row, trajectory in enumerate(trajectories):
-                for number, turn in enumerate(trajectory.turns):
-                    if (row, number) in of_turns:  # not an action that an earlier trajectory shares
-                        action, values = turn.actions[agent_id], of_turns[row, number]
+                for index, played in enumerate(trajectory.turns):
+                    if (row, index) in of_turns:  # not an action that an earlier trajectory shares
+                        action, values = played.actions[agent_id], of_turns[row, index]
                         found[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
         return found
 

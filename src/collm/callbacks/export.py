@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from collm.callbacks.hub import check_access, push
 from collm.callbacks.model_card import model_card
@@ -97,11 +97,14 @@ def best_kept(trainer: Any) -> ModelCheckpoint | None:
 def restore_best(trainer: Any, module: Any) -> Best | None:
     """Load the weights of the best checkpoint of this run into `module`; None if there is no such checkpoint."""
     callback = best_kept(trainer)
-    if callback is None or not callback.best_model_path or callback.best_model_score is None:
+    if callback is None or not callback.best_model_path:
         rank_zero_warn("no evaluation after an update left a checkpoint, so the last agents are exported.")
         return None
     checkpoint = trainer.strategy.load_checkpoint(callback.best_model_path)
     trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
-    best = Best(float(callback.best_model_score), checkpoint["collm"]["joint_samples"])
-    rank_zero_info(f"exporting the best agents: return {best.value:.3f} after {best.joint_samples:,} joint samples")
+    # the callback has forgotten the value where a run goes on in another folder
+    value = checkpoint["callbacks"][callback.state_key]["best_model_score"]
+    best = Best(float(value), checkpoint["collm"]["joint_samples"])
+    if trainer.is_global_zero:
+        print(f"exporting the best agents: return {best.value:.3f} after {best.joint_samples:,} joint samples")
     return best

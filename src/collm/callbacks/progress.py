@@ -41,8 +41,8 @@ class RolloutProgress(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        for name, value in shown.items():
-            if isinstance(value, float) and not math.isfinite(value):  # which tqdm would write as nan.0
+        for name, number in shown.items():
+            if isinstance(number, float) and not math.isfinite(number):  # which tqdm would write as nan.0
                 shown[name] = "not finite"
         for name, title in (("tokens_per_second", "tokens/s"), ("joint_samples_per_hour", "samples/h")):
             value = trainer.callback_metrics.get(f"throughput/{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from collm.callbacks.samples import firsts
 from collm.callbacks.summary import in_columns
@@ -28,7 +29,13 @@ class PrintSamples(L.Callback):
         self._chosen: dict[str, Trajectory] = {}
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: RolloutBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         for index in firsts(batch.trajectories):
             trajectory = batch.trajectories[index]
@@ -48,7 +55,8 @@ class PrintSamples(L.Callback):
         if trainer.is_global_zero and len(rows) > 1:
             bar = trainer.progress_bar_callback
             text = f"\nafter {pl_module.joint_samples:,} joint samples\n{in_columns(rows)}"
-            print(text) if bar is None or bar.is_disabled else bar.print(text)
+            tell = bar.print if isinstance(bar, TQDMProgressBar) and bar.is_enabled else print
+            tell(text)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +37,8 @@ def load_agent(folder: str | Path, engine: str = "collm") -> Policy:
         raise ConfigurationError(f"{folder}: its settings are not those of an agent ({error}).") from error
     if lora:
         spec.lora_rank, spec.lora_alpha = lora["r"], float(lora["lora_alpha"])
-        spec.lora_target_modules = lora.get("target_modules")  # checked below
+        targets: Any = lora.get("target_modules")
+        spec.lora_target_modules = targets  # checked below
     spec.check(f"agent in {folder}")
     backbone = Backbone(path, spec.dtype)
     if lora:
