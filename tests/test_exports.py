@@ -153,9 +153,9 @@ def test_the_best_agents_are_exported_on_request(fit, run_folder, middle_is_best
     (kept,) = (run_folder / "checkpoints").glob("best-*.ckpt")
     best, last = (torch.load(path, weights_only=True)["state_dict"] for path in (kept, kept.parent / "last.ckpt"))
 
-    def agents() -> dict[str, torch.Tensor]:
+    def agents(run: Path = run_folder) -> dict[str, torch.Tensor]:
         """All exported weights, by their names in a checkpoint."""
-        folders = {agent_id: run_folder / "agents" / agent_id / "model.safetensors" for agent_id in ("a1", "a2")}
+        folders = {agent_id: run / "agents" / agent_id / "model.safetensors" for agent_id in ("a1", "a2")}
         return {
             f"backbones.<{agent_id}>.lm.{name}": weight
             for agent_id, path in folders.items()
@@ -171,8 +171,10 @@ def test_the_best_agents_are_exported_on_request(fit, run_folder, middle_is_best
     same = "--trainer.logger.init_args.version=0"
     assert fit(*given, same, "--ckpt_path=last") == 0
     assert all(torch.equal(weight, last[name]) for name, weight in agents().items())
-    assert fit(*given, same, "--ckpt_path=last", "--export=best") == 0
-    assert all(torch.equal(weight, best[name]) for name, weight in agents().items())
+    assert fit(*given, f"--ckpt_path={kept.parent / 'last.ckpt'}", "--export=best") == 0  # in a new folder
+    other = run_folder.with_name("version_1")
+    assert all(torch.equal(weight, best[name]) for name, weight in agents(other).items())
+    assert "Team return on held-out tasks: 5.000" in (other / "agents" / "a1" / "README.md").read_text()
     assert find_named("best", SimpleNamespace(checkpoint_callbacks=[ModelCheckpoint(kept.parent)])) == kept
 
 
