@@ -82,7 +82,10 @@ def test_the_list_names_tests_that_exist_and_nothing_that_no_page_says() -> None
             assert not name or f"def {name}(" in text, f"{file} has no {name}"
 
 
-SHORT = ("--data.rollouts_per_epoch=1", "--data.tasks_per_rollout=2", "--data.eval_episodes_per_task=1")
+SHORT = (
+    *("--data.rollouts_per_epoch=1", "--data.tasks_per_rollout=1", "--data.eval_episodes_per_task=1"),
+    "--model.policy.max_new_tokens=8",
+)
 
 
 @pytest.mark.slow
