@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import RunningStage
 
+from collm.algorithms.magrpo import MAGRPO
 from collm.callbacks.curve import draw_curve
+from collm.callbacks.progress import RolloutProgress
 from collm.callbacks.samples import add_branches, add_tokens, note_estimates
 from collm.callbacks.summary import in_columns
+from collm.callbacks.table import in_one_line
 from collm.callbacks.threads import ChooseThreads
 from collm.environments.contract import drawn
 from collm.errors import ConfigurationError
+from collm.inference.actors import Actors
+from collm.models.policy_spec import PolicySpec
+from collm.packing import TokenSequence
+from collm.samplers.discussion import Discussion
 from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
 from toy import Toy
 
@@ -38,12 +50,34 @@ def test_estimates_are_written_to_the_turns_they_belong_to():
     assert batch.trajectories[1].record()["turns"][0]["estimates"] == {"V(h)": 0.75}
 
 
-def test_tokens_stand_beside_their_log_probabilities():
-    episode = trajectory(Action("ab", token_ids=[1, 2], log_probs=[-0.5, -2.00049]))
+def test_tokens_stand_beside_their_log_probabilities_and_entropies():
+    episode = trajectory(Action("ab", token_ids=[1, 2], log_probs=[-0.5, -2.00049]), Action("b", (), [2], [-1.0]))
     record = episode.record()
     policies = {"a": SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "-ab"[ids[0]]))}
-    add_tokens(record, episode, policies)
-    assert record["turns"][0]["tokens"] == {"a": [["a", -0.5], ["b", -2.0]]}
+    add_tokens(record, episode, policies, {episode.turns[0].actions["a"].uid: [0.25, 1.5]})
+    assert record["turns"][0]["tokens"] == {"a": [["a", -0.5, 0.25], ["b", -2.0, 1.5]]}
+    assert record["turns"][1]["tokens"] == {"a": [["b", -1.0]]}  # written elsewhere
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.5}])
+def test_entropies_are_those_of_the_distributions_that_tokens_were_drawn_from(tiny_folder, options):
+    """Also where an agent sends a message before it acts, and where two episodes share an action."""
+    module = MAGRPO(agent_ids=("a1", "a2"), policy=PolicySpec(tiny_folder, max_new_tokens=5, **options))
+    module.configure_model()
+    game = Toy()
+    with Actors(module.policies).serving(0, keep_cache=False) as actors:
+        episodes = Discussion().rollout(game, game.tasks("eval"), actors, 0, "cpu", num_generations=2)
+    found = module.token_entropies([replace(episodes[0]), *episodes])
+    actions = [(name, action) for one in episodes for turn in one.turns for name, action in turn.actions.items()]
+    assert set(found) == {action.uid for _, action in actions}
+    for agent_id, action in actions:
+        policy = module.policies[agent_id]
+        ids = torch.tensor([[*action.prompt_ids, *action.token_ids]])
+        logits = policy.backbone.lm(ids).logits[0, len(action.prompt_ids) - 1 : -1] / policy.spec.temperature
+        if policy.spec.top_k:
+            logits = logits.masked_fill(logits < logits.topk(policy.spec.top_k).values[:, -1:], -torch.inf)
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        assert found[action.uid] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_siblings_that_share_an_action_have_the_same_number():
@@ -109,8 +143,8 @@ def test_a_run_leaves_a_replay_with_values_tokens_and_siblings(fit, run_folder, 
     episodes = [json.loads(line) for line in second.read_text().splitlines()]
     turn = episodes[0]["turns"][0]
     assert set(turn["estimates"]) == {"V(h)", "advantage"}
-    assert "".join(piece for piece, _ in turn["tokens"]["a1"]).startswith(turn["actions"]["a1"][:1])
-    assert all(log_prob <= 0 for _, log_prob in turn["tokens"]["a1"])
+    assert "".join(piece for piece, *_ in turn["tokens"]["a1"]).startswith(turn["actions"]["a1"][:1])
+    assert all(log_prob <= 0 < entropy for _, log_prob, entropy in turn["tokens"]["a1"])
     roots = [one["turns"][0]["branch"] for one in episodes if one["task_id"] == episodes[0]["task_id"]]
     assert {one["parent"] for one in roots} == {roots[0]["parent"]}
     assert len({one["node"] for one in roots}) == 4  # two responses of each agent, crossed
@@ -124,6 +158,67 @@ def test_a_run_leaves_a_replay_with_values_tokens_and_siblings(fit, run_folder, 
     assert "network" in told
     assert "return on held-out tasks: " in told
     assert "replay.html" in told
+
+
+class Bar:
+    """A progress bar that notes what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def set_description(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_a_long_update_moves_the_bar_with_its_micro_batches_but_no_more_than_once_a_second(tiny_folder, monkeypatch):
+    clock = iter([100.0, 100.2, 101.5, 101.9, 103.0])
+    monkeypatch.setattr("collm.callbacks.progress.time.perf_counter", lambda: next(clock))
+    module = MAGRPO(agent_ids=("a1",), policy=PolicySpec(tiny_folder), tokens_per_micro_batch=1)
+    module.configure_model()
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(), state=SimpleNamespace(stage=RunningStage.TRAINING), current_epoch=3
+    )
+    progress = RolloutProgress()
+    monkeypatch.setattr(TQDMProgressBar, "setup", lambda self, *args: None)
+    monkeypatch.setattr(TQDMProgressBar, "on_train_batch_start", lambda self, *args: None)
+    progress._trainer, progress._train_progress_bar = trainer, Bar()
+    progress.setup(trainer, module, "fit")
+    progress.on_train_batch_start()  # at 100.0
+    sequences = [TokenSequence(row, [7, 9], [-1, 0], [0.0, -1.0]) for row in range(4)]
+    assert len(list(module.micro_batches(sequences, {0, 1, 2, 3}, module.policies["a1"]))) == 4
+    assert progress._train_progress_bar.told == [
+        *("Epoch 3 [update]", "Epoch 3 [update, micro-batch 2]", "Epoch 3 [update, micro-batch 4]")
+    ]
+
+
+def test_numbers_that_are_not_finite_are_written_as_such(monkeypatch):
+    values = {"eval/return": float("nan"), "rollout/return": float("inf"), "other": 0.5, "v_num": 3}
+    monkeypatch.setattr(TQDMProgressBar, "get_metrics", lambda *args: values)
+    module = SimpleNamespace(num_rollouts=0)
+    shown = RolloutProgress().get_metrics(SimpleNamespace(callback_metrics={}, max_epochs=1), module)
+    assert shown == {"eval/return": "not finite", "rollout/return": "not finite", "other": 0.5}
+    bar = Tqdm(total=1, disable=False, file=(file := io.StringIO()))
+    bar.set_postfix(shown)
+    bar.close()
+    assert "eval/return=not finite" in file.getvalue()
+
+
+def test_a_table_of_samples_is_printed_on_request(fit, capsys):
+    given = ("--trainer.callbacks+=PrintSamples", "--trainer.callbacks.num_episodes=1")
+    sampler = ("--data.eval_sampler=toy.Scripted", "--data.eval_sampler.text=one 7")
+    assert fit(*given, *sampler, "--trainer.enable_progress_bar=false", command="validate") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("after 0 joint samples")
+    places = [("1", "a1"), ("1", "a2"), ("2", "a1"), ("2", "a2")]
+    assert [line.split() for line in lines[start + 1 : start + 6]] == [
+        ["task", "turn", "agent", "writes", "reward"],
+        *(["eval_0", turn, agent, "one", "7", "1.000"] for turn, agent in places),
+    ]
+
+
+def test_a_table_is_not_broken_by_what_agents_write():
+    assert in_one_line("a  b\n" + "c" * 9, 8) == "a b ccc…"
+    assert in_one_line("\x1b[2J\u202ex", 8) == "\ufffd[2J\ufffdx"
 
 
 def test_a_trial_run_leaves_nothing_behind(fit, tmp_path: Path):

@@ -374,13 +374,40 @@ def test_scalars_have_the_names_of_the_design_over_joint_samples(finished: Path)
         assert low.value <= mean.value <= high.value
 
 
+def test_no_metric_is_logged_twice(finished: Path) -> None:
+    logged = scalars(finished)
+    for name, events in logged.items():
+        steps = [event.step for event in events]
+        assert len(set(steps)) == len(steps), name
+    curves: dict[tuple, list[str]] = {}
+    for name, events in logged.items():
+        values = tuple((event.step, event.value) for event in events)
+        if len({value for _, value in values}) > 1:  # constants may agree
+            curves.setdefault(values, []).append(name)
+    # the reward of the toy has one term
+    expected = [["rollout/return", "rollout/reward/digits"], ["eval/return", "eval/reward/digits"]]
+    assert [names for names in map(sorted, curves.values()) if len(names) > 1 and names not in expected] == []
+
+
 def test_transcripts_and_pictures_are_in_tensorboard(finished: Path) -> None:
     events = EventAccumulator(str(finished), size_guidance={"images": 0, "tensors": 0}).Reload()
     tags = events.Tags()
     assert [image.step for image in events.Images("eval/final_states")] == [0, 8, 16]
     texts = [tag for tag in tags["tensors"] if tag.startswith("eval/transcript_")]
     assert sorted(texts) == ["eval/transcript_0/text_summary", "eval/transcript_1/text_summary"]
-    assert b"task 0 a1" in events.Tensors(texts[0])[0].tensor_proto.string_val[0]
+    (text,) = events.Tensors(texts[0])[0].tensor_proto.string_val
+    assert [part in text for part in (b"task 0 a1", b"### turn 1", b"### turn 2", b"reward 0.")] == [True] * 4
+
+
+def test_returns_stand_on_top_of_tensorboard_and_compare_runs(finished: Path) -> None:
+    events = EventAccumulator(str(finished), size_guidance={"tensors": 0}).Reload()
+    (layout,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
+    places = [layout.index(name) for name in (b"eval/return_low", b"rollout/return", b"explained_variance", b"entropy")]
+    assert places == sorted(places)
+    hparams = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"eval/return" in hparams
+    places = [hparams.index(name) for name in (b"algorithm", b"environment", b"seed", b"learning_rate/a1")]
+    assert places == sorted(places)
 
 
 def test_files_of_a_run(finished: Path) -> None:

@@ -7,14 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 
 from actors import sampled
+from collm.algorithms.rollout_hooks import RolloutHooks
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.runtime.resuming import find_named
 from pair import Run
 from toy import toy_config
 
@@ -128,6 +134,53 @@ def test_a_run_leaves_cards_and_one_copy_of_a_local_base(parameters: str, tiny_f
     if lora:
         adapter = json.loads((agents / "a2" / "adapter_config.json").read_text())
         assert (adapter["base_model_name_or_path"], adapter["task_type"]) == ("../base.tiny", "CAUSAL_LM")
+
+
+@pytest.fixture
+def middle_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations return 9 before the first update, then 1, 5 and 2."""
+
+    def evaluate(self: Any, batch: Any, batch_idx: int) -> None:
+        self._evaluation = {"return": [[9.0, 1.0, 5.0, 2.0][self.num_rollouts]]}
+
+    monkeypatch.setattr(RolloutHooks, "validation_step", evaluate)
+
+
+@pytest.mark.slow
+def test_the_best_agents_are_exported_on_request(fit, run_folder, middle_is_best) -> None:
+    given = ["--trainer.max_epochs=3", "--data.rollouts_per_epoch=1"]
+    assert fit(*given, "--export=best") == 0
+    (kept,) = (run_folder / "checkpoints").glob("best-*.ckpt")
+    best, last = (torch.load(path, weights_only=True)["state_dict"] for path in (kept, kept.parent / "last.ckpt"))
+
+    def agents(run: Path = run_folder) -> dict[str, torch.Tensor]:
+        """All exported weights, by their names in a checkpoint."""
+        folders = {agent_id: run / "agents" / agent_id / "model.safetensors" for agent_id in ("a1", "a2")}
+        return {
+            f"backbones.<{agent_id}>.lm.{name}": weight
+            for agent_id, path in folders.items()
+            for name, weight in load_file(path).items()
+        }
+
+    assert all(torch.equal(weight, best[name]) for name, weight in agents().items())
+    assert not all(torch.equal(weight, last[name]) for name, weight in agents().items())
+    card = (run_folder / "agents" / "a1" / "README.md").read_text()
+    assert "8 joint samples" in card
+    assert "Team return on held-out tasks: 5.000, the best of all evaluations of its run" in card
+    # a finished run exports again, without another update
+    same = "--trainer.logger.init_args.version=0"
+    assert fit(*given, same, "--ckpt_path=last") == 0
+    assert all(torch.equal(weight, last[name]) for name, weight in agents().items())
+    assert fit(*given, f"--ckpt_path={kept.parent / 'last.ckpt'}", "--export=best") == 0  # in a new folder
+    other = run_folder.with_name("version_1")
+    assert all(torch.equal(weight, best[name]) for name, weight in agents(other).items())
+    assert "Team return on held-out tasks: 5.000" in (other / "agents" / "a1" / "README.md").read_text()
+    assert find_named("best", SimpleNamespace(checkpoint_callbacks=[ModelCheckpoint(kept.parent)])) == kept
+
+
+def test_the_best_cannot_be_exported_where_no_checkpoint_is_the_best(fit, no_weights, capsys) -> None:
+    assert fit("--export=best", "--trainer.enable_checkpointing=false") == 2
+    assert "no ModelCheckpoint among the callbacks monitors eval/return" in capsys.readouterr().err
 
 
 def test_a_push_without_access_is_refused(fit, capsys: pytest.CaptureFixture[str], monkeypatch, no_weights) -> None:

@@ -58,6 +58,7 @@ RULES = {
     "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
     "collm.runtime.run_folder": Rule(rooms("errors", "runtime")),
     "collm.runtime.naming": Rule(rooms("errors"), only=TORCH),
+    "collm.runtime.hub": Rule(rooms(), only=frozenset({"huggingface_hub"})),
     "collm.runtime.checks": Rule(rooms("errors"), only=frozenset()),
     "collm.runtime.versions": Rule(rooms("errors"), only=frozenset({"packaging"})),
     "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
@@ -67,7 +68,8 @@ RULES = {
     "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),
     "collm.environments": Rule(
-        rooms("runtime.checks", "trajectory", "errors", "sandbox", "environments"), never=TORCH | MODELS | LIGHTNING
+        rooms("runtime.checks", "runtime.hub", "trajectory", "errors", "sandbox", "environments"),
+        never=TORCH | MODELS | LIGHTNING,
     ),
     # Workers that run a model's code start fast because nothing large is imported.
     "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),

@@ -78,7 +78,7 @@ def test_ci_ends_with_the_command_under_test_it(tmp_path: Path, monkeypatch: pyt
     assert status == 0
     assert calls == [
         "python3 -m venv .venv",
-        "pip install -q -e .[dev]",
+        "pip install -q -e .[dev,docs]",
         "ruff check src tests tools",
         "ruff format --check src tests tools",
         "mypy ",

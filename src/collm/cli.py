@@ -14,12 +14,11 @@ import sysconfig
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from transformers.utils.logging import disable_progress_bar
 
 import collm.algorithms
 import collm.callbacks
@@ -70,6 +69,8 @@ class CollmCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         text = "push every agent to the Hugging Face hub at the end of `fit`: owner and beginning of the names, me/team"
         parser.add_argument("--push_to_hub", type=str | None, default=None, help=text)
+        text = "agents that `fit` exports: `last`, of its end, or `best`, of the highest return on held-out tasks"
+        parser.add_argument("--export", type=Literal["last", "best"] | None, default=None, help=text)
 
     def before_instantiate_classes(self) -> None:
         command = str(self.subcommand)
@@ -83,9 +84,11 @@ class CollmCLI(LightningCLI):
                 callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
                 suffix = f".{class_name}"
                 trainer.callbacks = [item for item in callbacks if item and not item.class_path.endswith(suffix)]
-        for item in trainer.callbacks if self.config[command].push_to_hub else ():
-            if item.class_path.endswith(".ExportAgents"):
-                item.init_args.push_to_hub = self.config[command].push_to_hub
+        for name, argument in (("push_to_hub", "push_to_hub"), ("export", "checkpoint")):
+            given = self.config[command][name]
+            for item in trainer.callbacks if given else ():
+                if item.class_path.endswith(".ExportAgents"):
+                    item.init_args[argument] = given
         _check_writable(trainer)
 
     def _set_seed(self) -> None:
@@ -158,7 +161,6 @@ def main(
         ):  # so that class names without their module, and --help, find all classes
             with contextlib.suppress(ImportError):  # a missing optional package is reported where it is used
                 importlib.import_module(module.name)
-    disable_progress_bar()  # of loading weights: a bar for each network says nothing
     # warnings about Lightning's own use of torch, and about things that are done here on purpose
     in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # modules without dropout stay in eval mode
     for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):

@@ -27,7 +27,7 @@ def episode(task: str, reward: float, text: str = "ok", turns: int = 2, **more: 
             "terms": {"coverage": reward, "extra": -0.25},
             "info": {"rejected": {"main": [[f"nonsense {turn}", "unknown_command"]]}, "score": reward},
             "estimates": {"V(h)": reward / 2, "advantage": -0.1},
-            "tokens": {"helper": [["say", -0.01], [" ", -1.5], [text, -7.0]]},
+            "tokens": {"helper": [["say", -0.01, 2.5], [" ", -1.5, 0.0], [text, -7.0, 9.0]]},
             "picture": SVG.replace("<script>document.title='broken'</script>", ""),
         }
         for turn in range(turns)

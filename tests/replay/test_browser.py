@@ -100,8 +100,29 @@ def test_the_keyboard_steps_through_turns_episodes_and_views(opened):
     press(browser, "b")
     assert len(browser.find_elements(By.CSS_SELECTOR, ".pair .column")) == 2
     press(browser, "p")
-    tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
-    assert [one.get_attribute("data-surprise") for one in tokens[:3]] == ["0.00", "0.30", "1.00"]
+    assert shades(browser) == ["0.00", "0.30", "1.00"]
+    press(browser, "e")
+    assert shades(browser) == ["0.50", "0.00", "1.00"]
+    assert "entropy 2.50" in browser.find_element(By.CSS_SELECTOR, ".token").get_attribute("title")
+    pressed = browser.find_elements(By.CSS_SELECTOR, ".tools button[aria-pressed=true]")
+    assert [one.text for one in pressed] == ["changes", "token entropies"]
+    press(browser, "e")
+    assert shades(browser) == []
+
+
+def test_a_page_without_entropies_has_no_switch_for_them(browser, tmp_path):
+    one = episode("alpha", 1.0)
+    for turn in one["turns"]:
+        turn["tokens"] = {"helper": [["say", -0.01]]}
+    (tmp_path / "old.jsonl").write_text(json.dumps(one) + "\n")
+    write_page([tmp_path / "old.jsonl"], tmp_path / "old.html")
+    browser.get((tmp_path / "old.html").as_uri())
+    names = [one.text for one in browser.find_elements(By.CSS_SELECTOR, ".tools button")]
+    assert names[-1] == "token probabilities"
+
+
+def shades(browser) -> list[str]:
+    return [one.get_attribute("data-shade") for one in browser.find_elements(By.CSS_SELECTOR, ".token")[:3]]
 
 
 def test_a_link_opens_an_episode_and_turn(opened):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ import torch
 from actors import actors_of
 from collm.algorithms.c3 import counterfactual_groups
 from collm.errors import ConfigurationError
+from collm.samplers.base import Sampler
 from collm.samplers.counterfactual import Counterfactual
+from collm.samplers.parallel import Parallel
+from collm.samplers.tree import Tree
 from collm.trajectory import RolloutBatch, collate
 from tabular import AGENTS, HISTORIES, TabularPolicy, TwoTurns
 
@@ -30,6 +34,31 @@ def test_number_of_responses_and_joint_samples() -> None:
     # each agent: 3 at the first turn; 3 for the main episode and 1 in each of 4 others at the second
     assert [policy.num_rows for policy in policies.values()] == [2 * (3 + 3 + 4)] * 2
     assert [policy.num_batches for policy in policies.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (Parallel(), [6, 6]),
+        (Tree(), [6, 18]),
+        (Tree("cross"), [18, 162]),
+        (Counterfactual(), [2 * 5, 2 * (5 + 4)]),  # the main episode branches again, the four others go on
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_progress_counts_the_joint_actions_that_a_turn_plays(
+    sampler: Sampler, expected: list[int], monkeypatch
+) -> None:
+    """Two tasks, K = 3, two agents, two turns."""
+    policies = {name: TabularPolicy(torch.zeros(len(HISTORIES), 2)) for name in AGENTS}
+    told: list[tuple[int, int]] = []
+    steps: list[int] = []
+    step = type(GAME).step
+    monkeypatch.setattr(type(GAME), "step", lambda *args: steps.append(len(told)) or step(*args))
+    tasks = [replace(GAME.tasks("train")[0], task_id=name) for name in ("one", "other")]
+    sampler.rollout(GAME, tasks, actors_of(policies), 0, "cpu", 3, on_turn=lambda *numbers: told.append(numbers))
+    assert told == list(enumerate(expected))
+    assert [steps.count(turn + 1) for turn in range(2)] == expected
 
 
 def test_the_others_actions_stay() -> None:

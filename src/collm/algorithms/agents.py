@@ -15,6 +15,7 @@ from collm.algorithms.settings import check_parameters, specs_of
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
+from collm.models.dtypes import dtype_on
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.remote import TextDialogue, dialogue_of, remote_policy
@@ -133,11 +134,12 @@ class Agents(Checkpointed):
 
     def backbone(self, name: str, spec: ModelSpec, adapter: str | None) -> Backbone:
         """The language model of learner `name`, with `adapter` added; with `parameters: lora` learners share it."""
+        dtype = dtype_on(spec.dtype, self.network_devices.get(name) or self.computes_on())
         if self.parameters_mode == "lora" and adapter is not None:
-            source = (spec.path, spec.dtype, spec.random_weights, spec.dropout)
+            source = (spec.path, dtype, spec.random_weights, spec.dropout)
             name = self._shared_backbones.setdefault(source, f"base {len(self._shared_backbones)}")
         if name not in self.backbones:
-            weights = (spec.path, spec.dtype, spec.random_weights)
+            weights = (spec.path, dtype, spec.random_weights)
             # backbones shared by several learners are on no device of their own
             self.backbones[name] = Backbone(
                 *weights, dropout=spec.dropout, home=self.network_devices.get(name), fast_updates=spec.fast_updates
@@ -147,8 +149,15 @@ class Agents(Checkpointed):
         if spec.gradient_checkpointing:
             backbone.recompute_activations()
         if adapter is not None and adapter not in backbone.adapters:
-            backbone.add_adapter(adapter, spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
+            shape = (spec.lora_rank, spec.lora_alpha, spec.lora_dropout, spec.lora_target_modules)
+            backbone.add_adapter(adapter, *shape)
         return backbone
+
+    def computes_on(self) -> torch.device:
+        """Device of the forward passes of networks without one of their own, before Lightning moves them there."""
+        default = torch.get_default_device()
+        planned = default.type == "meta" or self._trainer is None
+        return default if planned else self.trainer.strategy.root_device
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each optimizer, by name."""

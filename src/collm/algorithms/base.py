@@ -6,6 +6,7 @@ optimizer per agent (one for all agents if they share parameters) and those of t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -31,7 +32,7 @@ from collm.returns import clip_advantages, normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import full_tensor, on_all_rows, padded_to_longest, sum_gradients, sum_over_ranks
 from collm.runtime.profiler import meter
-from collm.trajectory import RolloutBatch
+from collm.trajectory import RolloutBatch, Trajectory
 
 PolicyUpdateHook = Callable[[Mapping[str, Sequence[TokenSequence]], Mapping[str, Tensor]], None]
 
@@ -56,6 +57,7 @@ class MultiAgentModule(RolloutHooks):
         kwargs: Arguments of `Agents`: the policies and their optimizers.
 
     Attributes:
+        on_micro_batch: If set, called before every micro-batch, for callbacks that show progress.
         frozen: Names of the learners whose weights are not updated.
         policy_update_hook: If set, `update_policies` calls it with every agent's sequences and advantages [2, B, T]
             and takes no optimizer step; for measurements at a fixed policy.
@@ -84,6 +86,7 @@ class MultiAgentModule(RolloutHooks):
         self.entropy_weight = entropy_weight
         self.gradient_clip_norm = gradient_clip_norm
         self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.on_micro_batch: Callable[[], None] | None = None
         self.frozen: set[str] = set()
         self.policy_update_hook: PolicyUpdateHook | None = None
         check_numbers("model", self, num_epochs=COUNT, num_minibatches=COUNT, tokens_per_micro_batch=COUNT)
@@ -124,6 +127,8 @@ class MultiAgentModule(RolloutHooks):
             batches = iter(padded_to_longest(batches, empty, device))
         for chunk in meter.each("other", batches):
             meter.count(0, chunk.ids.numel())
+            if self.on_micro_batch is not None:
+                self.on_micro_batch()
             yield chunk
 
     def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:
@@ -151,16 +156,41 @@ class MultiAgentModule(RolloutHooks):
                 losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
 
-    @torch.no_grad()
     def with_trainer_log_probs(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Sequences with the log-probabilities that the policy of an agent gives their actions now."""
+        scores = self.token_scores(agent_id, sequences)
+        return [replace(one, trainer_log_probs=own) for one, (own, _) in zip(sequences, scores, strict=True)]
+
+    @torch.no_grad()
+    def token_scores(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[tuple[list[float], list[float]]]:
+        """Log-probabilities and entropies at the positions of each sequence under the policy of an agent now."""
         policy = self.policies[agent_id]
-        groups = iter(similar_lengths([len(sequence.ids) for sequence in sequences], self.tokens_per_micro_batch))
-        found = list(sequences)
+        lengths = [len(sequence.ids) for sequence in sequences]
+        groups = iter(similar_lengths(lengths, self.tokens_per_micro_batch))
+        found: list[tuple[list[float], list[float]]] = [([], [])] * len(sequences)
         for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
-            rows = policy.log_probs(chunk)[0].tolist()
-            for index, row in zip(next(groups, []), rows, strict=False):  # ranks without rows left take part, too
-                found[index] = replace(found[index], trainer_log_probs=row[: len(found[index].ids)])
+            log_probs, entropies = (values.tolist() for values in policy.log_probs(chunk))
+            for row, index in enumerate(next(groups, [])):  # ranks without rows left take part, too
+                found[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
+        return found
+
+    def token_entropies(self, trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+        """Entropy of the distribution that each token of an action was drawn from, by the action's uid.
+
+        All ranks call it, as weights may be sharded. There are none for agents whose weights are elsewhere.
+        """
+        found = {}
+        for agent_id in [name for name, policy in self.policies.items() if policy.has_weights]:
+            sequences = action_sequences(trajectories, agent_id)
+            of_turns: dict[tuple[int, int], list[float]] = defaultdict(list)
+            for sequence, (_, values) in zip(sequences, self.token_scores(agent_id, sequences), strict=True):
+                for turn, value in zip(sequence.turns, values, strict=True):
+                    of_turns[sequence.row, turn].append(value)
+            for row, trajectory in enumerate(trajectories):
+                for index, played in enumerate(trajectory.turns):
+                    if (row, index) in of_turns:  # not an action that an earlier trajectory shares
+                        action, values = played.actions[agent_id], of_turns[row, index]
+                        found[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
         return found
 
     def policy_losses(

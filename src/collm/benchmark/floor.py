@@ -33,11 +33,12 @@ class Floor:
     def __init__(self, module: Any):
         self.module = module
         self.actors = {
-            agent_id: load_model(spec.path, spec.dtype).to(module.device) for agent_id, spec in module.specs.items()
+            agent_id: load_model(policy.spec.path, policy.backbone.dtype).to(module.device)
+            for agent_id, policy in module.policies.items()
         }
         self.critics: dict[str, nn.ModuleList] = {}
         for name, critic in getattr(module, "critics", {}).items():
-            backbone = load_model(critic.model.path, critic.model.dtype).base_model
+            backbone = load_model(critic.model.path, critic.network.backbone.dtype).base_model
             head = nn.Linear(critic.network.backbone.hidden_size, 1, dtype=backbone.dtype)
             self.critics[name] = nn.ModuleList([backbone, head]).to(module.device)
         self.optimizers = {

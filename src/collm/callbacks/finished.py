@@ -15,6 +15,6 @@ class MarkFinished(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so all ranks take part
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             record = {"epochs": trainer.current_epoch, "joint_samples": pl_module.joint_samples}
             write_text(folder / "finished.json", json.dumps(record))

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 LAYOUT = {
     "return": {
@@ -42,7 +43,10 @@ class LogHyperparameters(L.Callback):
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(settings, {"final/eval_return": float(result)})
+                logger.log_hyperparams(settings)
+                if trainer.is_global_zero:  # naming the metric, which has its curve already, does not log it again
+                    for summary in hparams(settings, {"eval/return": float(result)}):
+                        logger.experiment._get_file_writer().add_summary(summary)
 
 
 def first_settings(trainer: Any, module: Any) -> dict[str, Any]:

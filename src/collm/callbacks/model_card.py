@@ -18,7 +18,7 @@ _PLAIN = """from transformers import AutoModelForCausalLM, AutoTokenizer
 agent = AutoModelForCausalLM.from_pretrained(".")"""
 
 
-def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool) -> str:
+def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool, best: Any = None) -> str:
     """The card of one agent: what it was trained for, with whom, how well, and how to run it.
 
     Args:
@@ -26,10 +26,12 @@ def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool) ->
         module: The algorithm.
         agent_id: The agent.
         adapter: Whether the folder holds an adapter.
+        best: Return and joint samples of the checkpoint it is of; None for the end of the run.
     """
     policy, environment = module.policies[agent_id], trainer.datamodule.environment  # type: ignore[attr-defined]
     others = [name for name in module.agent_ids if name != agent_id]
     spec, record = policy.spec, policy.record()
+    joint_samples = best.joint_samples if best else module.joint_samples
     lines = [
         "---",
         f"library_name: {'peft' if adapter else 'transformers'}",
@@ -39,12 +41,18 @@ def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool) ->
         "---",
         f"# {agent_id} of a team for {type(environment).__name__}",
         "",
-        f"Trained with {type(module).__name__} (collm) from `{record['base']}`, {module.joint_samples} joint samples, "
+        f"Trained with {type(module).__name__} (collm) from `{record['base']}`, {joint_samples} joint samples, "
         + (f"together with {', '.join(others)}." if others else "alone."),
         "",
     ]
     metrics = trainer.callback_metrics
-    if "eval/return" in metrics:
+    if best:
+        lines += [
+            f"Team return on held-out tasks: {best.value:.3f}, the best of all evaluations of its run, so that another "
+            "evaluation will probably find less.",
+            "",
+        ]
+    elif "eval/return" in metrics:
         low, high = (float(metrics.get(f"eval/return_{end}", float("nan"))) for end in ("low", "high"))
         value = float(metrics["eval/return"])
         lines += [

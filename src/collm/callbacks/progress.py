@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import timedelta
 from typing import Any
@@ -18,16 +19,20 @@ class RolloutProgress(TQDMProgressBar):
     its updates until now, evaluations included.
     """
 
+    _micro_batches = 0  # of the update that is being computed
+    _shown = 0.0  # when the bar was last drawn for one of them
     _began = 0.0
     _first = 0  # rollouts before this process began
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         trainer.datamodule.on_turn = self._on_turn  # type: ignore[attr-defined]
+        pl_module.on_micro_batch = self._on_micro_batch
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         trainer.datamodule.on_turn = None  # type: ignore[attr-defined]
+        pl_module.on_micro_batch = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
@@ -36,6 +41,9 @@ class RolloutProgress(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
+        for name, number in shown.items():
+            if isinstance(number, float) and not math.isfinite(number):  # which tqdm would write as nan.0
+                shown[name] = "not finite"
         for name, title in (("tokens_per_second", "tokens/s"), ("joint_samples_per_hour", "samples/h")):
             value = trainer.callback_metrics.get(f"throughput/{name}")
             if value is not None:
@@ -49,10 +57,19 @@ class RolloutProgress(TQDMProgressBar):
 
     def on_train_batch_start(self, *args: Any) -> None:
         super().on_train_batch_start(*args)
+        self._micro_batches, self._shown = 0, time.perf_counter()
         self._describe("update")
 
     def _on_turn(self, turn: int, num_episodes: int) -> None:
         self._describe(f"turn {turn + 1}, {num_episodes} episodes")
+
+    def _on_micro_batch(self) -> None:
+        """Count the micro-batches of an update, at most once a second."""
+        self._micro_batches += 1
+        now = time.perf_counter()
+        if self.trainer.state.stage == RunningStage.TRAINING and now - self._shown >= 1:
+            self._shown = now
+            self._describe(f"update, micro-batch {self._micro_batches}")
 
     def _describe(self, phase: str) -> None:
         if not self.is_enabled:

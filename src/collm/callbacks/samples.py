@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ class LogSamples(L.Callback):
     `before_after.png` shows the pictures of the first and of the last evaluation. `predict` writes
     `predictions.jsonl`. Transcripts are written batch by batch, so a run that breaks off keeps them. They hold the
     environment's picture of every turn, what critics expected of it and, for some episodes, the log-probability of
-    every token. Nothing is written in a `fast_dev_run`.
+    every token and the entropy of the distribution it was drawn from. Nothing is written in a `fast_dev_run`.
 
     Args:
         num_shown: Episodes of different tasks shown per evaluation.
-        num_with_tokens: Episodes of different tasks per batch of an evaluation whose transcripts hold the tokens.
+        num_with_tokens: Episodes of different tasks per batch of an evaluation whose transcripts hold the tokens, which
+            takes one forward pass of the policies for the entropies.
         estimates: Ask critics for the values of evaluated episodes, which takes one forward pass of them.
     """
 
@@ -105,11 +106,14 @@ class LogSamples(L.Callback):
         """Append a batch, of all ranks, to a file in the run's folder, one JSON object per line and episode."""
         if self.estimates and hasattr(pl_module, "estimates"):
             note_estimates(batch, pl_module.estimates(batch))
-        trajectories = list(chain.from_iterable(gather_objects([*batch.trajectories, *batch.left_out])))
+        own = [*batch.trajectories, *batch.left_out]
+        chosen = [own[index] for index in firsts(own)[: self.num_with_tokens]]
+        gathered = gather_objects((own, pl_module.token_entropies(chosen)))
+        trajectories = list(chain.from_iterable(part for part, _ in gathered))
+        entropies = {uid: values for _, part in gathered for uid, values in part.items()}
         path = _folder(trainer) / name
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            firsts = {trajectory.task.task_id: index for index, trajectory in reversed([*enumerate(trajectories)])}
-            with_tokens = set(sorted(firsts.values())[: self.num_with_tokens])
+            with_tokens = set(firsts(trajectories)[: self.num_with_tokens])
             path.parent.mkdir(parents=True, exist_ok=True)
             numbers: dict[str, str] = {}  # of actions, so that transcripts do not depend on random ids
             with path.open("w" if batch_idx == 0 else "a") as file:
@@ -117,7 +121,7 @@ class LogSamples(L.Callback):
                     record = trajectory.record()
                     add_branches(record, trajectory, numbers)
                     if index in with_tokens:
-                        add_tokens(record, trajectory, pl_module.policies)
+                        add_tokens(record, trajectory, pl_module.policies, entropies)
                     file.write(json.dumps(record) + "\n")
         return trajectories
 
@@ -145,17 +149,26 @@ def add_branches(record: dict[str, Any], trajectory: Trajectory, numbers: dict[s
             kept["branch"] = {"node": turn.branch.node, "parent": turn.branch.parent, "actions": actions}
 
 
-def add_tokens(record: dict[str, Any], trajectory: Trajectory, policies: Mapping[str, Any]) -> None:
-    """Add to a transcript the tokens of every action, each with its log-probability when it was sampled."""
+def firsts(trajectories: Sequence[Trajectory]) -> list[int]:
+    """Index of the first trajectory of each task."""
+    return sorted({one.task.task_id: index for index, one in reversed([*enumerate(trajectories)])}.values())
+
+
+def add_tokens(
+    record: dict[str, Any],
+    trajectory: Trajectory,
+    policies: Mapping[str, Any],
+    entropies: Mapping[str, Sequence[float]],
+) -> None:
+    """Add to a transcript the tokens of every action: text, log-probability and, where it is known, entropy."""
     for kept, turn in zip(record["turns"], trajectory.turns, strict=True):
-        kept["tokens"] = {
-            agent_id: [
-                [policies[agent_id].tokenizer.decode([token]), round(log_prob, 3)]
-                for token, log_prob in zip(action.token_ids, action.log_probs, strict=True)
-            ]
-            for agent_id, action in turn.actions.items()
-            if action.log_probs
-        }
+        kept["tokens"] = {}
+        for agent_id, action in turn.actions.items():
+            if action.log_probs:
+                pieces = [policies[agent_id].tokenizer.decode([token]) for token in action.token_ids]
+                numbers = [[round(value, 3) for value in action.log_probs]]
+                numbers += [[round(value, 3) for value in entropies[action.uid]]] if action.uid in entropies else []
+                kept["tokens"][agent_id] = [list(token) for token in zip(pieces, *numbers, strict=True)]
 
 
 def as_markdown(trajectory: Trajectory) -> str:

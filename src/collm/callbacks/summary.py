@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 FILES = {
     "replay": ("replay.html", "the episodes, turn by turn: open it in a browser"),
@@ -32,9 +30,6 @@ class PrintSummary(L.Callback):
         rows = [("network", "model", "parameters", "trained", "numbers", "device"), *networks(pl_module)]
         if trainer.is_global_zero:
             print("\n" + in_columns(rows))
-        slow = pl_module.device.type == "cpu" and not bfloat16_is_fast()
-        if slow and any(one.lm.dtype == torch.bfloat16 for one in pl_module.backbones.values()):
-            rank_zero_warn("this processor has no instructions for bfloat16: dtype float32 is some forty times as fast")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         found = [trainer.callback_metrics.get(f"eval/return{end}") for end in ("", "_low", "_high")]
@@ -66,11 +61,6 @@ class PrintSummary(L.Callback):
         self.returns = [[float(value) for value in one] for one in state["returns"]]
 
 
-def bfloat16_is_fast() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def networks(module: Any) -> Iterator[tuple[str, ...]]:
     """Name, model, number of parameters, of trained ones, their format and device, of every agent and critic."""
     for name, members in module.team.items():
@@ -94,7 +84,7 @@ def _network(name: str, spec: Any, backbone: Any, trained: Any, module: Any) -> 
     )
     total = _count(backbone.lm.parameters())
     device = backbone.home or module.device
-    return (name, own, f"{total:,}", f"{_count(trained):,}", str(backbone.lm.dtype).removeprefix("torch."), str(device))
+    return (name, own, f"{total:,}", f"{_count(trained):,}", backbone.dtype, str(device))
 
 
 def _count(weights: Any) -> int:

@@ -17,6 +17,7 @@ from collm.environments.base import check_tasks
 from collm.environments.sources import FILE_SUFFIX, HUB_NAME, csv_rows, json_rows, jsonl_rows, read_text
 from collm.errors import ConfigurationError
 from collm.runtime.checks import COUNT, WHOLE, check_number
+from collm.runtime.hub import ask_hub
 from collm.trajectory import Task
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -111,6 +112,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def hub_rows(name: str, subset: str | None, split: str) -> Iterator[Row]:
     """Rows of a split of a hub data set, without those that repeat an earlier one."""
+    ask_hub()  # before the package reads whether it does
     try:
         import datasets
     except ImportError as error:

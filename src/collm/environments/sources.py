@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from collm.errors import ConfigurationError
 from collm.runtime.checks import check_utf8
+from collm.runtime.hub import ask_hub
 
 
 class Source(NamedTuple):
@@ -189,6 +190,7 @@ class HubSources(Sequence[Source]):
     """
 
     def __init__(self, name: str, field: str) -> None:
+        ask_hub()  # before the package reads whether it does
         try:
             import datasets
         except ImportError as error:

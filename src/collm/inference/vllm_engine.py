@@ -132,7 +132,7 @@ class Server:
 
     Args:
         backbone: The model whose weights it copies.
-        spec: Settings of a policy on the backbone: format of the weights, context, share of memory.
+        spec: Settings of a policy on the backbone: context, share of memory.
     """
 
     def __init__(self, backbone: Backbone, spec: PolicySpec):
@@ -154,11 +154,11 @@ class Server:
         self.sleeps = on_cuda and spec.engine_sleep
         try:
             with TemporaryDirectory() as folder:
-                write_model(backbone, folder, spec.dtype)
+                write_model(backbone, folder, backbone.dtype)
                 self.llm = vllm.LLM(
                     model=folder,
                     load_format="auto" if backbone.adapters else "dummy",  # all others are copied
-                    dtype=spec.dtype,
+                    dtype=backbone.dtype,
                     skip_tokenizer_init=True,
                     generation_config="vllm",
                     max_model_len=spec.prompt_room() + spec.max_new_tokens,

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import rotate_half
 
-from collm.architectures.decoders import Layer, decoder_of
+from collm.architectures.decoders import Decoder, Layer, decoder_of, linear_layers
 from collm.kernels.attention import attention
 from collm.kernels.linear import recomputed_linear
 
@@ -42,7 +42,7 @@ def needed_at(lm: PreTrainedModel, needed: Tensor) -> Iterator[None]:
         needed: True at the positions whose last hidden state is read, [R, S].
     """
     decoder = decoder_of(lm) if _is_supported(lm) else None
-    adapter, has_dropout = _active_adapter(decoder.layers[0]) if decoder else (None, True)
+    adapter, has_dropout = _active_adapter(decoder) if decoder else (None, True)
     if has_dropout:
         yield
         return
@@ -69,14 +69,19 @@ def _is_supported(lm: PreTrainedModel) -> bool:
     return lm.config._attn_implementation == "sdpa" and not autocast and not (lm.training and dropout)
 
 
-def _active_adapter(layer: Layer) -> tuple[str | None, bool]:
-    """The active adapter, if any, and whether there is dropout in front of it."""
-    first = layer.attention_in[0]
-    if not isinstance(first, LoraLayer) or first.disable_adapters:
-        return None, False
-    (adapter,) = first.active_adapters
-    dropout = first.lora_dropout[adapter]
-    return adapter, dropout.training and not isinstance(dropout, nn.Identity)
+def _active_adapter(decoder: Decoder) -> tuple[str | None, bool]:
+    """The active adapter, if any, and whether there is dropout in front of it; not every linear layer need have it."""
+    linears = (module for layer in decoder.layers for module in linear_layers(layer))
+    for module in linears:
+        if not isinstance(module, LoraLayer):
+            continue
+        if module.disable_adapters:
+            return None, False
+        (adapter,) = module.active_adapters
+        if adapter in module.lora_dropout:
+            dropout = module.lora_dropout[adapter]
+            return adapter, dropout.training and not isinstance(dropout, nn.Identity)
+    return None, False
 
 
 def _forward(

@@ -46,7 +46,8 @@ class _RecomputedLinear(torch.autograd.Function):
         prepared = prepare(*tensors[:num_inputs])
         flat = prepared.flatten(0, -2)
         matrices, biases, downs, ups = _parts(tensors, num_inputs, num_layers)
-        low = flat.to(downs[0].dtype) @ torch.cat(downs, dim=1)
+        joined = torch.cat(downs, dim=1)  # in the highest precision; that of layers without an adapter is the weights'
+        low = flat.to(joined.dtype) @ joined
         lows = low.split([down.shape[1] for down in downs], dim=1)
         outs = []
         for weight, bias, own, up in zip(matrices, biases, lows, ups, strict=True):

@@ -7,7 +7,7 @@ With LoRA adapters a single frozen backbone serves many of them: `activate(name)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from collm.architectures.forward import last_hidden_states, logits_of
 from collm.models.dropout import train_without_dropout
+from collm.models.dtypes import dtype_on
 from collm.models.loading import load_model, resolve_path, starts_at_random
 from collm.models.resident import Resident
 from collm.models.support import Support, support_of
@@ -35,7 +36,7 @@ class Backbone(Resident):
 
     Args:
         path: Built-in name, local folder or hub name of the weights.
-        dtype: Number format of the weights.
+        dtype: Number format of the weights, or `auto`: see `dtype_on`.
         random_weights: Start from random weights of the same shape.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dropout: Train with the dropout of the language model, where its configuration has any.
@@ -68,7 +69,8 @@ class Backbone(Resident):
         self.computes_on: torch.device | None = None
         # Lightning creates everything on the first card, which another network may fill
         with home if home is not None and home.type == "cuda" else nullcontext():
-            self.lm: PreTrainedModel = load_model(path, dtype, random_weights)
+            chosen = dtype_on(dtype, torch.get_default_device())
+            self.lm: PreTrainedModel = load_model(path, chosen, random_weights)
             self.support: Support = support_of(self.lm, path, fast_updates)
         if gradient_checkpointing:
             self.recompute_activations()
@@ -79,6 +81,11 @@ class Backbone(Resident):
     def device(self) -> torch.device:
         """Device of its forward passes, which for sharded weights is not always that of the weights."""
         return self.computes_on or self.lm.device
+
+    @property
+    def dtype(self) -> str:
+        """Name of the number format of the weights."""
+        return str(self.lm.dtype).removeprefix("torch.")
 
     def train(self, mode: bool = True) -> Backbone:
         """Training or evaluation mode; the dropout of the language model is off in both, unless it was asked for."""
@@ -115,13 +122,16 @@ class Backbone(Resident):
         frozen.freeze()
         return frozen
 
-    def add_adapter(self, name: str, rank: int, alpha: float, dropout: float) -> None:
-        """Put a LoRA adapter on every linear layer but the head; the language model itself is frozen.
+    def add_adapter(
+        self, name: str, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear"
+    ) -> None:
+        """Put a LoRA adapter on the linear layers called `targets`, by default all but the head; the rest is frozen.
 
         peft is called directly: `add_adapter` of transformers does the same and demands certain versions of peft.
         """
         scale: Any = alpha  # peft takes any number, but says int
-        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules="all-linear")
+        places: Any = targets if isinstance(targets, str) else set(targets)
+        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=places)
         config.task_type = "CAUSAL_LM"  # without it peft cannot load the exported folder
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():

@@ -22,11 +22,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from collm.errors import ConfigurationError
+from collm.models.bars import silence_bars
+from collm.models.dtypes import DTYPES
 from collm.models.relay_model import initialize
+from collm.runtime.hub import ask_hub
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_path(path: str) -> str:
@@ -89,6 +91,8 @@ def _config_at(path: str, resolved: str) -> PretrainedConfig:
             f"model folder {path!r} does not exist; give an existing folder, a hub name such as 'Qwen/Qwen3-1.7B', "
             "or one of the built-in names 'tiny', 'tiny_house', 'tiny_games', 'relay', 'smollm2'."
         )
+    if not Path(resolved).is_dir():
+        ask_hub()
     try:
         config = AutoConfig.from_pretrained(resolved)
     except (OSError, ValueError) as error:
@@ -211,6 +215,7 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
     Raises:
         ConfigurationError: The weights cannot be read, are not those of this architecture, or are not all there.
     """
+    silence_bars()
     if starts_at_random(path, random_weights):
         model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
         return initialize(model) if path == "relay" else model

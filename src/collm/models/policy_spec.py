@@ -23,11 +23,14 @@ class PolicySpec(ModelSpec):
         path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
             `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
-        dtype: Number format of the weights: float32, bfloat16 or float16.
+        dtype: Number format of the weights: float32, bfloat16, float16, or `auto` for bfloat16 where the device has
+            instructions for it and float32 elsewhere, which a line then says.
         learning_rate: Step size of the agent's optimizer.
         lora_rank: Rank of the LoRA adapter; 0 trains all weights.
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
+        lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear` but the head, or a list such as
+            `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
             false uses the modules of transformers and peft as they are.

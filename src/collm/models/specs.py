@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
 
-from collm.models.loading import DTYPES, check_source, load_config
-from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_choice, check_numbers
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from collm.errors import ConfigurationError
+from collm.models.dtypes import NAMES
+from collm.models.loading import check_source, load_config
+from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_choice, check_numbers, shown
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
 
@@ -18,11 +27,14 @@ class ModelSpec:
         path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
             `relay` begins at random.
         random_weights: Start from random weights of the same shape instead.
-        dtype: Number format of the weights: float32, bfloat16 or float16.
+        dtype: Number format of the weights: float32, bfloat16, float16, or `auto` for bfloat16 where the device has
+            instructions for it and float32 elsewhere, which a line then says.
         learning_rate: Step size of the optimizer.
         lora_rank: Rank of the LoRA adapter; 0 trains all weights.
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
+        lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear` but the head, or a list such as
+            `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
             false uses the modules of transformers and peft as they are.
@@ -37,6 +49,7 @@ class ModelSpec:
     lora_rank: int = 0
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
+    lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
     gradient_checkpointing: bool = False
     fast_updates: bool = True
     dropout: bool = False
@@ -51,10 +64,12 @@ class ModelSpec:
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        check_choice(f"{name}.dtype", self.dtype, DTYPES)
+        check_choice(f"{name}.dtype", self.dtype, NAMES)
         check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
         check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
         check_source(self.path, self.random_weights or self.is_remote)
+        if self.lora_target_modules != "all-linear":
+            check_targets(f"{name}.lora_target_modules", self.lora_target_modules, self.path)
 
     @property
     def is_remote(self) -> bool:
@@ -65,6 +80,36 @@ class ModelSpec:
         """Longest sequence it may read, in tokens."""
         longest = model_context_length(self.path)
         return min(self.context_length or longest, longest)
+
+
+def check_targets(setting: str, targets: Any, path: str) -> None:
+    """Refuse names that are no linear layers of the model at `path`, or that are not a list of names.
+
+    Args:
+        setting: What the message calls it.
+        targets: The names.
+        path: The model.
+
+    Raises:
+        ConfigurationError: Has the names that exist.
+    """
+    layers = linear_layers(path)
+    known = f"there are {', '.join(dict.fromkeys(layer.rpartition('.')[2] for layer in layers))}"
+    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
+        raise ConfigurationError(f"{setting} is {shown(targets)}; give 'all-linear' or a list of names; {known}.")
+    for name in targets:
+        if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+            raise ConfigurationError(f"{setting}: no linear layer of {path!r} is called {shown(name)}; {known}.")
+
+
+@cache
+def linear_layers(path: str) -> list[str]:
+    """Names of the linear layers of the model at `path` but its head, found without loading or creating weights."""
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(load_config(path))
+    head = lm.get_output_embeddings()
+    linear = (nn.Linear, Conv1D)
+    return [name for name, module in lm.named_modules() if isinstance(module, linear) and module is not head]
 
 
 def model_context_length(path: str) -> int:

@@ -72,7 +72,7 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
         "estimates": _numbers(turn.get("estimates")),
         "facts": {name: value for name, value in _numbers(info).items() if value is not None},
         "rejected": {
-            _text(name, MAX_NAME): [[_text(entry[0], MAX_NAME), _text(entry[1], MAX_NAME)] for entry in _pairs(lines)]
+            _text(name, MAX_NAME): [[_text(entry[0], MAX_NAME), _text(entry[1], MAX_NAME)] for entry in _rows(lines, 2)]
             for name, lines in _dict(info.get("rejected")).items()
         },
     }
@@ -87,7 +87,7 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
         ]
     if tokens := _dict(turn.get("tokens")):
         found["tokens"] = {
-            _text(name, MAX_NAME): [[_text(piece, MAX_NAME), _number(value)] for piece, value in _pairs(pieces)]
+            _text(name, MAX_NAME): [[_text(one[0], MAX_NAME), *map(_number, one[1:])] for one in _rows(pieces, 2, 3)]
             for name, pieces in tokens.items()
         }
     if isinstance(branch := turn.get("branch"), dict):
@@ -122,8 +122,9 @@ def _list(value: Any) -> list[Any]:
     return value[:MAX_ENTRIES] if isinstance(value, list) else []
 
 
-def _pairs(value: Any) -> list[Any]:
-    return [one for one in value[:MAX_TOKENS] if isinstance(one, list) and len(one) == 2] if _list(value) else []
+def _rows(value: Any, *sizes: int) -> list[Any]:
+    """Lists of one of these sizes."""
+    return [one for one in value[:MAX_TOKENS] if isinstance(one, list) and len(one) in sizes] if _list(value) else []
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def find_named(name: str, trainer: L.Trainer) -> Path:
     """The path of the checkpoint that a name in `--ckpt_path` stands for.
 
     Args:
-        name: `last`: the newest `last.ckpt` in the folders to which this run saves; `hpc`: the checkpoint that
-            Lightning saved when SLURM ended the job; `best`: known only to the process that trained, so never found.
+        name: `last`: the newest `last.ckpt` in the folders to which this run saves; `best`: the newest `best-*.ckpt`
+            there; `hpc`: the checkpoint that Lightning saved when SLURM ended the job.
         trainer: The trainer of the run.
 
     Raises:
@@ -27,15 +27,19 @@ def find_named(name: str, trainer: L.Trainer) -> Path:
     """
     if name == "hpc" and (saved := trainer._checkpoint_connector._hpc_resume_path):
         return Path(saved)
-    if name != "last":
+    if name == "hpc":
         raise ConfigurationError(f"there is no checkpoint {name!r} here; give --ckpt_path the path of a .ckpt file.")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     folders = [Path(callback.dirpath or _default_folder(trainer)) for callback in callbacks]
-    paths = [path for folder in folders if (path := present(folder / "last.ckpt")).exists()]
+    pattern = "last.ckpt" if name == "last" else "best-*.ckpt"
+    if name == "last":
+        paths = [path for folder in folders if (path := present(folder / pattern)).exists()]
+    else:
+        paths = [path for folder in folders for path in folder.glob(pattern)]
     if not paths:
         where = ", ".join(map(str, dict.fromkeys(folders))) or "a folder, as no ModelCheckpoint is among the callbacks"
         raise ConfigurationError(
-            f"--ckpt_path is 'last', but there is no last.ckpt in {where}; give the path of a checkpoint, or leave "
+            f"--ckpt_path is {name!r}, but there is no {pattern} in {where}; give the path of a checkpoint, or leave "
             "--ckpt_path out to start over."
         )
     return max(paths, key=lambda path: path.stat().st_mtime)

@@ -250,7 +250,7 @@ class Sampler(ABC):
             device: Device of the random generator.
             num_generations: Episodes of each task; they share the environment's seed and differ in actions.
             greedy: Take the most likely tokens.
-            on_turn: Called with the turn that begins and the number of episodes still played.
+            on_turn: Called with the turn that begins and the number of episodes (of a tree: paths) that play it.
             retries: How often a turn in which the environment failed is tried again.
 
         Returns:
@@ -268,9 +268,13 @@ class Sampler(ABC):
             if not active:
                 break
             if on_turn is not None:
-                on_turn(turn, len(active) * (1 if self.independent else num_generations))
+                on_turn(turn, self.num_joint_actions(episodes, num_generations))
             episodes = self.play_turn(episodes, actors, generator, num_generations, greedy)
         return [episode.trajectory for episode in episodes]
+
+    def num_joint_actions(self, episodes: Sequence[Episode], num_generations: int) -> int:
+        """How many joint actions the next turn of `episodes` plays."""
+        return sum(not episode.done for episode in episodes)
 
     def play_turn(
         self, episodes: list[Episode], actors: Actors, generator: torch.Generator, num_generations: int, greedy: bool

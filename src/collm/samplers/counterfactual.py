@@ -59,6 +59,9 @@ class Counterfactual(Tree):
         mains = {path.trajectory.group: path for path in reversed(paths)}  # the first path of each task
         return [num_generations if path is mains[path.trajectory.group] else 1 for path in paths if not path.done]
 
+    def num_combined(self, num_responses: int, num_agents: int) -> int:
+        return 1 + num_agents * (num_responses - 1)
+
     def combine(self, drawn: Sequence[Mapping[str, Action]]) -> list[dict[str, Action]]:
         """The first responses together, then each further one, which replaces the first response of its agent."""
         main = dict(drawn[0])

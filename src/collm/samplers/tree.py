@@ -47,7 +47,7 @@ class Tree(Parallel):
 
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
         """Refuse trees with more joint samples than `max_joint_samples`."""
-        branches = num_generations ** (len(environment.agent_ids) if self.joint == "cross" else 1)
+        branches = self.num_combined(num_generations, len(environment.agent_ids))
         size, width = 0, 1
         for _ in range(environment.horizon):
             width *= branches
@@ -82,6 +82,15 @@ class Tree(Parallel):
             self.number(path, own, numbers)
         of_active = iter(children)
         return [child for path in episodes for child in ([path] if path.done else next(of_active))]
+
+    def num_joint_actions(self, episodes: Sequence[Episode], num_generations: int) -> int:
+        num_agents = len(episodes[0].environment.agent_ids)
+        counts = self.num_responses(episodes, num_generations)
+        return sum(self.num_combined(count, num_agents) for count in counts)
+
+    def num_combined(self, num_responses: int, num_agents: int) -> int:
+        """How many joint actions `combine` makes of that many responses of every agent."""
+        return num_responses ** (num_agents if self.joint == "cross" else 1)
 
     def num_responses(self, paths: Sequence[Episode], num_generations: int) -> list[int]:
         """How many responses every agent gives after the history of each path that is not over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,10 +37,12 @@ def load_agent(folder: str | Path, engine: str = "collm") -> Policy:
         raise ConfigurationError(f"{folder}: its settings are not those of an agent ({error}).") from error
     if lora:
         spec.lora_rank, spec.lora_alpha = lora["r"], float(lora["lora_alpha"])
+        targets: Any = lora.get("target_modules")
+        spec.lora_target_modules = targets  # checked below
     spec.check(f"agent in {folder}")
     backbone = Backbone(path, spec.dtype)
     if lora:
-        backbone.add_adapter(_ADAPTER, spec.lora_rank, spec.lora_alpha, 0.0)
+        backbone.add_adapter(_ADAPTER, spec.lora_rank, spec.lora_alpha, 0.0, spec.lora_target_modules)
         _load_adapter(backbone, folder / "adapter_model.safetensors")
     backbone.eval()
     return Policy(record["agent_id"], spec, backbone, _ADAPTER if lora else None)

@@ -155,7 +155,7 @@ def play(
         episodes_per_task: Episodes of each.
         seed: Seed of environments and sampling.
         greedy: Take the most likely tokens.
-        on_turn: Called with the turn that begins and the number of episodes still played.
+        on_turn: Called with the turn that begins and the number of episodes that play it.
     """
     for agent_id, policy in actors.policies.items():
         for task in tasks:

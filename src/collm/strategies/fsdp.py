@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
-from collm.models.loading import DTYPES
+from collm.models.dtypes import DTYPES
 from collm.runtime.collectives import full_state, sharded_like
 from collm.runtime.files import clean, present, read_file, replacing, reported
 from collm.strategies.checkpoints import check_layout, meta_file, read_folder

@@ -19,6 +19,7 @@ from collm.environments.coding.program import read_prompt
 from collm.environments.sources import HUB_NAME, reason
 from collm.errors import ConfigurationError
 from collm.runtime.checks import check_utf8
+from collm.runtime.hub import ask_hub
 from collm.sandbox.asserts import units_of
 from collm.trajectory import Task
 
@@ -91,6 +92,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+    ask_hub()  # before the package reads whether it does
     try:
         import datasets
     except ImportError as error:

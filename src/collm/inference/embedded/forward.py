@@ -113,6 +113,8 @@ def mixed_adapters(backbone: Backbone, adapters: Sequence[str | None]) -> Iterat
 
     def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for adapter, rows in spans:
+            if adapter not in layer.lora_A:  # it is on other layers
+                continue
             down, up = layer.lora_A[adapter], layer.lora_B[adapter]
             change = up(down(inputs[0][rows].to(down.weight.dtype))) * layer.scaling[adapter]
             output[rows] += change.to(output.dtype)

@@ -7,7 +7,7 @@ const labels = [...new Set(replay.sources.map((source) => source.label))];
 const agents = [...new Set(replay.episodes.flatMap((episode) => episode.turns.flatMap((turn) => Object.keys(turn.actions))))];
 const SUCCESS = ["success", "solved", "pass", "correct", "win"].find((name) => replay.episodes.some((one) => name in one.metrics));
 
-const view = { episode: 0, turn: 0, beside: null, heat: false, changes: true, text: "", source: "", outcome: "", sort: "order", down: false };
+const view = { episode: 0, turn: 0, beside: null, heat: "", changes: true, text: "", source: "", outcome: "", sort: "order", down: false };
 
 function sourceName(index) {
   const source = replay.sources[index];

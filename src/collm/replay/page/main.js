@@ -77,9 +77,18 @@ function headOf(episode, small) {
     episode.error === null ? null : element("p", { className: "error" }, `failed: ${episode.error}`));
 }
 
+const SCALES = { probability: ["likely", "unlikely"], entropy: ["sure", "unsure"] };
+
+// Tokens by one of their numbers, or by none where they already are.
+function heat(kind) {
+  view.heat = view.heat === kind ? "" : kind;
+  show();
+}
+
 function toolbar(episode) {
   const beside = sourcesBeside(episode);
-  const hasTokens = episode.turns.some((turn) => turn.tokens);
+  const tokens = episode.turns.flatMap((turn) => Object.values(turn.tokens ?? {}).flat());
+  const [low, high] = SCALES[view.heat] ?? [];
   const turns = turnsShown();
   return element("nav", { className: "tools", "aria-label": "turn and view" },
     element("span", { className: "steps" },
@@ -90,10 +99,11 @@ function toolbar(episode) {
       element("option", { value: "" }, "nothing"),
       beside.map((index) => element("option", { value: String(index), selected: view.beside === index }, sourceName(index))))) : null,
     button("changes", view.changes, () => { view.changes = !view.changes; show(); }, "differences to the last turn (d)"),
-    hasTokens ? button("token probabilities", view.heat, () => { view.heat = !view.heat; show(); }, "log-probability of each token (p)") : null,
-    view.heat && hasTokens ? element("span", { className: "scale" }, "likely", element("i", {}), "unlikely") : null,
+    tokens.length ? button("token probabilities", view.heat === "probability", () => heat("probability"), "log-probability of each token (p)") : null,
+    tokens.some((one) => one.length > 2) ? button("token entropies", view.heat === "entropy", () => heat("entropy"), "entropy of the distribution each token was drawn from (e)") : null,
+    low && tokens.length ? element("span", { className: `scale ${view.heat}` }, low, element("i", {}), high) : null,
     element("a", { className: "link", href: addressOf(episode, view.turn) }, "link to this turn"),
-    element("span", { className: "keys" }, "keys: ← → turns, ↑ ↓ episodes, b beside, d changes, p probabilities, / search"));
+    element("span", { className: "keys" }, "keys: ← → turns, ↑ ↓ episodes, b beside, d changes, p probabilities, e entropies, / search"));
 }
 
 function show() {
@@ -122,7 +132,8 @@ const KEYS = {
   ArrowDown: () => step(1),
   b: () => stand(nextBeside(replay.episodes[view.episode])),
   d: () => { view.changes = !view.changes; show(); },
-  p: () => { view.heat = !view.heat; show(); },
+  p: () => heat("probability"),
+  e: () => heat("entropy"),
   "/": () => document.getElementById("search").focus(),
 };
 

@@ -1,4 +1,4 @@
-// What each agent was shown and wrote in a turn: lines that are new, lines that had no effect, tokens by probability.
+// What each agent was shown and wrote in a turn: lines that are new, lines that had no effect, tokens by number.
 
 const MOST_LINES = 500; // of a text whose lines are compared: the comparison takes time in the square
 
@@ -46,12 +46,17 @@ function linesOf(lines) {
   one.rejected ? element("span", { className: "reason" }, one.rejected.replaceAll("_", " ")) : null)));
 }
 
-// Tokens on a ground that is darker the less likely they were.
-function tokensOf(tokens) {
-  return element("pre", { className: "tokens" }, tokens.map(([piece, logProb]) => {
-    const surprise = logProb === null ? 0 : Math.min(1, -logProb / 5);
-    const hint = logProb === null ? "" : `log-probability ${format(logProb)}, probability ${format(Math.exp(logProb))}`;
-    return element("span", { title: hint, className: surprise > 0.55 ? "token dark" : "token", style: { "--surprise": surprise.toFixed(2) } , "data-surprise": surprise.toFixed(2) }, piece);
+// Tokens on a ground that is darker the less likely they were, or the less sure the agent was: the entropy is what
+// minus the log-probability is on average, so both have one scale, up to 5 nats.
+function tokensOf(tokens, kind) {
+  return element("pre", { className: `tokens ${kind}` }, tokens.map(([piece, logProb, entropy = null]) => {
+    const nats = kind === "entropy" ? entropy : logProb === null ? null : -logProb;
+    const shade = Math.min(1, Math.max(0, nats ?? 0) / 5);
+    const hints = [
+      logProb === null ? "" : `log-probability ${format(logProb)}, probability ${format(Math.exp(logProb))}`,
+      entropy === null ? "" : `entropy ${format(entropy)}`,
+    ];
+    return element("span", { title: hints.filter(Boolean).join(", "), className: shade > 0.55 ? "token dark" : "token", style: { "--shade": shade.toFixed(2) }, "data-shade": shade.toFixed(2) }, piece);
   }));
 }
 
@@ -73,7 +78,7 @@ function cardOf(episode, index, agent) {
     return [
       element("h4", {}, "is shown"), linesOf(compared("observation")),
       element("h4", {}, isAction ? "writes" : "says", turn.truncated.includes(agent) && isAction ? element("span", { className: "badge" }, "cut at the token limit") : null),
-      view.heat && tokens ? tokensOf(tokens) : message.text ? linesOf(written) : element("p", { className: "nothing" }, "nothing"),
+      view.heat && tokens ? tokensOf(tokens, view.heat) : message.text ? linesOf(written) : element("p", { className: "nothing" }, "nothing"),
       left.length ? element("ul", { className: "left" }, left.map(([line, reason]) => element("li", {}, element("code", {}, line), ` ${reason.replaceAll("_", " ")}`))) : null,
     ];
   });
