@@ -72,7 +72,7 @@ def test_an_answer_of_other_weights_is_refused_and_counted() -> None:
         actors = Actors({"a1": learner(team("tiny", max_new_tokens=6)["a1"], url)})
         with actors.serving(1):
             body = save(weights_of(policy))  # somebody else's, by the same name of the run
-            headers = {"x-collm-version": f"{actors.engines['a1'].run}:0"}
+            headers = {"x-collm-version": f"{actors.engines['a1'].run_id}:0"}
             assert httpx.post(f"{url.removesuffix('/v1')}/weights", content=body, headers=headers).status_code == 200
             (action,) = actors.sample({"a1": [PROMPT]}, torch.Generator(), True)["a1"]
         assert (action.absent, action.fatal) == ("stale", True)

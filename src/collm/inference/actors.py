@@ -81,6 +81,12 @@ class Actors:
         engines = [engine for group in self.devices.values() for engine in group]
         return {agent_id: engine for engine in engines for agent_id in engine.policies}
 
+    @property
+    def answers_at_once(self) -> int:
+        """How many responses may be asked for at once, each for itself; 0 if one engine is better asked in batches."""
+        numbers = [engine.answers_at_once for group in self.devices.values() for engine in group]
+        return sum(numbers) if all(numbers) else 0
+
     def slower(self) -> dict[str, str]:
         """For each agent that does not sample and train in the fastest way: what it does instead, in words."""
         ways = {}

@@ -29,6 +29,9 @@ class Engine(ABC):
 
     version: int | None = None  # of the weights; set by `sync`
     keeps_cache = False  # set by `sync`
+    answers_at_once = 0
+    """How many responses it waits for at once, where single ones come as fast as many: episodes then run free of one
+    another, and `generate` is called from several threads. 0 where one batch is best."""
 
     def __init__(self, policies: Mapping[str, Policy]):
         self.policies = dict(policies)
