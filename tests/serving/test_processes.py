@@ -146,14 +146,14 @@ def test_vllm_serves_whole_models_and_adapters(tmp_path: Path) -> None:
     base = policies["a1"].copy_base(tmp_path, {})
     policies["a1"].save(tmp_path / "a1", base=base)
     policies["a1"].save(tmp_path / "whole", merged=True)
-    command = vllm("a1", tmp_path / "a1", HOST, 8001, "env A=b vllm", "--enforce-eager")
+    command = vllm("a1", tmp_path / "a1", HOST, 8001, "env A=b vllm", ["--enforce-eager"])
     text = " ".join(command)
     assert "env A=b vllm serve" in text
     assert f"serve {tmp_path.resolve() / 'base.tiny'} --host {HOST} --port 8001 --dtype float32" in text
     assert f"--lora-modules a1={(tmp_path / 'a1').resolve()}" in text
     assert "--max-lora-rank 8 " in text  # the smallest that holds 4
     assert command[-1] == "--enforce-eager"
-    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "vllm", ""))
+    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "vllm", []))
     assert f"serve {(tmp_path / 'whole').resolve()}" in text
     assert "--served-model-name a1" in text
     assert "lora" not in text

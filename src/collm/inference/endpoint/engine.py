@@ -33,6 +33,8 @@ _LONGEST_PAUSE = 5.0
 class EndpointEngine(Engine):
     """Asks servers for the responses of agents whose weights are there."""
 
+    elsewhere = True
+
     def __init__(self, policies: Mapping[str, Policy]):
         super().__init__(policies)
         self.run_id = uuid4().hex  # servers take weights of one run only
@@ -221,7 +223,16 @@ class _Mate:
         if spec.knows_text_only:
             given = {"top_k": spec.top_k, "min_tokens": spec.min_new_tokens}
             return {**body, "messages": list(prompt), **{name: value for name, value in given.items() if value}}
-        more = {"top_k": spec.top_k, "min_tokens": spec.min_new_tokens, "logprobs": 1, "return_token_ids": True}
+        more: dict[str, Any] = {
+            "top_k": spec.top_k,
+            "min_tokens": spec.min_new_tokens,
+            "logprobs": 1,
+            "return_token_ids": True,
+        }
+        if self.endpoint.trained:  # what the learner knows, whatever the server's folder says
+            ends = {"stop_token_ids": sorted(self.policy.eos_ids), "ignore_eos": True}
+            allowed = self.policy.allowed_ids
+            more |= {**ends, "allowed_token_ids": None if allowed is None else list(allowed)}
         return {**body, "prompt": list(prompt), **more}
 
     def count(self, absent: float, retries: int, seconds: float | None) -> None:
