@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import torch
 
-from collm.errors import ConfigurationError
+from collm.errors import ConfigurationError, TrainingError
 from collm.inference.base import Engine, Prompts
 from collm.inference.endpoint.latency import Latency
 from collm.inference.endpoint.loop import Loop, run
@@ -22,6 +22,7 @@ from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
+from collm.runtime.collectives import gather_objects, rank
 from collm.trajectory import Action
 
 _BYTES = 100_000  # of an answer beside its tokens
@@ -45,17 +46,30 @@ class EndpointEngine(Engine):
     def sync(self, version: int, keep_cache: bool = False) -> None:
         """Connect, and push the weights of agents that train here where servers have older ones; see `Engine.sync`.
 
+        One of the processes of a run pushes, and the others wait for it.
+
         Raises:
             TrainingError: A server did not take them.
         """
         super().sync(version, keep_cache)
         for mate in self.mates.values():
-            mate.policy_version = version if mate.endpoint.trained else None
-            if mate.endpoint.trained and mate.wanted != f"{self.run_id}:{version}":
-                mate.wanted = f"{self.run_id}:{version}"
-                run(push(mate.endpoint.urls, _key(mate.policy.spec), mate.policy, mate.wanted))
+            if mate.endpoint.trained:
+                self.run_id = gather_objects(self.run_id)[0]
+                self.push(mate, version)
         self._loop = Loop()
         self._loop.run(self._connect())
+
+    def push(self, mate: _Mate, version: int) -> None:
+        """Give the weights of an agent to its servers, unless they have them."""
+        name, problem = f"{self.run_id}:{version}", ""
+        if mate.wanted != name and rank() == 0:
+            try:
+                run(push(mate.endpoint.urls, _key(mate.policy.spec), mate.policy, name))
+            except TrainingError as error:
+                problem = str(error)
+        if problem := gather_objects(problem)[0]:  # on all, and none asks before the servers have them
+            raise TrainingError(problem)
+        mate.wanted, mate.policy_version = name, version
 
     async def _connect(self) -> None:
         from collm.inference.endpoint.client import connection
