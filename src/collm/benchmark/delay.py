@@ -112,12 +112,13 @@ def measure(seconds: float = 1.0, episodes: int = 1, free: int = 32, turns: int 
             print(f"{type(sampler).__name__:12} {spent:5.2f}   (at least {rounds_of(sampler)})", flush=True)
     print(f"times vary: {free} {turns}-turn episodes side by side, turn by turn and free")
     for spread in (0.3, 1.0):
-        spent = []
+        lasted = []
         for kind in (TurnByTurn, Actors):
             with answering(seconds, spread) as url:
-                spent.append(timed(Parallel(), url, free, Talk(turns), kind) / seconds)
-        ratio = spent[0] / spent[1]
-        print(f"spread {spread:3.1f}   {spent[0]:5.2f} {spent[1]:5.2f}   ratio {ratio:4.2f}", flush=True)
+                lasted.append(timed(Parallel(), url, free, Talk(turns), kind) / seconds)
+        print(
+            f"spread {spread:3.1f}   {lasted[0]:5.2f} {lasted[1]:5.2f}   ratio {lasted[0] / lasted[1]:4.2f}", flush=True
+        )
 
 
 def timed(

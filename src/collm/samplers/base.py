@@ -23,8 +23,11 @@ class Actors(Protocol):
 
     policies: Mapping[str, Any]
     """Policies by agent id, in the order of the environment's agents."""
-    answers_at_once: int
-    """How many responses may be asked for at once from threads of their own; 0 if agents are asked in batches."""
+
+    @property
+    def answers_at_once(self) -> int:
+        """How many responses may be asked for at once from threads of their own; 0 if agents are asked in batches."""
+        ...
 
     def prompt(self, agent_id: str, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t of one agent."""
