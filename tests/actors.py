@@ -22,6 +22,7 @@ class Scripted:
 
     def __init__(self, policies: Mapping[str, Any]):
         self.policies = policies
+        self.answers_at_once = 0
 
     @contextmanager
     def serving(self, version: int, keep_cache: bool = False) -> Iterator[Scripted]:

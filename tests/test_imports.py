@@ -86,7 +86,7 @@ RULES = {
         never=LIGHTNING,
     ),
     "collm.inference.endpoint": Rule(
-        rooms("trajectory", "errors", "models", "inference.base", "inference.endpoint"),
+        rooms("trajectory", "errors", "models", "runtime.collectives", "inference.base", "inference.endpoint"),
         never=LIGHTNING | {"transformers", "peft"},
     ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
@@ -109,9 +109,10 @@ RULES = {
         rooms("trajectory", "packing", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
         never=LIGHTNING | {"transformers"},
     ),
+    "collm.ahead": Rule(rooms("inference.actors", "trajectory", "runtime"), never=LIGHTNING),
     "collm.data": Rule(
         rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "returns", "runtime")
-        | rooms("inference.actors")
+        | rooms("inference.actors", "ahead")
     ),
     "collm.algorithms": Rule(
         rooms(

@@ -7,30 +7,32 @@ would be sampled with the weights before the update (a test checks this).
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from collm.ahead import Rollout, one_ahead
 from collm.environments.base import SPLITS, Environment, EpisodeFailure, check_tasks
-from collm.environments.contract import begun, check_environment, measured, tasks_of
+from collm.environments.contract import begun, check_environment, check_size, measured, tasks_of
 from collm.errors import ConfigurationError
-from collm.inference.actors import Actors, check_engines
+from collm.inference.actors import Actors, check_elsewhere, check_engines
 from collm.returns import equal_groups
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_choice, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, Range, check_choice, check_number, check_numbers
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
-from collm.trajectory import RolloutBatch, Task, collate, without_failed
+from collm.trajectory import RolloutBatch, Task, Trajectory, collate, without_failed
 
 _EVALUATION_SEED = 2**40  # above the seeds of all training rollouts
 _REPLACEMENT_SEED = 2**41
-_MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -56,6 +58,9 @@ class RolloutDataModule(L.LightningDataModule):
         predict_split: Tasks that `predict` plays: `eval` or `train`.
         episode_retries: How often a turn is repeated after a failure of the environment, such as a broken sandbox; the
             same actions are applied in a new episode.
+        max_staleness: How many updates the policies of a training rollout may be behind. 0: every rollout waits for the
+            update before it. 1: the next rollout is generated while the learner updates, for agents on servers
+            (`engine: endpoint`) only; importance ratios are against the log-probabilities that servers gave.
         failed_episodes: What to do with an episode that still fails. `drop`: leave it out of the update and of its
             group. `zero`: keep it with the rewards before the failure and 0 after it.
         seed: Seed of the order of tasks, of environments and of sampling.
@@ -75,6 +80,7 @@ class RolloutDataModule(L.LightningDataModule):
         eval_batch_size: int = 64,
         predict_split: Literal["train", "eval"] = "eval",
         episode_retries: int = 1,
+        max_staleness: int = 0,
         failed_episodes: Literal["drop", "zero"] = "drop",
         seed: int = 0,
     ):
@@ -91,13 +97,16 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.predict_split = predict_split
         self.episode_retries = episode_retries
+        self.max_staleness = max_staleness
         self.failed_episodes = failed_episodes
         self.seed = seed
         self.on_turn: Callable[[int, int], None] | None = None  # set by callbacks that show progress
         self._actors: Actors | None = None
+        self._serving = threading.Lock()  # one rollout at a time
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
         check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
         check_numbers("data", self, episode_retries=COUNT_OR_ZERO, replace_equal_groups=COUNT_OR_ZERO)
+        check_number("data.max_staleness", max_staleness, Range(0, 1, whole=True))
         check_choice("data.failed_episodes", failed_episodes, ("drop", "zero"))
         check_choice("data.predict_split", predict_split, SPLITS)
         if replace_equal_groups and (num_generations < 2 or not self.sampler.independent):
@@ -105,6 +114,11 @@ class RolloutDataModule(L.LightningDataModule):
                 f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} with "
                 f"data.num_generations {num_generations} does not play groups of independent episodes; set it to 0, or "
                 "use Parallel and groups of 2 or more."
+            )
+        if max_staleness and replace_equal_groups:
+            raise ConfigurationError(
+                f"data.replace_equal_groups is {replace_equal_groups}, but with data.max_staleness {max_staleness} a "
+                "rollout is generated while the learner updates; set one of them to 0."
             )
         check_environment(environment)
         self.train_tasks = tasks_of(environment, "train")
@@ -126,6 +140,9 @@ class RolloutDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check the engines, and that every first prompt fits the context of its agent; loads tokenizers only."""
         check_engines(self.trainer.lightning_module.specs)
+        if self.max_staleness and stage == "fit":
+            check_elsewhere(self.trainer.lightning_module.specs, f"data.max_staleness is {self.max_staleness}")
+        self.trainer.lightning_module.max_staleness = self.max_staleness
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
             try:
@@ -175,9 +192,14 @@ class RolloutDataModule(L.LightningDataModule):
     @contextmanager
     def acting(self, sampler: Sampler) -> Iterator[Actors]:
         """The agents with their current policies, ready for rollouts of `sampler`."""
-        module = self.trainer.lightning_module
+        with self.trainer.lightning_module.acting(), self.serving(sampler) as actors:
+            yield actors
+
+    @contextmanager
+    def serving(self, sampler: Sampler) -> Iterator[Actors]:
+        """The agents with the weights they have when it is entered, once rollouts before it have ended."""
         keep_cache = self.environment.horizon > 1 or not sampler.asks_once
-        with module.acting(), self.actors.serving(module.num_rollouts, keep_cache) as actors:
+        with self._serving, self.actors.serving(self.trainer.lightning_module.num_rollouts, keep_cache) as actors:
             yield actors
 
     def play(
@@ -186,24 +208,47 @@ class RolloutDataModule(L.LightningDataModule):
         """Play `num_generations` episodes of each task with the current policies."""
         began = time.perf_counter()
         with self.acting(sampler) as actors:
-            trajectories = sampler.rollout(
-                self.environment,
-                tasks,
-                actors,
-                seed,
-                self.trainer.lightning_module.device,
-                num_generations=num_generations,
-                greedy=greedy,
-                on_turn=self.on_turn,
-                retries=self.episode_retries,
-            )
+            trajectories = self.episodes(actors, sampler, tasks, seed, num_generations, greedy, self.on_turn)
+        return self.batch_of(trajectories, time.perf_counter() - began)
+
+    def play_aside(self, actors: Actors, tasks: Sequence[Task], seed: int) -> RolloutBatch:
+        """Play a training rollout with policies that servers hold, in a thread beside the one that updates."""
+        began = time.perf_counter()
+        trajectories = self.episodes(actors, self.sampler, tasks, seed, self.num_generations)
+        return self.batch_of(trajectories, time.perf_counter() - began)
+
+    def episodes(
+        self,
+        actors: Actors,
+        sampler: Sampler,
+        tasks: Sequence[Task],
+        seed: int,
+        num_generations: int,
+        greedy: bool = False,
+        on_turn: Callable[[int, int], None] | None = None,
+    ) -> list[Trajectory]:
+        """Episodes of each task, played to their ends."""
+        return sampler.rollout(
+            self.environment,
+            tasks,
+            actors,
+            seed,
+            self.trainer.lightning_module.device,
+            num_generations=num_generations,
+            greedy=greedy,
+            on_turn=on_turn,
+            retries=self.episode_retries,
+        )
+
+    def batch_of(self, trajectories: list[Trajectory], seconds: float) -> RolloutBatch:
+        """A batch of episodes that were played in `seconds`."""
         drop = self.failed_episodes == "drop"
         trajectories, left_out = without_failed(trajectories) if drop else (trajectories, [])
         with meter.phase("environment"):
             for trajectory in trajectories:
                 if trajectory.turns:
                     trajectory.metrics = measured(self.environment, trajectory)
-        batch = collate(trajectories, time.perf_counter() - began, left_out)
+        batch = collate(trajectories, seconds, left_out)
         batch.numbers = self.actors.take_numbers()
         return batch
 
@@ -237,27 +282,6 @@ class RolloutDataModule(L.LightningDataModule):
         return batch
 
 
-def check_size(environment: Environment, first: str, num_tasks: int, second: str, num_episodes: int) -> None:
-    """Raise `ConfigurationError` for a rollout that is too large for time and memory.
-
-    Args:
-        environment: The environment.
-        first: Name of the setting of `num_tasks`.
-        num_tasks: Number of tasks played in parallel.
-        second: Name of the setting of `num_episodes`.
-        num_episodes: Number of episodes per task.
-    """
-    joint_samples = num_tasks * num_episodes * environment.horizon
-    responses = joint_samples * len(environment.agent_ids)
-    if responses > _MOST_RESPONSES:
-        raise ConfigurationError(
-            f"{num_tasks:,} tasks at once (data.{first}), {num_episodes:,} episodes of each (data.{second}) and a "
-            f"horizon of {environment.horizon:,} turns are {joint_samples:,} joint samples in one rollout, and "
-            f"{responses:,} responses of {len(environment.agent_ids):,} agents; at most {_MOST_RESPONSES:,} are "
-            "allowed. Lower one of them."
-        )
-
-
 class _TrainRollouts(IterableDataset):
     """The rollouts of one epoch, each sampled when the loader asks for it."""
 
@@ -271,15 +295,25 @@ class _TrainRollouts(IterableDataset):
         data = self.data
         first = data.trainer.current_epoch * data.rollouts_per_epoch
         played = data.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # before the run was resumed
-        rank, num_ranks = data.trainer.global_rank, data.trainer.world_size
-        for rollout in range(first + played, first + data.rollouts_per_epoch):
-            seed = (data.seed * 1_000_003 + rollout) * num_ranks + rank
+        rollouts = map(self._seed_and_tasks, range(first + played, first + data.rollouts_per_epoch))
+        if data.max_staleness:
+            begun: Iterator[Rollout] = (
+                (seed, partial(data.play_aside, tasks=own, seed=seed)) for seed, _, own in rollouts
+            )
+            yield from one_ahead(begun, lambda: data.serving(data.sampler))
+            return
+        for seed, tasks, own in rollouts:
             # One seed per rollout, so that a resumed run repeats it.
             torch.manual_seed(seed)
-            tasks = data.tasks_of(rollout)
             used = {task.task_id for task in tasks}
             others = [task for task in data.train_tasks if task.task_id not in used] or data.train_tasks
-            yield data.play_until_different(tasks[rank::num_ranks], others, seed)
+            yield data.play_until_different(own, others, seed)
+
+    def _seed_and_tasks(self, rollout: int) -> tuple[int, list[Task], list[Task]]:
+        """The seed of a rollout on this rank, its tasks over all ranks, and those of this rank."""
+        data, rank, num_ranks = self.data, self.data.trainer.global_rank, self.data.trainer.world_size
+        tasks = data.tasks_of(rollout)
+        return (data.seed * 1_000_003 + rollout) * num_ranks + rank, tasks, tasks[rank::num_ranks]
 
 
 class _EvalRollouts(IterableDataset):

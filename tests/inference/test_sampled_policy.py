@@ -15,10 +15,14 @@ from collm.models import scores
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.objectives import policy_gradient_loss
 from collm.packing import action_sequences, pad_sequences
+from collm.returns import discounted_returns
 from collm.sampling_mask import SamplingMask
 from collm.trajectory import Task, Trajectory, Turn
+from enumerated import FULL, Enumerated
 from on_policy import CUTS, batch_of, log_ratios
+from tabular import AGENTS, HISTORIES
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9]]
 
@@ -108,6 +112,62 @@ def test_the_gradient_of_the_cut_policy_is_right_and_that_of_the_uncut_one_biase
     assert_close(found[False], torch.tensor([-2 / 3, 2 / 3, 0.0, 0.0, 0.0]), atol=1e-5, rtol=0)
     assert_close(found[True], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]) - p, atol=1e-5, rtol=0)
     assert (found[True] - found[False]).abs().max() > 0.1  # biased: it also moves tokens that are never drawn
+
+
+def test_in_a_game_of_two_turns_only_the_cut_policies_give_the_gradient_of_what_is_played() -> None:
+    """All episodes that two agents cut at top-p 0.7 can play, each with its exact probability.
+
+    An agent with two actions keeps both where the likelier one has less than 0.7, and one otherwise. The true gradient
+    differentiates the probabilities of episodes; the estimate is the policy loss with the rewards to go as advantages
+    and the log-probabilities that updates compute, of actions as they are drawn.
+    """
+    game, top_p = Enumerated(FULL), 0.7
+    tables = {name: policy.logits.clone().requires_grad_() for name, policy in game.policies.items()}
+    kept = {name: cut_by_hand(table.softmax(-1), top_p) for name, table in tables.items()}
+    played = {
+        name: game.log_probs_under(name, table.masked_fill(~kept[name], -torch.inf)) for name, table in tables.items()
+    }
+    probabilities = sum(played.values()).sum(1).exp()
+    assert {1, 2} == set(kept[AGENTS[0]].sum(1).tolist())
+    assert 0 < (probabilities > 0).sum() < len(probabilities)
+    assert probabilities.sum().item() == pytest.approx(1)
+    expected = torch.autograd.grad((probabilities * game.batch.rewards.sum(1)).sum(), list(tables.values()))
+    weighted = discounted_returns(game.batch.rewards, game.batch.turn_mask, 1.0) * probabilities.detach()[:, None]
+    for uncut in (False, True):
+        found = []
+        for name, table in tables.items():
+            scored = log_probs_of_updates(game, name, table, Sampling(1, top_p=top_p, uncut=uncut))
+            loss = policy_gradient_loss(scored, scored.detach(), weighted, game.batch.turn_mask)
+            found.append(-torch.autograd.grad(loss, table)[0])
+        errors = [(one - other).abs().max().item() for one, other in zip(found, expected, strict=True)]
+        assert all(error > 0.01 if uncut else error < 1e-5 for error in errors), errors
+
+
+def cut_by_hand(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """True at the actions that are kept of two."""
+    return (probabilities == probabilities.amax(1, keepdim=True)) | (probabilities.amax(1, keepdim=True) < top_p)
+
+
+def log_probs_of_updates(game: Enumerated, agent_id: str, table: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Log-probabilities of an agent's actions with the sets that are recorded when its histories are answered, [B, T].
+
+    Actions that are never drawn count 0: no episode has them.
+    """
+    rows = torch.zeros_like(game.batch.rewards)
+    for row, path in enumerate(game.batch.trajectories):
+        for turn, step in enumerate(path.turns):
+            action = step.actions[agent_id]
+            logits = table[HISTORIES.index(tuple(action.prompt_ids))]
+            drawn, _, masks = draw(logits.detach().repeat(200, 1), sampling, chance(), None)
+            if action.token_ids[0] not in drawn.tolist():
+                continue
+            place = drawn.tolist().index(action.token_ids[0])
+            mask = None if masks is None else masks.take(torch.tensor([place]))
+            head = lambda states, logits=logits: logits[None] + 0 * states  # noqa: E731
+            rows[row, turn] = scores.score(head, torch.zeros(1, 1), torch.tensor(action.token_ids), 2, 1.0, None, mask)[
+                0
+            ]
+    return rows
 
 
 def test_sets_come_back_from_their_compact_form() -> None:

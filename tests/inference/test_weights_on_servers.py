@@ -15,6 +15,7 @@ from safetensors.torch import save
 from actors import sampled
 from collm.errors import ConfigurationError, TrainingError
 from collm.inference.actors import Actors
+from collm.inference.endpoint import engine
 from collm.inference.endpoint.weights import weights_of
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.policy import Policy
@@ -72,7 +73,7 @@ def test_an_answer_of_other_weights_is_refused_and_counted() -> None:
         actors = Actors({"a1": learner(team("tiny", max_new_tokens=6)["a1"], url)})
         with actors.serving(1):
             body = save(weights_of(policy))  # somebody else's, by the same name of the run
-            headers = {"x-collm-version": f"{actors.engines['a1'].run}:0"}
+            headers = {"x-collm-version": f"{actors.engines['a1'].run_id}:0"}
             assert httpx.post(f"{url.removesuffix('/v1')}/weights", content=body, headers=headers).status_code == 200
             (action,) = actors.sample({"a1": [PROMPT]}, torch.Generator(), True)["a1"]
         assert (action.absent, action.fatal) == ("stale", True)
@@ -111,6 +112,24 @@ def test_two_runs_at_one_server_and_servers_that_keep_their_weights() -> None:
     with served(policies[0]) as url:
         fixed = Actors({"a1": learner(policies[1], url)})
         with pytest.raises(TrainingError, match="status (409|413)"), fixed.serving(0):
+            pass
+
+
+def test_the_first_process_of_a_run_pushes_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [team("tiny", max_new_tokens=6)["a1"] for _ in range(2)]
+    with served(team("tiny", max_new_tokens=6)["a1"], trainable=True) as url:
+        first, second = (Actors({"a1": learner(policy, url)}) for policy in here)
+        run_id = first.engines["a1"].run_id
+        with first.serving(2):
+            pass
+        said = [run_id, "", run_id, "servers are gone"]  # by the first process, at each exchange
+        monkeypatch.setattr(engine, "gather_objects", lambda value: [said.pop(0), value])
+        monkeypatch.setattr(engine, "rank", lambda: 1)
+        monkeypatch.setattr(engine, "push", None)  # which it must not call
+        with second.serving(2):
+            (action,) = second.sample({"a1": [PROMPT]}, torch.Generator(), True)["a1"]
+        assert (action.policy_version, action.absent) == (2, "")
+        with pytest.raises(TrainingError, match="servers are gone"), second.serving(3):
             pass
 
 

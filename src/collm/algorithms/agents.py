@@ -83,6 +83,7 @@ class Agents(Checkpointed):
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
         self.joint_samples = 0
         self.num_rollouts = 0  # learned from, including the current one
+        self.max_staleness = 0  # updates that the policies of a rollout may be behind; set by the data module
 
     def dialogues(self) -> dict[str, Dialogue | TextDialogue]:
         """The dialogue formatter of each agent, which turns its history into tokens; loads tokenizers, not weights."""

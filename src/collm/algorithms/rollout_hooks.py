@@ -66,17 +66,20 @@ class RolloutHooks(Agents):
             self.skip_update(batch)
 
     def check_policy_versions(self, batch: RolloutBatch) -> None:
-        """Stop if actions were sampled by older policies: every update here is on-policy."""
-        local = {action.policy_version for action in distinct_actions(batch.trajectories)} - {None}
-        versions = set(chain.from_iterable(gather_objects(local)))
-        if versions - {self.num_rollouts}:
+        """Stop if actions were sampled by older policies than `data.max_staleness` allows, by default none."""
+        local = [action.policy_version for action in distinct_actions(batch.trajectories)]
+        versions = [version for own in gather_objects(local) for version in own if version is not None]
+        if any(not 0 <= self.num_rollouts - version <= self.max_staleness for version in versions):
             self.stop(
-                f"actions were written by the policies after {', '.join(map(str, sorted(versions)))} updates, but "
+                f"actions were written by the policies after {', '.join(map(str, sorted(set(versions))))} updates, but "
                 f"{self.num_rollouts} were made: the update is not on-policy; sample after each update",
                 batch.trajectories,
             )
         if versions:
-            self.log("rollout/policy_version", float(self.num_rollouts))
+            mean = sum(versions) / len(versions)
+            self.log("rollout/policy_version", mean)
+            if self.max_staleness:
+                self.log("rollout/staleness", self.num_rollouts - mean)
 
     def skip_update(self, batch: RolloutBatch) -> None:
         """Skip the update of a rollout in which no episode was played on any rank; stop after several in a row."""

@@ -3,7 +3,8 @@
     python -m collm.benchmark.delay --seconds 1
 
 A server answers every chat after the same time. An episode cannot take less than that for each round in which agents
-wait for one another; how much more it takes is the cost of this project's client.
+wait for one another; how much more it takes is the cost of this project's client. Then the server's times vary, and
+episodes that run free of one another are compared with ones that end every turn together.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ _HELD = 2  # turns of an episode
 _ANSWER = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
 
 
-class TwoTurns(Environment):
-    """Two agents that say anything, twice."""
+class Talk(Environment):
+    """Two agents that say anything, in every turn."""
 
-    agent_ids, horizon, min_reward, max_reward = ("a", "b"), _HELD, 0.0, 0.0
+    agent_ids, min_reward, max_reward = ("a", "b"), 0.0, 0.0
+
+    def __init__(self, turns: int = _HELD):
+        self.horizon = turns
 
     def tasks(self, split: str) -> Sequence[Task]:
         return [Task(split, {})]
@@ -47,9 +51,21 @@ class TwoTurns(Environment):
         return Step(state + 1, dict.fromkeys(self.agent_ids, "again"), 0.0)
 
 
+class TurnByTurn(Actors):
+    """Agents that are asked for all episodes together."""
+
+    answers_at_once = 0
+
+
 @contextmanager
-def answering(seconds: float) -> Iterator[str]:
-    """The address of a server that answers every request after `seconds`."""
+def answering(seconds: float, spread: float = 0.0) -> Iterator[str]:
+    """The address of a server that answers after `seconds`.
+
+    Args:
+        seconds: Time of an answer, the median where times vary.
+        spread: Standard deviation of the logarithm of the times.
+    """
+    drawn = random.Random(0)
     body = json.dumps(_ANSWER).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
 
@@ -57,7 +73,7 @@ def answering(seconds: float) -> Iterator[str]:
         request = await reader.readuntil(b"\r\n\r\n")
         length = next(line for line in request.lower().split(b"\r\n") if line.startswith(b"content-length"))
         await reader.readexactly(int(length.partition(b":")[2]))
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds * drawn.lognormvariate(0, spread))
         writer.write(head + body)
         await writer.drain()
         writer.close()
@@ -78,12 +94,14 @@ def rounds_of(sampler: Sampler) -> int:
     return _HELD * {Parallel: 1, Pipeline: 2, Discussion: 2}[type(sampler)]
 
 
-def measure(seconds: float = 1.0, episodes: int = 1) -> None:
+def measure(seconds: float = 1.0, episodes: int = 1, free: int = 32, turns: int = 4) -> None:
     """Print the time of an episode in units of the time of an answer.
 
     Args:
         seconds: Time of an answer.
         episodes: Episodes side by side.
+        free: Episodes side by side where the times of answers vary.
+        turns: Turns of those.
     """
     with answering(0.0) as url:
         timed(Parallel(), url, episodes)  # a warm-up, with its imports
@@ -92,12 +110,23 @@ def measure(seconds: float = 1.0, episodes: int = 1) -> None:
         for sampler in (Parallel(), Pipeline(), Discussion()):
             spent = timed(sampler, url, episodes) / seconds
             print(f"{type(sampler).__name__:12} {spent:5.2f}   (at least {rounds_of(sampler)})", flush=True)
+    print(f"times vary: {free} {turns}-turn episodes side by side, turn by turn and free")
+    for spread in (0.3, 1.0):
+        lasted = []
+        for kind in (TurnByTurn, Actors):
+            with answering(seconds, spread) as url:
+                lasted.append(timed(Parallel(), url, free, Talk(turns), kind) / seconds)
+        print(
+            f"spread {spread:3.1f}   {lasted[0]:5.2f} {lasted[1]:5.2f}   ratio {lasted[0] / lasted[1]:4.2f}", flush=True
+        )
 
 
-def timed(sampler: Sampler, url: str, episodes: int) -> float:
+def timed(
+    sampler: Sampler, url: str, episodes: int, game: Environment | None = None, kind: type[Actors] = Actors
+) -> float:
     """Seconds of episodes side by side."""
-    game, spec = TwoTurns(), PolicySpec(engine="endpoint", endpoint=EndpointSpec(url, protocol="chat"))
-    actors = Actors({name: remote_policy(name, spec) for name in game.agent_ids})
+    game, spec = game or Talk(), PolicySpec(engine="endpoint", endpoint=EndpointSpec(url, protocol="chat"))
+    actors = kind({name: remote_policy(name, spec) for name in game.agent_ids})
     began = time.perf_counter()
     with actors.serving(0):
         played = sampler.rollout(game, game.tasks("eval"), actors, 0, "cpu", episodes)

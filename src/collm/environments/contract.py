@@ -17,6 +17,7 @@ from collm.runtime.checks import FINITE, check_number, check_utf8, shown
 from collm.trajectory import Task, Trajectory
 
 MAX_PICTURE = 200_000
+_MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
 
 def check_environment(environment: Environment) -> None:
@@ -117,6 +118,27 @@ def check_step(environment: Environment, where: str, step: Step) -> None:
             f"{where}: Step.info cannot be written to transcripts as JSON ({error}); keep to dicts with str keys, "
             "lists, texts and numbers."
         ) from error
+
+
+def check_size(environment: Environment, first: str, num_tasks: int, second: str, num_episodes: int) -> None:
+    """Raise `ConfigurationError` for a rollout that is too large for time and memory.
+
+    Args:
+        environment: The environment.
+        first: Name of the setting of `num_tasks`.
+        num_tasks: Number of tasks played in parallel.
+        second: Name of the setting of `num_episodes`.
+        num_episodes: Number of episodes per task.
+    """
+    joint_samples = num_tasks * num_episodes * environment.horizon
+    responses = joint_samples * len(environment.agent_ids)
+    if responses > _MOST_RESPONSES:
+        raise ConfigurationError(
+            f"{num_tasks:,} tasks at once (data.{first}), {num_episodes:,} episodes of each (data.{second}) and a "
+            f"horizon of {environment.horizon:,} turns are {joint_samples:,} joint samples in one rollout, and "
+            f"{responses:,} responses of {len(environment.agent_ids):,} agents; at most {_MOST_RESPONSES:,} are "
+            "allowed. Lower one of them."
+        )
 
 
 def described(environment: Environment, task: Task, state: Any) -> tuple[dict[str, float], str, float | None]:

@@ -52,6 +52,24 @@ def check_engines(specs: Mapping[str, PolicySpec]) -> None:
         engine_class(spec.engine).check(f"policy of {agent_id!r}", spec)
 
 
+def check_elsewhere(specs: Mapping[str, PolicySpec], what: str) -> None:
+    """Refuse agents that generate in this process, before weights load.
+
+    Args:
+        specs: Policies by agent id.
+        what: Beginning of the message: the setting that needs servers.
+
+    Raises:
+        ConfigurationError: Names the agent and how to mend it.
+    """
+    for agent_id, spec in specs.items():
+        if not engine_class(spec.engine).elsewhere:
+            raise ConfigurationError(
+                f"{what}, but policy of {agent_id!r} has the engine {spec.engine!r}, which generates where the learner "
+                "updates; use engine endpoint with servers of serve.py --trainable, or set it to 0."
+            )
+
+
 class Actors:
     """All agents of a run, each with the engine that its settings name.
 
@@ -81,6 +99,12 @@ class Actors:
         engines = [engine for group in self.devices.values() for engine in group]
         return {agent_id: engine for engine in engines for agent_id in engine.policies}
 
+    @property
+    def answers_at_once(self) -> int:
+        """How many responses may be asked for at once, each for itself; 0 if one engine is better asked in batches."""
+        numbers = [engine.answers_at_once for group in self.devices.values() for engine in group]
+        return sum(numbers) if all(numbers) else 0
+
     def slower(self) -> dict[str, str]:
         """For each agent that does not sample and train in the fastest way: what it does instead, in words."""
         ways = {}
@@ -98,6 +122,12 @@ class Actors:
         engines = [engine for group in self.devices.values() for engine in group]
         return {name: values for engine in engines for name, values in engine.take_numbers().items()}
 
+    def rest(self) -> None:
+        """Give up what is being generated, and free what engines hold; see `Engine.rest`."""
+        for group in self.devices.values():
+            for engine in group:
+                engine.rest()
+
     @contextmanager
     def serving(self, version: int, keep_cache: bool = False) -> Iterator[Actors]:
         """Generate with the weights as they are now; see `Engine.sync`."""
@@ -109,8 +139,7 @@ class Actors:
             yield self
         finally:
             self._is_serving = False
-            for engine in engines:
-                engine.rest()
+            self.rest()
 
     def prompt(self, agent_id: str, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t of one agent."""

@@ -29,6 +29,11 @@ class Engine(ABC):
 
     version: int | None = None  # of the weights; set by `sync`
     keeps_cache = False  # set by `sync`
+    elsewhere = False
+    """Whether it generates outside of this process, so that the learner may update at the same time."""
+    answers_at_once = 0
+    """How many responses it waits for at once, where single ones come as fast as many: episodes then run free of one
+    another, and `generate` is called from several threads. 0 where one batch is best."""
 
     def __init__(self, policies: Mapping[str, Policy]):
         self.policies = dict(policies)

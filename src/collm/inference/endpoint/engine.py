@@ -1,4 +1,4 @@
-"""The engine whose responses come from servers: several for each agent, all answers of a turn asked for at once."""
+"""The engine whose responses come from servers, several for each agent, and to which episodes come one by one."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import torch
 
-from collm.errors import ConfigurationError
+from collm.errors import ConfigurationError, TrainingError
 from collm.inference.base import Engine, Prompts
 from collm.inference.endpoint.latency import Latency
+from collm.inference.endpoint.loop import Loop, run
 from collm.inference.endpoint.weights import push
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
+from collm.runtime.collectives import gather_objects, rank
 from collm.trajectory import Action
 
 _BYTES = 100_000  # of an answer beside its tokens
@@ -33,23 +34,58 @@ _LONGEST_PAUSE = 5.0
 class EndpointEngine(Engine):
     """Asks servers for the responses of agents whose weights are there."""
 
+    elsewhere = True
+
     def __init__(self, policies: Mapping[str, Policy]):
         super().__init__(policies)
-        self.run = uuid4().hex  # servers take weights of one run only
+        self.run_id = uuid4().hex  # servers take weights of one run only
         self.mates = {agent_id: _Mate(policy) for agent_id, policy in policies.items()}
+        self.answers_at_once = sum(mate.endpoint.concurrency for mate in self.mates.values())
+        self._loop: Loop | None = None  # from `sync` to `rest`
 
     def sync(self, version: int, keep_cache: bool = False) -> None:
-        """Push the weights of agents that train here, if they are newer than those of the servers; see `Engine.sync`.
+        """Connect, and push the weights of agents that train here where servers have older ones; see `Engine.sync`.
+
+        One of the processes of a run pushes, and the others wait for it.
 
         Raises:
             TrainingError: A server did not take them.
         """
         super().sync(version, keep_cache)
         for mate in self.mates.values():
-            mate.policy_version = version if mate.endpoint.trained else None
-            if mate.endpoint.trained and mate.wanted != f"{self.run}:{version}":
-                mate.wanted = f"{self.run}:{version}"
-                _run(push(mate.endpoint.urls, _key(mate.policy.spec), mate.policy, mate.wanted))
+            if mate.endpoint.trained:
+                self.run_id = gather_objects(self.run_id)[0]
+                self.push(mate, version)
+        self._loop = Loop()
+        self._loop.run(self._connect())
+
+    def push(self, mate: _Mate, version: int) -> None:
+        """Give the weights of an agent to its servers, unless they have them."""
+        name, problem = f"{self.run_id}:{version}", ""
+        if mate.wanted != name and rank() == 0:
+            try:
+                run(push(mate.endpoint.urls, _key(mate.policy.spec), mate.policy, name))
+            except TrainingError as error:
+                problem = str(error)
+        if problem := gather_objects(problem)[0]:  # on all, and none asks before the servers have them
+            raise TrainingError(problem)
+        mate.wanted, mate.policy_version = name, version
+
+    async def _connect(self) -> None:
+        from collm.inference.endpoint.client import connection
+
+        for mate in self.mates.values():
+            mate.open(connection)
+
+    async def _disconnect(self) -> None:
+        await asyncio.gather(*(mate.client.aclose() for mate in self.mates.values()))
+
+    def rest(self) -> None:
+        """Disconnect; what still waits for answers is cancelled."""
+        if self._loop is not None:
+            loop, self._loop = self._loop, None
+            loop.run(self._disconnect())
+            loop.close()
 
     @classmethod
     def check(cls, name: str, spec: PolicySpec) -> None:
@@ -68,30 +104,24 @@ class EndpointEngine(Engine):
             probe = {"text": _PROBE, "ids": ids, "vocabulary": len(tokenizer)}
         agent = endpoint.model or name.partition("'")[2].rstrip("'")
         try:
-            _run(introduced(endpoint.urls, _key(spec), agent, spec.knows_text_only, probe))
+            run(introduced(endpoint.urls, _key(spec), agent, spec.knows_text_only, probe))
         except Fault as fault:
             raise ConfigurationError(f"{name}.endpoint: {fault}.") from fault
 
     def generate(
         self, prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
-        """One response to each prompt; see `Engine.generate`."""
+        """One response to each prompt; see `Engine.generate`. Several threads may call it at the same time."""
+        if self._loop is None:
+            raise RuntimeError("servers are asked between `sync` and `rest` only.")
         asked = [(self.mates[agent_id], prompt) for agent_id, own in prompts.items() for prompt in own]
         seeds = torch.randint(2**31, (len(asked),), generator=generator, device=generator.device).tolist()
 
         async def answers() -> list[Action]:
-            from collm.inference.endpoint.client import connection
+            work = (mate.answer(prompt, seed, greedy) for (mate, prompt), seed in zip(asked, seeds, strict=True))
+            return list(await asyncio.gather(*work))
 
-            for agent_id in prompts:
-                self.mates[agent_id].open(connection)
-            try:
-                work = (mate.answer(prompt, seed, greedy) for (mate, prompt), seed in zip(asked, seeds, strict=True))
-                return list(await asyncio.gather(*work))
-            finally:
-                for agent_id in prompts:
-                    await self.mates[agent_id].client.aclose()
-
-        actions = iter(_run(answers()))
+        actions = iter(self._loop.run(answers()))
         return {agent_id: [next(actions) for _ in own] for agent_id, own in prompts.items()}
 
     def take_numbers(self) -> dict[str, list[float]]:
@@ -207,7 +237,16 @@ class _Mate:
         if spec.knows_text_only:
             given = {"top_k": spec.top_k, "min_tokens": spec.min_new_tokens}
             return {**body, "messages": list(prompt), **{name: value for name, value in given.items() if value}}
-        more = {"top_k": spec.top_k, "min_tokens": spec.min_new_tokens, "logprobs": 1, "return_token_ids": True}
+        more: dict[str, Any] = {
+            "top_k": spec.top_k,
+            "min_tokens": spec.min_new_tokens,
+            "logprobs": 1,
+            "return_token_ids": True,
+        }
+        if self.endpoint.trained:  # what the learner knows, whatever the server's folder says
+            ends = {"stop_token_ids": sorted(self.policy.eos_ids), "ignore_eos": True}
+            allowed = self.policy.allowed_ids
+            more |= {**ends, "allowed_token_ids": None if allowed is None else list(allowed)}
         return {**body, "prompt": list(prompt), **more}
 
     def count(self, absent: float, retries: int, seconds: float | None) -> None:
@@ -246,7 +285,7 @@ def described(endpoint: EndpointSpec, model: str) -> dict[str, Any]:
 
     key = os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else None
     try:
-        return _run(described(endpoint.urls[0], key, model))
+        return run(described(endpoint.urls[0], key, model))
     except (Fault, asyncio.TimeoutError, TimeoutError):  # the engine's own check says what is wrong
         return {}
 
@@ -254,9 +293,3 @@ def described(endpoint: EndpointSpec, model: str) -> dict[str, Any]:
 def _key(spec: PolicySpec) -> str | None:
     variable = spec.endpoint.api_key_env if spec.endpoint else None
     return os.environ.get(variable) if variable else None
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of asynchronous work, also where an event loop runs in this thread, as in a notebook."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()

@@ -1,0 +1,55 @@
+"""Rollouts that are generated elsewhere while the learner updates: their policies are one update behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+
+from collm.inference.actors import Actors
+from collm.runtime.profiler import meter
+from collm.trajectory import RolloutBatch
+
+Rollout = tuple[int, Callable[[Actors], RolloutBatch]]
+"""Its seed, and what plays it."""
+
+
+def one_ahead(
+    rollouts: Iterable[Rollout], serving: Callable[[], AbstractContextManager[Actors]]
+) -> Iterator[RolloutBatch]:
+    """Yield rollouts in order; each begins before the one in front of it is yielded, with the weights of that moment.
+
+    Args:
+        rollouts: The rollouts.
+        serving: The agents, with their weights as they are when it is entered, which is here; a thread leaves it.
+    """
+    upcoming = iter(rollouts)
+    with ThreadPoolExecutor(1) as thread:
+
+        def begin() -> tuple[int, Future[RolloutBatch], Actors] | None:
+            for seed, play in upcoming:
+                own = ExitStack()
+                actors = own.enter_context(serving())
+                return seed, thread.submit(played, own, play, actors), actors
+            return None
+
+        begun = begin()
+        try:
+            while begun:
+                seed, future, _ = begun
+                with meter.phase("generate"):
+                    batch = future.result()
+                begun = begin()
+                torch.manual_seed(seed)  # of the update; servers draw from seeds of their own
+                yield batch
+        finally:
+            if begun:  # the learner has stopped: nobody waits for the answers on their way
+                begun[2].rest()
+
+
+def played(serving: ExitStack, play: Callable[[Actors], RolloutBatch], actors: Actors) -> RolloutBatch:
+    """A rollout, after which `serving` is left."""
+    with serving, meter.aside():
+        return play(actors)

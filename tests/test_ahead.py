@@ -1,0 +1,149 @@
+"""The next rollout is generated on servers while the learner updates, with policies one update behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+from collm.ahead import one_ahead
+from collm.data import RolloutDataModule
+from collm.errors import ConfigurationError
+from collm.models.policy import Policy
+from collm.studies.runs import read_run
+from collm.trajectory import RolloutBatch, distinct_actions
+from on_policy import log_ratios
+from served import served, team
+from toy import Toy
+
+SECONDS = 30.0
+
+
+class Events:
+    """Agents and rollouts that note what happens, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.updated = threading.Event()
+        self.given_up = threading.Event()
+
+    @contextmanager
+    def serving(self) -> Iterator[Any]:
+        self.log.append("weights")
+        yield SimpleNamespace(rest=self.given_up.set)
+        self.log.append("end")
+
+    def rollout(self, number: int, play: Callable[[], Any]) -> tuple[int, Callable[[Any], Any]]:
+        def played(actors: Any) -> Any:
+            return play() or number
+
+        return number, played
+
+
+def test_a_rollout_begins_before_the_update_of_the_one_in_front_of_it_and_ends_after() -> None:
+    """Number 1 ends only when the learner, which has number 0, updates: in order, both would wait for ever."""
+    events = Events()
+    plays = [events.rollout(0, lambda: None), events.rollout(1, lambda: (events.updated.wait(SECONDS), None)[1])]
+    seen, drawn = [], []
+    for batch in one_ahead(plays, events.serving):
+        seen.append(batch)
+        drawn.append(torch.initial_seed())
+        events.log.append(f"update {batch}")
+        events.updated.set()
+    assert events.updated.is_set()
+    assert (seen, drawn) == ([0, 1], [0, 1])
+    assert events.log[:4] == ["weights", "end", "weights", "update 0"]
+    assert events.log[4:] == ["end", "update 1"]
+    assert not events.given_up.is_set()
+
+
+def test_a_learner_that_stops_waits_for_no_answers() -> None:
+    events = Events()
+    plays = [events.rollout(0, lambda: None), events.rollout(1, lambda: (events.given_up.wait(SECONDS), None)[1])]
+    rollouts = one_ahead(plays, events.serving)
+    assert next(rollouts) == 0
+    rollouts.close()
+    assert events.given_up.is_set()
+
+
+def test_what_goes_wrong_beside_an_update_stops_the_run() -> None:
+    def broken() -> None:
+        raise RuntimeError("a reward broke")
+
+    events = Events()
+    rollouts = one_ahead([events.rollout(0, lambda: None), events.rollout(1, broken)], events.serving)
+    assert next(rollouts) == 0
+    with pytest.raises(RuntimeError, match="a reward broke"):
+        next(rollouts)
+
+
+class Recomputed(L.Callback):
+    """Compares the log-probabilities of every rollout with those of all weights so far."""
+
+    weights: list[dict[str, torch.Tensor]] = []
+    gaps: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
+        policy: Policy = pl_module.policies["a1"]
+        now = {name: value.clone() for name, value in policy.backbone.lm.state_dict().items()}
+        Recomputed.weights.append(now)
+        actions = [turn.actions["a1"] for path in batch.trajectories for turn in path.turns]
+        assert {action.absent for action in distinct_actions(batch.trajectories)} == {""}
+        gaps = []
+        for weights in Recomputed.weights:
+            policy.backbone.lm.load_state_dict(weights)
+            gaps.append(log_ratios(policy, actions).abs().max().item())
+        policy.backbone.lm.load_state_dict(now)
+        Recomputed.gaps.append(gaps)
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_rollouts_of_the_policies_before(
+    fit: Callable[..., int], tmp_path: Path, run_folder: Path, tiny_folder: str
+) -> None:
+    with (
+        served(team(tiny_folder)["a1"], trainable=True) as first,
+        served(team(tiny_folder)["a2"], trainable=True) as second,
+    ):
+        policy = {"path": tiny_folder, "max_new_tokens": 4, "learning_rate": 1e-3, "engine": "endpoint"}
+        policies = {
+            name: {**policy, "endpoint": {"url": url, "trained": True}} for name, url in (("a1", first), ("a2", second))
+        }
+        path = tmp_path / "servers.yaml"
+        path.write_text(yaml.safe_dump({"model": {"init_args": {"policies": policies}}}))
+        options = [
+            "--model=MAGRPO",
+            "--data.num_generations=2",
+            "--data.rollouts_per_epoch=3",
+            "--trainer.max_epochs=1",
+        ]
+        ahead = ["--data.max_staleness=1", "--trainer.callbacks+=test_ahead.Recomputed"]
+        assert fit(f"--config={path}", *options, *ahead) == 0
+    logged = read_run(run_folder).scalars
+    assert list(logged["rollout/policy_version"].values()) == [0, 0, 1]
+    assert list(logged["rollout/staleness"].values()) == [0, 1, 1]
+    # the log-probabilities that ratios are taken against are those of the policies that wrote
+    first_gaps, second_gaps, third_gaps = Recomputed.gaps
+    assert first_gaps[0] < 1e-4
+    assert second_gaps[0] < 1e-4 < second_gaps[1]
+    assert third_gaps[1] < 1e-4 < min(third_gaps[0], third_gaps[2])
+    assert list(logged["policy/log_prob_drift/a1"].values())[1] > 1e-5
+
+
+def test_settings_that_cannot_overlap(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError, match="data.max_staleness is 2"):
+        RolloutDataModule(Toy(), max_staleness=2)
+    with pytest.raises(ConfigurationError, match="replace_equal_groups is 1, but with data.max_staleness 1"):
+        RolloutDataModule(Toy(), max_staleness=1, replace_equal_groups=1, num_generations=2)
+    assert fit("--data.max_staleness=1") == 2
+    told = capsys.readouterr().err
+    assert "data.max_staleness is 1, but policy of 'a1' has the engine 'collm'" in told
+    assert "serve.py --trainable" in told
