@@ -50,7 +50,7 @@ def push(folder: Path, names: Sequence[str], prefix: str) -> None:
             HfApi().upload_folder(repo_id=repository, folder_path=folder / name)
         except Exception as error:
             raise TrainingError(
-                f"{folder / name} could not be pushed to {repository} ({first_line(error)}). The agents are complete in "
-                f"{folder}; push them with `hf upload`."
+                f"{folder / name} could not be pushed to {repository} ({first_line(error)}). The agents are complete "
+                f"in {folder}; push them with `hf upload`."
             ) from error
         print(f"pushed to {url} (private)")

@@ -259,7 +259,7 @@ def test_a_row_of_class_eval_is_played(sandbox: Sandbox, tmp_path: Path) -> None
 
 def hub_row(name: str) -> dict[str, Any]:
     """A row with every field of FudanSELab/ClassEval in its type, about a class of our own."""
-    start = f'import datetime\nimport no_such_package\n\nclass {name}:\n    """\n    This class keeps dates.\n    """\n'
+    start = f'import datetime\n\nclass {name}:\n    """\n    This class keeps dates.\n    """\n'
     constructor = "    def __init__(self):\n        pass\n"
     described = {
         "later": 'def later(self, day, days):\n        """\n        Days after a day.\n        """',
@@ -276,7 +276,8 @@ def hub_row(name: str) -> dict[str, Any]:
         f"    def test_later_2(self):\n        self.assertEqual({name}().later('2023-12-31', 1), '2024-01-01')\n",
         "weekend": f"class {name}TestWeekend(unittest.TestCase):\n    def setUp(self):\n"
         f"        self.dates = {name}()\n\n"
-        "    def test_weekend_1(self):\n        self.assertTrue(self.dates.weekend('2024-06-01'))\n",
+        "    def test_weekend_1(self):\n        self.assertTrue(self.dates.weekend('2024-06-01'))\n\n"
+        "    def test_weekend_2(self):\n        self.dates.weekend('2024-06-01')\n",
     }
     whole = f"class {name}Test(unittest.TestCase):\n    def test_{name}(self):\n        dates = {name}()\n"
     whole += "        self.assertFalse(dates.weekend(dates.later('2024-06-01', 2)))\n"
@@ -303,7 +304,8 @@ def hub_row(name: str) -> dict[str, Any]:
                 "dependencies": needs,
             }
             for method in written
-        ],
+        ]
+        + [{"method_name": "__init__", "test_class": f"{name}Test"}],
         "class_name": name,
         "test_classes": [f"{name}TestLater", f"{name}TestWeekend", f"{name}Test"],
         "class_constructor": f"class {name}: \n" + constructor + "\n",
@@ -326,9 +328,10 @@ def test_the_columns_of_the_hub_are_read(sandbox: Sandbox, monkeypatch: pytest.M
     assert "Write these methods of Dates: weekend." in shown["coder_2"]
     assert [name for name, _ in state.task.data["tests"]] == ["later", "later", "weekend", ""]
     step = game.step(state, game.demonstrate(state, random.Random(0)))
-    assert (step.info["passed"], step.reward, step.info["error"]) == ((4, 4), 6.0, "")
+    # the test of the whole class does not count: an empty one, whose methods return None, passes it
+    assert (step.info["passed"], step.reward, step.info["error"]) == ((3, 3), 6.0, "")
     step = game.step(state, {"coder_1": "", "coder_2": "def weekend(self, day):\n    return True"})
-    assert step.info["passed"] == (1, 4)
+    assert step.info["passed"] == (1, 3)
 
 
 @pytest.mark.parametrize(
