@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from toy import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 BASE = CONFIGS / "base.yaml"
-ZOO = "collm.environments.adapters.pettingzoo.PettingZooText"
 # The number of turns, and what makes each task short: few held-out tasks, and for games the prompt for small models.
 OF_THE_PAPER: dict[str, tuple[int, dict[str, Any]]] = {
     "tldr": (1, {"num_eval": 2}),
@@ -41,26 +38,18 @@ OTHERS: dict[str, tuple[int, dict[str, Any]]] = {
     "function_calling": (1, {"num_eval": 2, "num_agents": 3}),
     "class_eval": (2, {"horizon": 2}),
     "reasoning_gym": (2, {"num_train": 4, "num_eval": 2}),
-    "pettingzoo": (2, {"make": "lights.Lights", "min_reward": 0, "max_reward": 1, "horizon": 2, "num_eval": 2}),
+    "pettingzoo": (2, {"num_eval": 2}),
 }
+# The same classes for a single agent, and games that have tests of their own; any other file in the folder is played here.
+ELSEWHERE = {
+    *("tldr_single", "arxiv_single", "humaneval", "str_build_single", "house_build_single"),
+    *("matrix_game", "relay", "workload"),
+}
+FILES = {path.stem for path in (CONFIGS / "environments").glob("*.yaml")} - ELSEWHERE
+OTHERS |= {name: (1, {}) for name in sorted(FILES - {*OF_THE_PAPER, *ON_A_GRID, *OTHERS})}
 TASKS = OF_THE_PAPER | ON_A_GRID | OTHERS
 NEEDED = {"reasoning_gym": "reasoning_gym"}
 METHODS = {"collm_cc": (), "collm_dc": (), "magrpo": ("--data.num_generations=2",)}
-LIGHTS = """
-class Space:
-    n = 2
-
-class Lights:
-    possible_agents = ["left", "right"]
-    def action_space(self, agent):
-        return Space
-    def reset(self, seed=None):
-        self.agents = list(self.possible_agents)
-        return dict.fromkeys(self.agents, "on is 1"), {}
-    def step(self, actions):
-        none = dict.fromkeys(self.agents, False)
-        return dict.fromkeys(self.agents, "again"), actions, none, none, {}
-"""
 
 
 def available(names: dict[str, Any]) -> list[Any]:
@@ -80,18 +69,13 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "lights.py").write_text(LIGHTS)
-    yield
-    sys.modules.pop("lights", None)
 
 
 def settings(name: str, reader: str, method: str) -> list[str]:
     """The arguments of a short run, whose configuration is written to `small.yaml`."""
-    path = CONFIGS / "environments" / f"{name}.yaml"
-    environment = yaml.safe_load(path.read_text())["data"]["environment"] if path.exists() else {"class_path": ZOO}
+    environment = yaml.safe_load((CONFIGS / "environments" / f"{name}.yaml").read_text())["data"]["environment"]
     environment["init_args"] = environment.get("init_args", {}) | TASKS[name][1]
     model: dict[str, Any] = {"policy": {"path": reader, "max_new_tokens": 6}}
     if method != "magrpo":

@@ -54,6 +54,7 @@ class Action:
             the whole vocabulary.
         absent: Why the agent gave no answer of its own in time, such as `late`; empty if it did.
         fatal: True if that ends the episode.
+        wire_bytes: Bytes of the requests sent for it and of their answers; None if no server was asked.
         uid: Unique id. Trajectories that share an action (paths of a rollout tree, crossed joint actions) hold the same
             uid, also after copying or pickling.
     """
@@ -68,6 +69,7 @@ class Action:
     sampling_mask: SamplingMask | None = field(default=None, compare=False, repr=False)
     absent: str = ""
     fatal: bool = False
+    wire_bytes: int | None = None
     uid: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
 
 

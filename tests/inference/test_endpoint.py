@@ -41,6 +41,7 @@ class Faulty:
         self.url = url.removesuffix("/v1")
         self.kinds = kinds
         self.asked = 0
+        self.num_bytes = 0  # of the bodies of requests for answers, and of those answers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -49,8 +50,8 @@ class Faulty:
                 await send({"type": f"lifespan.{kind}.complete"})
             return
         body = (await receive())["body"]
-        kind = ""
-        if scope["path"].endswith("completions") and json.loads(body)["max_tokens"] > 1:  # not a trial
+        kind, counted = "", scope["path"].endswith("completions") and json.loads(body)["max_tokens"] > 1  # no trial
+        if counted:
             kind = self.kinds[self.asked % len(self.kinds)]
             self.asked += 1
         async with httpx.AsyncClient(timeout=60) as client:
@@ -58,6 +59,7 @@ class Faulty:
         status, content = self.broken(kind, answer.status_code, answer.content)
         if kind in ("slow", "hang"):
             await asyncio.sleep({"slow": 0.3, "hang": 30}[kind])
+        self.num_bytes += (len(body) + len(content)) * counted
         length = len(content) + (100 if kind == "cut" else 0)
         headers = [(b"content-length", str(length).encode()), (b"retry-after", b"0")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -206,6 +208,22 @@ def test_with_retries_faults_change_nothing(urls: dict[str, str], protocol: str)
     assert sum(numbers["absent/a2"]) == 0
     assert sum(numbers["retries/a2"]) > 0
     assert actors.take_numbers() == {}
+
+
+@pytest.mark.parametrize("protocol", ["completions", "chat"])
+def test_bytes_on_the_wire_are_those_that_a_proxy_saw(urls: dict[str, str], protocol: str) -> None:
+    """Failed attempts count, too; an agent with its weights here has none."""
+    proxy = Faulty(urls["a2"], ["500", "", "null", "cut", ""])
+    with listening(proxy) as address:
+        mate = remote({"a2": f"{address}/v1"}, retries=3, protocol=protocol).policies["a2"]
+        played = play(Actors({"a1": team("tiny", max_new_tokens=8)["a1"], "a2": mate}), episodes=2)
+    turns = [turn for trajectory in played for turn in trajectory.turns]
+    assert len(turns) == 4
+    assert {turn.actions["a1"].wire_bytes for turn in turns} == {None}
+    assert sum(turn.actions["a2"].wire_bytes for turn in turns) == proxy.num_bytes > 1000
+    dead = remote({"a2": "http://127.0.0.1:9/v1"}, late="silent", retries=0).policies["a2"]
+    (unheard,) = play(Actors({"a1": remote({"a1": urls["a1"]}).policies["a1"], "a2": dead}), episodes=1)
+    assert {turn.actions["a2"].wire_bytes for turn in unheard.turns} == {0}
 
 
 @pytest.mark.parametrize(("late", "second"), [("silent", ""), ("last", None)])

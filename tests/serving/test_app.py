@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ import torch
 from actors import sampled
 from collm.inference.sampling import Sampling
 from collm.models.policy import Policy
+from collm.serving.app import Service, make_app
 from collm.serving.decoding import Job, responder
-from collm.serving.guard import Impatient
-from served import served, team
+from collm.serving.guard import Guard, Impatient
+from served import listening, served, team
 
 PROMPT = [5, 6, 7, 8]
 
@@ -168,21 +170,71 @@ def test_a_body_of_100_megabytes_is_refused(url: str) -> None:
         assert completed(url, max_tokens=1)
 
 
-def test_many_silent_connections_and_slow_headers(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Impatient, "header_seconds", 0.5)
-    port = int(url.split(":")[2].split("/")[0])
-    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
-    slow = socket.create_connection(("127.0.0.1", port))
+def connect(url: str, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0])), timeout=60)
+    connection.sendall(sent)
+    return connection
+
+
+def test_many_connections_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that say nothing, or half of something, are closed; the server answers meanwhile and afterwards."""
+    monkeypatch.setattr(Impatient, "header_seconds", 2.0)
+    number = int(os.environ.get("COLLM_CONNECTIONS", "200"))
+    beginnings = (b"", b"POST /v1/comple", b"GET /health HTTP/1.1\r\nx-a: b\r\n")
+    silent = [connect(url, beginnings[index % 3]) for index in range(number)]
+    assert httpx.get(f"{url.removesuffix('/v1')}/health", timeout=60).json() == {"status": "ok"}
+    assert completed(url, max_tokens=1)
+    assert {connection.recv(1) for connection in silent} == {b""}
+    for connection in silent:
+        connection.close()
+
+    monkeypatch.setattr(Impatient, "header_seconds", 60.0)  # many clients in one thread are slow themselves
+
+    async def together() -> list[int]:
+        limits = httpx.Limits(max_connections=number)
+        async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+            body = {"prompt": PROMPT, "max_tokens": 1}
+            asked = [client.post(f"{url}/completions", json=body) for _ in range(number)]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(together()) == [200] * number
+    assert completed(url, max_tokens=1)
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"])
+def test_headers_that_never_end(url: str, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    """Neither of the first request on a connection nor of a later one."""
+    monkeypatch.setattr(Impatient, "header_seconds", 0.3)
+    slow = connect(url, before)
+    if before:
+        assert slow.recv(12) == b"HTTP/1.1 200"
     slow.sendall(b"POST /v1/completions HTTP/1.1\r\n")
-    assert completed(url, max_tokens=1)
-    slow.settimeout(20)
     began = time.monotonic()
-    with contextlib.suppress(ConnectionError):  # headers that never end
-        while time.monotonic() < began + 20:
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() < began + 10:
             slow.sendall(b"x-a: b\r\n")
-            time.sleep(0.05)
-    assert time.monotonic() < began + 20
-    assert idle[0].recv(1) == b""
-    for one in (*idle, slow):
-        one.close()
+            time.sleep(0.02)
+    assert time.monotonic() < began + 10
+    slow.close()
     assert completed(url, max_tokens=1)
+
+
+def test_a_request_may_follow_later_on_its_connection(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Impatient, "header_seconds", 0.3)
+    connections = set()
+    with httpx.Client() as client:
+        for pause in (0.5, 0.0):
+            answer = client.get(f"{url}/models")
+            assert answer.status_code == 200
+            connections.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
+            time.sleep(pause)
+    assert len(connections) == 1
+
+
+def test_a_body_that_does_not_arrive(policy: Policy) -> None:
+    app = Guard(make_app(Service(policy, "collm", "test")), None, body_seconds=0.2)
+    with listening(app) as address:
+        slow = connect(f"{address}/v1", b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{")
+        assert slow.recv(12) == b"HTTP/1.1 408"
+        slow.close()
+        assert httpx.get(f"{address}/health").status_code == 200

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from collm.models.policy import Policy
 from collm.models.remote import remote_policy
 from collm.samplers.parallel import Parallel
 from collm.serving.command import check_key, serve, trainable_arguments, vllm, vllm_variables
-from collm.serving.processes import Server, free_ports, serving
+from collm.serving.processes import Server, free_ports, serving, stop
 from collm.serving.teams import spec_of
 from served import team
 from toy import REPOSITORY, Toy
@@ -35,10 +37,10 @@ def export(policies: dict[str, Policy], run: Path) -> Path:
     return run
 
 
-def play(actors: Actors, horizon: int = 2) -> list[str]:
+def play(actors: Actors, horizon: int = 2, on_turn: Callable[[int, int], None] | None = None) -> list[str]:
     game = Toy(horizon=horizon, num_eval=3)
     with actors.serving(0):
-        played = Parallel().rollout(game, game.tasks("eval"), actors, 5, "cpu", greedy=True)
+        played = Parallel().rollout(game, game.tasks("eval"), actors, 5, "cpu", greedy=True, on_turn=on_turn)
     return [json.dumps(trajectory.record()) for trajectory in played]
 
 
@@ -69,6 +71,7 @@ def test_a_run_is_served_by_a_command_and_stops_with_it(tmp_path: Path) -> None:
         assert play(Actors(away)) == expected
         servers = children(process.pid)
         assert len(servers) == 2
+        assert {host for pid in servers for host in listening_at(pid)} == {HOST}
         # one that is killed takes everything with it, and the command says which
         os.kill(servers[0], signal.SIGKILL)
         assert process.wait(60) == 1
@@ -79,33 +82,77 @@ def test_a_run_is_served_by_a_command_and_stops_with_it(tmp_path: Path) -> None:
         process.wait()
 
 
+def listening_at(pid: int) -> list[str]:
+    """Addresses that a process listens at, whatever the protocol."""
+    links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [
+        line.split() for version in ("tcp", "tcp6") for line in Path(f"/proc/net/{version}").read_text().splitlines()
+    ]
+    local = [fields[1].partition(":")[0] for fields in lines if fields[3] == "0A" and f"socket:[{fields[9]}]" in links]
+    return [socket.inet_ntop(socket.AF_INET, bytes.fromhex(one)[::-1]) if len(one) == 8 else one for one in local]
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+class Mortal:
+    """A server of an agent that is killed without warning, twice, and started again each time."""
+
+    def __init__(self, folder: Path, port: int):
+        self.server = server_of(folder, port, "a2")
+        self.processes: list[subprocess.Popen] = []
+        self.live()
+
+    def live(self) -> None:
+        process = subprocess.Popen(self.server.command, stdin=subprocess.PIPE, start_new_session=True)
+        self.processes.append(process)
+
+    def work(self) -> int:
+        """Processor time of the one that lives, in hundredths of a second."""
+        fields = Path(f"/proc/{self.processes[-1].pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def die(self, work: int = 0) -> None:
+        """Be killed once a request has taken that long."""
+        before = self.work()
+        while self.work() < before + work:
+            time.sleep(0.002)
+        os.kill(self.processes[-1].pid, signal.SIGKILL)
+        assert self.processes[-1].wait() == -signal.SIGKILL
+        self.live()
+
+    def on_turn(self, turn: int, active: int) -> None:
+        if turn == 1:  # its first answers are there, its second ones are not asked for
+            self.die()
+        elif turn == 2:
+            threading.Thread(target=self.die, args=(10,)).start()
+
+
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_started_again_is_waited_for(tmp_path: Path) -> None:
-    policies = team("tiny", max_new_tokens=8)
-    expected = play(Actors(policies), horizon=6)
+def test_an_evaluation_goes_on_when_a_server_is_killed_between_answers_and_within_one(tmp_path: Path) -> None:
+    policies = team("tiny", max_new_tokens=400, min_new_tokens=400)
+    policies["a1"].spec = replace(policies["a1"].spec, max_new_tokens=4, min_new_tokens=0)
+    expected = play(Actors(policies), horizon=3)
     export(policies, tmp_path)
-    (port,) = free_ports(HOST, 1)
-    folder = tmp_path / "agents" / "a2"
+    folder, (port,) = tmp_path / "agents" / "a2", free_ports(HOST, 1)
     endpoint = {"url": f"http://{HOST}:{port}/v1", "late": "wait", "patience": 200.0}
-    spec = spec_of({"path": str(folder), "max_new_tokens": 8, "engine": "endpoint", "endpoint": endpoint})
+    settings = {"path": str(folder), "max_new_tokens": 400, "min_new_tokens": 400}
+    spec = spec_of({**settings, "engine": "endpoint", "endpoint": endpoint})
     actors = Actors({"a1": policies["a1"], "a2": remote_policy("a2", spec)})
-    played: list[list[str]] = []
-    with serving([server_of(folder, port, "first")], tmp_path / "logs", 200) as running:
-        waiting = threading.Thread(target=lambda: played.append(play(actors, horizon=6)))
-        os.kill(running["first"].pid, signal.SIGKILL)
-        running["first"].wait()
-        waiting.start()
-        time.sleep(1)
-        with serving([server_of(folder, port, "second")], tmp_path / "logs", 200):
-            waiting.join(200)
-    assert played == [expected]
+    server = Mortal(folder, port)
+    try:
+        assert play(actors, 3, server.on_turn) == expected
+    finally:
+        stop(server.processes)
+    assert len(server.processes) == 3
     numbers = actors.take_numbers()
-    assert sum(numbers["retries/a2"]) > 0
-    assert sum(numbers["absent/a2"]) == 0
+    assert numbers["absent/a2"] == [0.0] * 9  # three turns of three episodes, each counted once
+    assert len(numbers["latency/a2"]) == 9
+    retries = numbers["retries/a2"]
+    # the first turn waits for the first server, the second for the second; answers of the third were being written
+    assert all(retries[:6])
+    assert any(retries[6:])
 
 
 def test_a_server_that_cannot_start_is_an_error_that_says_why(tmp_path: Path) -> None:

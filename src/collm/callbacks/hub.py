@@ -46,11 +46,11 @@ def push(folder: Path, names: Sequence[str], prefix: str) -> None:
     for name in names:
         repository = f"{prefix}-{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}"
         try:
-            HfApi().create_repo(repository, private=True, exist_ok=True)
+            url = HfApi().create_repo(repository, private=True, exist_ok=True)
             HfApi().upload_folder(repo_id=repository, folder_path=folder / name)
         except Exception as error:
             raise TrainingError(
-                f"{folder / name} could not be pushed to {repository}: {first_line(error)}. The agents are complete in "
-                f"{folder}; push them with `hf upload`."
+                f"{folder / name} could not be pushed to {repository} ({first_line(error)}). The agents are complete "
+                f"in {folder}; push them with `hf upload`."
             ) from error
-        print(f"pushed to https://huggingface.co/{repository} (private)")
+        print(f"pushed to {url} (private)")

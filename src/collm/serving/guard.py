@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Message = MutableMapping[str, Any]
@@ -97,14 +98,28 @@ async def _refuse(send: Send, status: int, message: str) -> None:
 
 
 class Impatient(H11Protocol):
-    """Connections are closed if the headers of their first request do not arrive in time."""
+    """Connections are closed if the headers of a request, the first or a later one, do not arrive in time.
+
+    One on which nothing of a later request has arrived is closed by uvicorn's `timeout_keep_alive`.
+    """
 
     header_seconds = 10.0
+    _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(self.header_seconds, self._close_without_headers)
+        self._deadline = self.loop.call_later(self.header_seconds, transport.close)
 
-    def _close_without_headers(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if self._deadline is None and begun:
+            self._deadline = self.loop.call_later(self.header_seconds, self.transport.close)
+        elif self._deadline is not None and self.conn.their_state is not h11.IDLE:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._deadline is not None:
+            self._deadline.cancel()

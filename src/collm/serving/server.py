@@ -61,6 +61,7 @@ def serve(folder: Path, backend: str, host: str, port: int, key: str | None, max
         host=host,
         port=port,
         http=Impatient,
+        ws="none",
         limit_concurrency=2000,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=5,

@@ -218,10 +218,10 @@ def tabulate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     rows = []
     for label, runs in records.items():
         values = {"seconds": [torch.tensor(run["seconds"]) for run in runs]} if runs[0]["seconds"] else {}
-        for name in next((run["timing"][0] for run in runs if run.get("timing")), {}):
-            values[name] = [torch.tensor([timed[name] for timed in run["timing"]]) for run in runs]
+        for name in {name: None for run in runs for timed in run.get("timing", ()) for name in timed}:
+            values[name] = [torch.tensor([t[name] for t in run["timing"] if name in t]) for run in runs]
         known = {name: None for run in runs for episode in run["episodes"] for name in episode}
-        for name in [*(key for key in ("cost", "message_tokens") if key in known), *known]:
+        for name in [*(key for key in ("cost", "message_tokens", "wire_bytes") if key in known), *known]:
             values[name] = [torch.tensor([e[name] for e in run["episodes"] if name in e]) for run in runs]
         rows.append(Row(label, len(runs), {name: stratified_interval(column) for name, column in values.items()}))
     return rows

@@ -80,7 +80,11 @@ class MeasureEpisodes(L.Callback):
 
 
 def episode_record(trajectory: Trajectory) -> dict[str, Any]:
-    """Return, metrics and token counts of one episode; no token counts without turns."""
+    """Return, metrics, and what one episode cost.
+
+    There are no counts of tokens without turns and where a server kept the tokens of its texts to itself, and no
+    bytes where no server was asked.
+    """
     written = [
         message.action
         for turn in trajectory.turns
@@ -89,7 +93,11 @@ def episode_record(trajectory: Trajectory) -> dict[str, Any]:
     ]
     tokens = sum(len(action.token_ids) for action in written)
     num_answers = sum(len(turn.actions) for turn in trajectory.turns)
-    costs = {"cost": tokens / num_answers, "message_tokens": tokens / len(written)} if written else {}
+    counted = tokens_are_known(written)
+    costs = {"cost": tokens / num_answers, "message_tokens": tokens / len(written)} if counted else {}
+    sent = [action.wire_bytes for action in written if action.wire_bytes is not None]
+    if sent:
+        costs["wire_bytes"] = float(sum(sent))
     return {"return": trajectory.total_reward, **trajectory.metrics, **costs}
 
 
@@ -116,8 +124,13 @@ def timing(trajectory: Trajectory) -> dict[str, float]:
     return {
         "turn_seconds": seconds / len(trajectory.turns),
         "idle_share": 1 - busy / (len(agents) * seconds) if seconds else 0.0,
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        **({"tokens_per_second": tokens / seconds if seconds else 0.0} if tokens_are_known(written) else {}),
     }
+
+
+def tokens_are_known(written: Sequence[Action]) -> bool:
+    """Whether all texts came with their tokens, which servers keep to themselves in a chat."""
+    return bool(written) and all(action.prompt_ids or action.token_ids for action in written)
 
 
 class _Stopwatch:

@@ -17,6 +17,7 @@ RENAMED = {
     "tokens_per_second": "tokens/s",
     "cost": "cost (tokens)",
     "message_tokens": "tokens/message",
+    "wire_bytes": "bytes on the wire",
 }
 
 Cell = tuple[float, float, float]

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from collm.environments.adapters.pettingzoo import OUT, PettingZooText
 from collm.errors import ConfigurationError, TrainingError
 from collm.trajectory import Action, Trajectory, Turn
+from toy import REPOSITORY
 
 # Two agents and a number, which the first observation shows: naming it earns 1; an agent that names 0 leaves.
 GAME = """
@@ -130,6 +132,28 @@ def test_an_episode_by_hand() -> None:
     picture = played.render(trajectory)
     assert picture is not None
     assert np.array_equal(picture, np.full((4, 4, 3), 3, dtype=np.uint8))  # drawn by the game itself after three turns
+
+
+def test_the_example_is_played_by_its_configuration() -> None:
+    """Each sees the other's digit, passes it on, and names its own."""
+    given = yaml.safe_load((REPOSITORY / "configs" / "environments" / "pettingzoo.yaml").read_text())
+    played = PettingZooText(**given["data"]["environment"]["init_args"])
+    for task in played.tasks("eval")[:5]:
+        rng = random.Random(task.data["seed"])
+        left, right = rng.randrange(10), rng.randrange(10)
+        state, shown = played.reset(task, random.Random(0))
+        assert shown == {
+            "left": f"The other one's digit is {right}. Write a digit for it to see.",
+            "right": f"The other one's digit is {left}. Write a digit for it to see.",
+        }
+        told = played.step(state, {"left": f"{right}", "right": f"{left}"})
+        assert (told.reward, told.terminated) == (0.0, False)
+        assert told.observations == {
+            "left": f"The other one wrote {left}. Write your own digit.",
+            "right": f"The other one wrote {right}. Write your own digit.",
+        }
+        last = played.step(told.state, {"left": f"It is {left}", "right": f"{(right + 1) % 10}"})
+        assert (last.reward, last.terminated, last.observations) == (0.5, True, {})
 
 
 def test_the_horizon_ends_an_episode() -> None:

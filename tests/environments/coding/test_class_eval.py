@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -255,6 +257,83 @@ def test_a_row_of_class_eval_is_played(sandbox: Sandbox, tmp_path: Path) -> None
     assert (step.info["passed"], step.reward) == ((2, 2), 6.0)
 
 
+def hub_row(name: str) -> dict[str, Any]:
+    """A row with every field of FudanSELab/ClassEval in its type, about a class of our own."""
+    start = f'import datetime\n\nclass {name}:\n    """\n    This class keeps dates.\n    """\n'
+    constructor = "    def __init__(self):\n        pass\n"
+    described = {
+        "later": 'def later(self, day, days):\n        """\n        Days after a day.\n        """',
+        "weekend": 'def weekend(self, day):\n        """\n        Whether it is one.\n        """',
+    }
+    written = {
+        "later": "def later(self, day, days):\n        return str(self.read(day) + datetime.timedelta(days=days))",
+        "weekend": "def weekend(self, day):\n        return self.read(day).weekday() > 4",
+    }
+    read = "    def read(self, day):\n        return datetime.date.fromisoformat(day)\n"
+    tests = {
+        "later": f"class {name}TestLater(unittest.TestCase):\n    def test_later_1(self):\n        dates = {name}()\n"
+        "        self.assertEqual(dates.later('2024-02-28', 1), str(datetime.date(2024, 2, 29)))\n\n"
+        f"    def test_later_2(self):\n        self.assertEqual({name}().later('2023-12-31', 1), '2024-01-01')\n",
+        "weekend": f"class {name}TestWeekend(unittest.TestCase):\n    def setUp(self):\n"
+        f"        self.dates = {name}()\n\n"
+        "    def test_weekend_1(self):\n        self.assertTrue(self.dates.weekend('2024-06-01'))\n\n"
+        "    def test_weekend_2(self):\n        self.dates.weekend('2024-06-01')\n",
+    }
+    whole = f"class {name}Test(unittest.TestCase):\n    def test_{name}(self):\n        dates = {name}()\n"
+    whole += "        self.assertFalse(dates.weekend(dates.later('2024-06-01', 2)))\n"
+    needs = {
+        "Standalone": False,
+        "lib_dependencies": ["datetime"],
+        "field_dependencies": [],
+        "method_dependencies": ["read"],
+    }
+    return {
+        "task_id": f"ClassEval_{name}",
+        "skeleton": start + constructor + read + "".join(f"\n    {text}\n" for text in described.values()),
+        "test": "import unittest\n\n\n" + "\n\n".join([*tests.values(), whole]),
+        "solution_code": start + constructor + read + "".join(f"\n    {text}\n" for text in written.values()),
+        "import_statement": ["import datetime", "import no_such_package"],
+        "class_description": '    """\n    This class keeps dates.\n    """\n',
+        "methods_info": [
+            {
+                "method_name": method,
+                "method_description": described[method],
+                "test_class": f"{name}Test{method.title()}",
+                "test_code": tests[method],
+                "solution_code": written[method],
+                "dependencies": needs,
+            }
+            for method in written
+        ]
+        + [{"method_name": "__init__", "test_class": f"{name}Test"}],
+        "class_name": name,
+        "test_classes": [f"{name}TestLater", f"{name}TestWeekend", f"{name}Test"],
+        "class_constructor": f"class {name}: \n" + constructor + "\n",
+        "fields": [],
+    }
+
+
+def test_the_columns_of_the_hub_are_read(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(*args: str, **options: str) -> list[dict[str, Any]]:
+        asked.append((args, options))
+        return [hub_row("Dates"), hub_row("Days")]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    game = ClassEval("FudanSELab/ClassEval", num_eval=1, sandbox=sandbox)
+    assert asked == [(("FudanSELab/ClassEval",), {"split": "test"})]
+    state, shown = start(game, "ClassEval_Dates")
+    assert "Write these methods of Dates: later." in shown["coder_1"]  # and not `__init__`, which is complete
+    assert "Write these methods of Dates: weekend." in shown["coder_2"]
+    assert [name for name, _ in state.task.data["tests"]] == ["later", "later", "weekend", ""]
+    step = game.step(state, game.demonstrate(state, random.Random(0)))
+    # the test of the whole class does not count: an empty one, whose methods return None, passes it
+    assert (step.info["passed"], step.reward, step.info["error"]) == ((3, 3), 6.0, "")
+    step = game.step(state, {"coder_1": "", "coder_2": "def weekend(self, day):\n    return True"})
+    assert step.info["passed"] == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -263,6 +342,7 @@ def test_a_row_of_class_eval_is_played(sandbox: Sandbox, tmp_path: Path) -> None
         ({"skeleton": "def f(): pass"}, "no class to fill in .there is no class"),
         ({"skeleton": "class A:\n    def f(self):\n        return 1"}, "the class A has no method without a body"),
         ({"skeleton": "class A:\n  def"}, "no class to fill in"),
+        ({"tests": None, "test": "import unittest", "import_statement": "import os"}, "must be a list of texts"),
         ({"tests": None}, "there is no field `tests`, and no field `test`"),
         ({"tests": {}}, "`tests` must hold a list of sources"),
         ({"tests": {"g": ["assert A().f() == 1"]}}, r"tests of \['g'\], but the methods to fill in are \['f'\]"),

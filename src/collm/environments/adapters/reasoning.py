@@ -113,7 +113,8 @@ class ReasoningGym(Environment):
     def step(self, state: ReasoningState, joint_action: Mapping[str, str]) -> Step:
         """Deliver the messages, or judge the answers."""
         turn = len(state.messages)
-        texts = {name: joint_action[name] for name in self.agent_ids}
+        # halves of surrogate pairs are no text to show
+        texts = {name: joint_action[name].encode("utf-8", "replace").decode() for name in self.agent_ids}
         if turn + 1 < self.horizon:
             said = {name: text.strip()[: self.message_characters] for name, text in texts.items()}
             after = ReasoningState(state.task, (*state.messages, said))

@@ -1,7 +1,8 @@
 """Classes to complete: samples in the package, a local file, or the data set ClassEval from the hub.
 
 A row has a `task_id`, the `skeleton` of a class, and `tests`: for each method to fill in a list of Python sources with
-asserts about objects of the class. Rows of ClassEval have `test`, a module of unittest, and `methods_info` instead.
+asserts about objects of the class. Rows of ClassEval have `test`, a module of unittest, and `methods_info` instead; its
+tests also use what the class imports, which `import_statement` lists.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def check_class(row: Row) -> Row:
     try:
         imports, tests = tests_of(fields)
         unknown = sorted({name for name, _ in tests} - set(skeleton.stubs) - {""})
-        if unknown:
+        if "methods_info" in fields:  # which also lists what is not to be filled in, such as a constructor
+            tests = [("" if name in unknown else name, source) for name, source in tests]
+        elif unknown:
             raise ConfigurationError(
                 f"{where}: there are tests of {unknown}, but the methods to fill in are {list(skeleton.stubs)}."
             )
@@ -72,7 +75,10 @@ def tests_of(fields: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         return "", pairs
     if not isinstance(module, str):
         raise ValueError("there is no field `tests`, and no field `test`")
-    imports, classes = test_functions(module.translate(REPLACED))
+    imported = fields.get("import_statement") or []
+    if not isinstance(imported, (list, tuple)) or not all(isinstance(line, str) for line in imported):
+        raise ValueError("`import_statement` must be a list of texts")
+    imports, classes = test_functions("\n".join([*imported, module]).translate(REPLACED))
     methods = dict(tested_methods(fields.get("methods_info")))
     pairs = [(methods.get(name, ""), source) for name, sources in classes.items() for source in sources]
     if not pairs:

@@ -26,7 +26,7 @@ UNARY = ("assertTrue", "assertFalse", "assertIsNone", "assertIsNotNone")
 def test_functions(source: str) -> tuple[str, dict[str, list[str]]]:
     """The import lines of a test module, and the tests of each of its classes: `setUp` and one method each.
 
-    Methods with asserts of unittest that have no plain form are left out. Raises SyntaxError.
+    Methods without asserts, and with asserts of unittest that have no plain form, are left out. Raises SyntaxError.
     """
     tree = ast.parse(source)
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -46,13 +46,14 @@ test_functions.__test__ = False  # type: ignore[attr-defined]  # no test of pyte
 
 
 def plain_asserts(body: list[ast.stmt]) -> str | None:
-    """The source of a test with plain asserts, None if one of its asserts has no plain form."""
+    """The source of a test with plain asserts, None if there is none or if one of its asserts has no plain form."""
     module = ast.Module([*ast.parse("class _Self: pass\nself = _Self()").body, *body], [])
     try:
         changed = _Asserts().visit(ast.parse(ast.unparse(ast.fix_missing_locations(module))))
     except (KeyError, IndexError):
         return None
-    return ast.unparse(ast.fix_missing_locations(changed))
+    found = any(isinstance(node, ast.Assert) for node in ast.walk(changed))
+    return ast.unparse(ast.fix_missing_locations(changed)) if found else None
 
 
 class _Asserts(ast.NodeTransformer):

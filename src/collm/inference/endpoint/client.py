@@ -56,6 +56,17 @@ class Answer:
     version: str | None
 
 
+@dataclass
+class Traffic:
+    """What went over the wire for one answer, failed attempts included.
+
+    Args:
+        num_bytes: Bytes of the bodies of requests and answers, as they were sent: without headers.
+    """
+
+    num_bytes: int = 0
+
+
 def connection(urls: Sequence[str], key: str | None, concurrency: int) -> httpx.AsyncClient:
     """A client for many requests at once; closing it is for the caller.
 
@@ -74,7 +85,9 @@ def connection(urls: Sequence[str], key: str | None, concurrency: int) -> httpx.
     )
 
 
-async def request(client: httpx.AsyncClient, method: str, url: str, body: Any, most: int) -> dict[str, Any]:
+async def request(
+    client: httpx.AsyncClient, method: str, url: str, body: Any, most: int, traffic: Traffic | None = None
+) -> dict[str, Any]:
     """The JSON object that a server answers.
 
     Args:
@@ -83,18 +96,27 @@ async def request(client: httpx.AsyncClient, method: str, url: str, body: Any, m
         url: Address.
         body: What is sent as JSON; None for nothing.
         most: Most bytes of the answer.
+        traffic: Where to count bytes.
 
     Raises:
         Fault: There was none.
     """
+    traffic = traffic or Traffic()
+    asked = client.build_request(method, url, json=body)
     try:
-        async with client.stream(method, url, json=body) as answer:
+        traffic.num_bytes += len(asked.content)
+        answer = await client.send(asked, stream=True)
+        try:
             content = b""
             async for part in answer.aiter_bytes():
                 content += part
                 if len(content) > most:
                     raise Fault("too_long", f"more than {most} bytes")
-    except httpx.ConnectError as error:
+        finally:
+            traffic.num_bytes += answer.num_bytes_downloaded
+            await answer.aclose()
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        traffic.num_bytes -= len(asked.content)  # which stayed here
         raise Fault("unreachable", str(error)) from error
     except httpx.HTTPError as error:
         raise Fault("cut", f"{type(error).__name__} {error}") from error
@@ -111,7 +133,14 @@ async def request(client: httpx.AsyncClient, method: str, url: str, body: Any, m
     return parsed
 
 
-async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any], vocabulary: int | None, most: int) -> Answer:
+async def ask(
+    client: httpx.AsyncClient,
+    url: str,
+    body: dict[str, Any],
+    vocabulary: int | None,
+    most: int,
+    traffic: Traffic | None = None,
+) -> Answer:
     """The answer to a completion or a chat.
 
     Args:
@@ -120,12 +149,13 @@ async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any], vocabul
         body: The request: one with `messages` is a chat.
         vocabulary: Number of tokens there are; None in a chat.
         most: Most bytes of the answer.
+        traffic: Where to count bytes.
 
     Raises:
         Fault: None came that can be used.
     """
     chats = "messages" in body
-    parsed = await request(client, "POST", f"{url}/{'chat/' if chats else ''}completions", body, most)
+    parsed = await request(client, "POST", f"{url}/{'chat/' if chats else ''}completions", body, most, traffic)
     choices = parsed.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise Fault("schema", "no choices")

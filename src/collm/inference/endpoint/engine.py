@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
@@ -24,6 +24,9 @@ from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.collectives import gather_objects, rank
 from collm.trajectory import Action
+
+if TYPE_CHECKING:  # httpx is an extra
+    from collm.inference.endpoint.client import Traffic
 
 _BYTES = 100_000  # of an answer beside its tokens
 _BYTES_PER_TOKEN = 400  # of an answer: the number, its text, its log-probability
@@ -157,6 +160,9 @@ class _Mate:
 
     async def answer(self, prompt: Any, seed: int, greedy: bool) -> Action:
         """The action that answers a prompt, or the one that stands for it."""
+        from collm.inference.endpoint.client import Traffic
+
+        traffic = Traffic()
         async with self.turnstile:
             began, retries, cause, failed = time.monotonic(), 0, "late", None
             while True:
@@ -164,7 +170,7 @@ class _Mate:
                 if limit <= 0:
                     break
                 try:
-                    action = await self.attempt(prompt, self.body(prompt, seed, greedy), limit, failed)
+                    action = await self.attempt(prompt, self.body(prompt, seed, greedy), limit, failed, traffic)
                 except _Failed as failure:
                     cause, failed = failure.cause, failure.url
                     if not failure.again or (self.endpoint.late != "wait" and retries >= self.endpoint.retries):
@@ -173,9 +179,9 @@ class _Mate:
                     await asyncio.sleep(failure.pause(retries))
                 else:
                     self.count(0.0, retries, time.monotonic() - began)
-                    return action
+                    return replace(action, wire_bytes=traffic.num_bytes)
         self.count(1.0, retries, None)
-        return self.stand_in(prompt, cause)
+        return replace(self.stand_in(prompt, cause), wire_bytes=traffic.num_bytes)
 
     def limit(self, began: float, retries: int) -> float:
         """Seconds that the next attempt may take; none are left where it is not positive."""
@@ -187,7 +193,9 @@ class _Mate:
         share = self.endpoint.deadline / (self.endpoint.retries + 1)
         return min(measured, share, began + self.endpoint.deadline - time.monotonic())
 
-    async def attempt(self, prompt: Any, body: dict[str, Any], limit: float, failed: str | None) -> Action:
+    async def attempt(
+        self, prompt: Any, body: dict[str, Any], limit: float, failed: str | None, traffic: Traffic
+    ) -> Action:
         """The action from the server with the fewest requests on their way, if it comes in time.
 
         Args:
@@ -195,6 +203,7 @@ class _Mate:
             body: The request.
             limit: Seconds.
             failed: A server to avoid.
+            traffic: Where to count bytes.
         """
         from collm.inference.endpoint.client import Fault, ask
 
@@ -205,7 +214,7 @@ class _Mate:
         vocabulary = None if self.policy.spec.knows_text_only else len(self.policy.tokenizer)
         most = _BYTES + _BYTES_PER_TOKEN * (self.policy.spec.max_new_tokens + len(prompt))
         try:
-            answer = await asyncio.wait_for(ask(self.client, url, body, vocabulary, most), limit)
+            answer = await asyncio.wait_for(ask(self.client, url, body, vocabulary, most, traffic), limit)
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise _Failed("late", url, True, None) from error
         except Fault as fault:
