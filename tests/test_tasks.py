@@ -40,7 +40,7 @@ OTHERS: dict[str, tuple[int, dict[str, Any]]] = {
     "reasoning_gym": (2, {"num_train": 4, "num_eval": 2}),
     "pettingzoo": (2, {"num_eval": 2}),
 }
-# The same classes for a single agent, and games that have tests of their own; any other file in the folder is played here.
+# The same classes for one agent, and games with tests of their own; any other file in the folder is played here.
 ELSEWHERE = {
     *("tldr_single", "arxiv_single", "humaneval", "str_build_single", "house_build_single"),
     *("matrix_game", "relay", "workload"),
