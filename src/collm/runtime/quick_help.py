@@ -63,7 +63,7 @@ def training_help(command: str) -> str:
 
 _NEEDED = {
     "MultiAgentModule": {"training_step"},
-    "Environment": {"tasks", "reset", "step"},
+    "Environment": {"reset", "step"},
     "Sampler": {"joint_actions"},
 }
 """Methods that a class needs, by what it derives from."""
