@@ -31,6 +31,7 @@ READING = (
 GIVEN = ("inference/", "kernels/", "architectures/", "runtime/", "callbacks/", "environments/")
 LEAVES = {
     "samplers/parallel.py",  # all agents are asked at once
+    "samplers/episode.py",  # one episode: what agents have seen, and a step of the environment
     "models/dialogue.py",  # a history as tokens
     "models/loading.py",  # text as tokens
     "models/backbone.py",  # tokens as hidden states and logits
