@@ -105,12 +105,15 @@ def test_greedy_transcripts_are_the_same(
 
 
 def parted(transcripts: bytes, tokens: bool = True) -> tuple[bytes, list[float]]:
-    """Transcripts without the log-probabilities of tokens, and these; without `tokens` as a chat leaves them."""
+    """Transcripts without the log-probabilities of tokens, and these; without `tokens` as a chat leaves them.
+
+    Entropies are left out: they are known only where the weights are.
+    """
     lines, numbers = [json.loads(line) for line in transcripts.splitlines()], []
     for turn in (turn for line in lines for turn in line["turns"]):
         assert set(turn["tokens"]) == {"a1", "a2"}
-        numbers += [number for own in turn["tokens"].values() for _, number in own]
-        turn["tokens"] = {name: [token for token, _ in own] for name, own in turn["tokens"].items()} if tokens else {}
+        numbers += [number for own in turn["tokens"].values() for _, number, *_ in own]
+        turn["tokens"] = {name: [token for token, *_ in own] for name, own in turn["tokens"].items()} if tokens else {}
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines), numbers
 
 
