@@ -103,6 +103,7 @@ def serve(
 
 _HEADER = """# Endpoints of the agents of a run: give this file as a --config after that of the run.
 # `path` has their tokenizer: on another machine, set it to a copy of the folder, or use `protocol: chat`.
+# Two such files: put the agents of both under one `policies`, as a later --config replaces those of an earlier one.
 """
 
 
