@@ -168,7 +168,7 @@ def completion(rng: random.Random, right: str, shown: str) -> str:
 def right_answers(game: Environment, state: Any, rng: random.Random) -> Mapping[str, str]:
     try:
         return game.demonstrate(state, rng)
-    except (ConfigurationError, NotImplementedError):
+    except ConfigurationError:  # it has no scripted demonstrations
         return dict.fromkeys(game.agent_ids, "1 2\noak_planks 3")
 
 
