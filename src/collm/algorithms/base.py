@@ -163,7 +163,7 @@ class MultiAgentModule(RolloutHooks):
 
     @torch.no_grad()
     def token_scores(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[tuple[list[float], list[float]]]:
-        """Log-probabilities and entropies (nats) of each sequence under the policy of an agent now, of length L each."""
+        """Log-probabilities and entropies (nats) of the L positions of each sequence under an agent's policy now."""
         policy = self.policies[agent_id]
         lengths = [len(sequence.ids) for sequence in sequences]
         groups = iter(similar_lengths(lengths, self.tokens_per_micro_batch))

@@ -74,7 +74,8 @@ class Checkpointed(L.LightningModule):
         if not is_count(kept.get("num_rollouts")):
             raise self.misfit(f"its num_rollouts is {kept.get('num_rollouts')!r}, not a count")
         self.joint_samples, self.num_rollouts = kept["joint_samples"], kept["num_rollouts"]
-        follow_learning_rates(checkpoint, rates, self.learning_rates())
+        if self.trainer.state.fn == "fit":
+            follow_learning_rates(checkpoint, rates, self.learning_rates())
 
     def misfit(self, cause: str) -> ConfigurationError:
         """The error for a checkpoint that does not fit this run."""
