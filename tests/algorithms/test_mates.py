@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ def test_one_agent_learns_with_a_mate_elsewhere(fit: Fit, tmp_path: Path, run_fo
     lines = "".join(path.read_text() for path in (run_folder / "transcripts").iterdir())
     assert "a2" in lines
     assert "absent" not in lines
+
+
+def test_a_trained_agent_is_evaluated_with_a_mate_elsewhere(fit: Fit, tmp_path: Path, run_folder: Path) -> None:
+    """Its checkpoint also has the mate, whose weights and learning rate nobody needs here."""
+    assert fit("--trainer.max_epochs=1") == 0
+    given = ("--data.eval_greedy=true", f"--ckpt_path={run_folder / 'checkpoints' / 'last.ckpt'}")
+    assert fit(*given, command="validate") == 0
+    with served(team("tiny")["a2"]) as url:
+        mate = {"path": "tiny", "engine": "endpoint", "endpoint": {"url": url}}
+        assert fit(with_mate(tmp_path, **mate), *given, command="validate") == 0
+    first_actions = []
+    for version in ("version_1", "version_2"):
+        (path,) = (run_folder.with_name(version) / "transcripts").iterdir()
+        turns = [json.loads(line)["turns"][0] for line in path.read_text().splitlines()]
+        first_actions.append([turn["actions"]["a1"] for turn in turns])
+    assert first_actions[0] == first_actions[1]
 
 
 def test_a_mate_that_is_down_stops_a_run_before_it_begins(
