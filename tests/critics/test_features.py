@@ -127,6 +127,25 @@ def test_inputs_by_hand() -> None:
 # Values
 
 
+@pytest.mark.parametrize("kind", [FeaturesCritic, FeatureNetworkCritic])
+def test_features_that_are_not_chosen_do_not_count(kind: type[StateCritic]) -> None:
+    """The critic on x alone has the values of a critic in a game without y."""
+    batch, without = rollout(0), rollout(0)
+    for trajectory in without.trajectories:
+        for turn in trajectory.turns:
+            turn.features = {"x": turn.features["x"]}
+    chosen = make(kind(features=["x"]))
+    alone = make(kind(), game=SimpleNamespace(feature_names=("x",), horizon=HORIZON, has_state_text=False))
+    assert chosen.num_inputs == 3
+    assert_close(chosen.inputs(batch), alone.inputs(without), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("features", [["x", "z"], [], ["x", "x"]])
+def test_unknown_features_are_refused_before_weights_load(features: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"critic.features is \[.*each once: x, y"):
+        make(features=features)
+
+
 def test_the_first_rollout_has_the_mean_of_the_others() -> None:
     """Returns to go 6, 5, 3 and 4, 1 and 2; the second turn of the second has one other, the third turn none."""
     told = {"x": 0.0, "y": 0.0}

@@ -31,6 +31,7 @@ class FeatureNetworkCritic(StateCritic):
         memory: Number of rollouts to train on: the latest one and the ones before it.
         steps: Optimizer steps per rollout, each on one random part of the turns in memory.
         parts: Number of parts into which each pass splits the turns in memory.
+        features: Names of the features that are read; by default all that the environment has.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class FeatureNetworkCritic(StateCritic):
         memory: int = 16,
         steps: int = 20,
         parts: int = 4,
+        features: list[str] | None = None,
     ):
-        super().__init__()
+        super().__init__(features)
         self.hidden_sizes = [32] if hidden_sizes is None else list(hidden_sizes)
         self.learning_rate = learning_rate
         self.steps = steps

@@ -28,27 +28,40 @@ _LEAST_VARIANCE = 0.01  # smallest residual variance of one turn, as a fraction 
 class StateCritic(Critic):
     """Base class of critics on state features: collects them, and gives a baseline for the first rollout.
 
+    Args:
+        features: Names of the features that are read; by default all that the environment has.
+
     Attributes:
-        names: Names of the features, F of them; set by `check`.
+        names: Names of the features that are read, F of them; set by `check`.
+        environment_names: Names of all features of the environment; set by `check`.
         horizon: Largest number of turns of an episode.
     """
 
     depends_on = "s"
 
-    def __init__(self) -> None:
+    def __init__(self, features: Sequence[str] | None = None) -> None:
         super().__init__()
+        self.chosen = features
         self.names: tuple[str, ...] = ()
+        self.environment_names: tuple[str, ...] = ()
         self.horizon = 0
 
     def attached(self) -> None:
         self.refuse_individual()
 
     def check(self, environment: StateSource) -> None:
-        self.names, self.horizon = tuple(environment.feature_names), environment.horizon
-        if not self.names:
+        self.environment_names, self.horizon = tuple(environment.feature_names), environment.horizon
+        if not self.environment_names:
             raise ConfigurationError(
                 f"model.critic is a {type(self).__name__}, but {type(environment).__name__} has no state "
                 "features; implement `state_features`, or use LanguageModelCritic."
+            )
+        self.names = self.environment_names if self.chosen is None else tuple(self.chosen)
+        unknown = [name for name in self.names if name not in self.environment_names]
+        if unknown or not self.names or len(set(self.names)) < len(self.names):
+            raise ConfigurationError(
+                f"model.critic.features is {list(self.names)}; name some of the features of "
+                f"{type(environment).__name__}, each once: {', '.join(self.environment_names)}."
             )
 
     @property
@@ -64,15 +77,16 @@ class StateCritic(Critic):
                 continue
             for index, turn in enumerate(trajectory.turns):
                 self.check_features(turn.features, f"task {trajectory.task.task_id!r} before turn {index + 1}")
-            features = torch.tensor([list(turn.features.values()) for turn in trajectory.turns], dtype=torch.float64)
+            read = [[turn.features[name] for name in self.names] for turn in trajectory.turns]
+            features = torch.tensor(read, dtype=torch.float64)
             left = trajectory.horizon - torch.arange(len(features), dtype=torch.float64)[:, None]
             inputs[row, : len(features)] = torch.cat([left, features, features * left], dim=1)
         return inputs
 
     def check_features(self, features: Mapping[str, float], where: str) -> None:
         """Raise `ConfigurationError` if features are not finite or their names differ from those of the first task."""
-        if tuple(features) != self.names:
-            differing = sorted(set(features) ^ set(self.names)) or list(features)
+        if tuple(features) != self.environment_names:
+            differing = sorted(set(features) ^ set(self.environment_names)) or list(features)
             raise ConfigurationError(
                 f"the features of {where} have other names or another order than those of the first task: "
                 f"{', '.join(differing)}; `state_features` must give the same names in the same order in every state."
@@ -146,10 +160,17 @@ class FeaturesCritic(StateCritic):
         forgetting: Weight of a rollout relative to the next one, above 0 and at most 1; 1 weighs all alike.
         weigh_turns: Weight each turn index by 1 / variance of its residuals in earlier rollouts; if false, all turns
             have the same weight.
+        features: Names of the features that are read; by default all that the environment has.
     """
 
-    def __init__(self, penalty: float = 3.0, forgetting: float = 0.85, weigh_turns: bool = True):
-        super().__init__()
+    def __init__(
+        self,
+        penalty: float = 3.0,
+        forgetting: float = 0.85,
+        weigh_turns: bool = True,
+        features: list[str] | None = None,
+    ):
+        super().__init__(features)
         self.penalty = penalty
         self.forgetting = forgetting
         self.weigh_turns = weigh_turns
