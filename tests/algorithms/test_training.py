@@ -102,6 +102,17 @@ def test_actors_wait_while_critics_warm_up(play: Callable[..., int], algorithm: 
     assert Capture.moved() == Capture.owned_by(*LEARNERS[algorithm] - ACTORS)
 
 
+def test_schedules_of_actors_wait_while_critics_warm_up(play: Callable[..., int], run_folder: Path) -> None:
+    """Of three rollouts two update the agents: at the third their rate is a tenth, that of the critic a hundredth."""
+    schedule = ["--model.init_args.lr_schedule=torch.optim.lr_scheduler.ExponentialLR"]
+    schedule += ["--model.init_args.lr_schedule.init_args.gamma=0.1", "--model.init_args.policy.learning_rate=1e-3"]
+    schedule += ["--model.init_args.critic.init_args.model.learning_rate=1e-3", "--trainer.max_epochs=3"]
+    assert play("collm_cc", *schedule, "--model.init_args.critic_warmup=1") == 0
+    logged = scalars(run_folder)
+    assert logged["optim/learning_rate/player_1"] == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert logged["optim/learning_rate/critic"] == pytest.approx([1e-3, 1e-4, 1e-5])
+
+
 def test_the_shared_head_warms_up_without_the_policy_loss(play: Callable[..., int], run_folder: Path) -> None:
     assert play("collm_dc_shared", *NO_DECAY, "--model.init_args.critic_warmup=2") == 0
     assert not any(name.startswith("policy/") for name in scalars(run_folder))

@@ -36,7 +36,8 @@ class Agents(Checkpointed):
         parameters: `separate`: each agent has its own model. `lora`: agents (and critics) that start from the same
             weights share one frozen model and train an adapter each. `shared`: all agents use the same parameters.
         optimizer: Optimizer class and its arguments; learning rates are set in the policies and critics.
-        lr_schedule: Learning-rate schedule of every optimizer, advanced once per rollout; constant by default.
+        lr_schedule: Learning-rate schedule of every optimizer, advanced after every rollout in which it made a step;
+            constant by default.
         float32_weights: Apply optimizer steps to float32 copies of bfloat16 and float16 weights, which would lose
             small steps to rounding. A trained bfloat16 weight then takes 16 bytes instead of 8 with AdamW.
         kl_weight: Weight of the KL divergence from the initial policy, averaged over tokens and subtracted from the

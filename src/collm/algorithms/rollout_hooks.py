@@ -97,8 +97,12 @@ class RolloutHooks(Agents):
             self.learners, optimizers if isinstance(optimizers, list) else [optimizers], strict=True
         ):
             self.log(f"optim/learning_rate/{name}", float(optimizer.param_groups[0]["lr"]))
-        for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            schedule.step()
+        for name, schedule in zip(
+            self.learners, schedules if isinstance(schedules, list) else [schedules], strict=False
+        ):
+            if name in self.updated:  # during `critic_warmup` those of policies wait
+                schedule.step()
+        self.updated.clear()
         self._rollout = ()
 
     def log_rollout(self, batch: RolloutBatch) -> None:
