@@ -47,7 +47,8 @@ LEAVES = {
     "algorithms/rollout_hooks.py",  # checks and metrics before an update
     "returns.py",
     "metrics.py",
-    "optimizers.py",
+    "algorithms/optimizers.py",
+    "rollouts/epochs.py",  # which tasks are played with which seeds
 }
 PLAIN = (
     "--model.policy.engine=transformers",

@@ -133,8 +133,8 @@ class Backbone(Resident):
         peft is called directly: `add_adapter` of transformers does the same and demands certain versions of peft.
         """
         scale: Any = alpha  # peft takes any number, but says int
-        places: Any = targets if isinstance(targets, str) else set(targets)
-        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=places)
+        modules: Any = targets if isinstance(targets, str) else set(targets)
+        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=modules)
         config.task_type = "CAUSAL_LM"  # without it peft cannot load the exported folder
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():
