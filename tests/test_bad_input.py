@@ -246,8 +246,8 @@ def test_merge_keys_and_modest_aliases_are_read(fit: Fit, capsys: pytest.Capture
 def test_a_lone_surrogate_is_named_with_file_and_line(tmp_path: Path, name: str) -> None:
     rows = ['{"prompt": "fine"}', '{"prompt": "ab\\ud83dc"}']
     (tmp_path / name).write_text("\n".join(rows) if name == "a.jsonl" else f"[{','.join(rows)}]")
-    place = "line 2" if name == "a.jsonl" else "entry 2"
-    with pytest.raises(ConfigurationError, match=rf"{name} {place}, field 'prompt': character 3 .*\\ud83d"):
+    where = "line 2" if name == "a.jsonl" else "entry 2"
+    with pytest.raises(ConfigurationError, match=rf"{name} {where}, field 'prompt': character 3 .*\\ud83d"):
         load_sources(str(tmp_path / name), "prompt", "")
 
 

@@ -28,8 +28,9 @@ from collm.errors import ConfigurationError
 from collm.inference.actors import Actors
 from collm.models.policy_spec import PolicySpec
 from collm.packing import TokenSequence
+from collm.rollout_tree import Branch
 from collm.samplers.discussion import Discussion
-from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
+from collm.trajectory import Action, Task, Trajectory, Turn, collate
 from toy import Toy
 
 
@@ -209,10 +210,10 @@ def test_a_table_of_samples_is_printed_on_request(fit, capsys):
     assert fit(*given, *sampler, "--trainer.enable_progress_bar=false", command="validate") == 0
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("after 0 joint samples")
-    places = [("1", "a1"), ("1", "a2"), ("2", "a1"), ("2", "a2")]
+    expected = [("1", "a1"), ("1", "a2"), ("2", "a1"), ("2", "a2")]
     assert [line.split() for line in lines[start + 1 : start + 6]] == [
         ["task", "turn", "agent", "writes", "reward"],
-        *(["eval_0", turn, agent, "one", "7", "1.000"] for turn, agent in places),
+        *(["eval_0", turn, agent, "one", "7", "1.000"] for turn, agent in expected),
     ]
 
 

@@ -110,7 +110,7 @@ def hostile_meta(folder: Path, trace: Path) -> None:
 
 
 def hostile_number(folder: Path, trace: Path) -> None:
-    """In the place of a learning rate, with the place of everything else as it was."""
+    """Put code where a learning rate is stored, and leave everything else at its offset."""
     metadata = FileSystemReader(folder).read_metadata()
     part = io.BytesIO()
     torch.save(Hostile(trace), part)
@@ -200,8 +200,8 @@ def one_bit(content: bytes) -> bytes:
     """One bit of the largest tensor differs."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         largest = max(archive.infolist(), key=lambda info: info.file_size)
-    place = largest.header_offset + largest.file_size // 2 + 500
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    middle = largest.header_offset + largest.file_size // 2 + 500
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize(

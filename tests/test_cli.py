@@ -402,12 +402,15 @@ def test_transcripts_and_pictures_are_in_tensorboard(finished: Path) -> None:
 def test_returns_stand_on_top_of_tensorboard_and_compare_runs(finished: Path) -> None:
     events = EventAccumulator(str(finished), size_guidance={"tensors": 0}).Reload()
     (layout,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
-    places = [layout.index(name) for name in (b"eval/return_low", b"rollout/return", b"explained_variance", b"entropy")]
-    assert places == sorted(places)
+    positions = [
+        layout.index(name) for name in (b"eval/return_low", b"rollout/return", b"explained_variance", b"entropy")
+    ]
+    assert positions == sorted(positions)
     hparams = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert b"eval/return" in hparams
-    places = [hparams.index(name) for name in (b"algorithm", b"environment", b"seed", b"learning_rate/a1")]
-    assert places == sorted(places)
+    names = (b"algorithm", b"environment", b"seed", b"learning_rate/a1")
+    positions = [hparams.index(name) for name in names]
+    assert positions == sorted(positions)
 
 
 def test_files_of_a_run(finished: Path) -> None:

@@ -49,10 +49,11 @@ TORCH = frozenset({"torch"})
 RULES = {
     "collm.errors": Rule(rooms(), only=frozenset()),
     "collm.sampling_mask": Rule(rooms(), only=TORCH),
-    "collm.trajectory": Rule(rooms("sampling_mask"), only=TORCH),
+    "collm.rollout_tree": Rule(rooms(), only=TORCH),
+    "collm.trajectory": Rule(rooms("sampling_mask", "rollout_tree"), only=TORCH),
     "collm.packing": Rule(rooms("trajectory", "sampling_mask"), only=TORCH),
     "collm.returns": Rule(rooms(), only=TORCH),
-    "collm.optimizers": Rule(rooms("errors"), only=TORCH),
+    "collm.algorithms.optimizers": Rule(rooms("errors"), only=TORCH),
     "collm.objectives": Rule(rooms("returns"), only=TORCH),
     "collm.runtime.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
     "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
@@ -92,7 +93,9 @@ RULES = {
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
     "collm.inference": Rule(
         rooms("trajectory", "sampling_mask", "packing", "errors", "runtime", "architectures", "models")
-        | rooms("inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks"),
+        | rooms(
+            "inference.base", "inference.sampling", "inference.trial", "inference.vllm_masks", "inference.vllm_model"
+        ),
         never=LIGHTNING,
     ),
     # A served agent is no run: nothing of the training loop.
@@ -106,20 +109,22 @@ RULES = {
         never=LIGHTNING,
     ),
     "collm.samplers": Rule(
-        rooms("trajectory", "packing", "environments.base", "environments.contract", "errors", "runtime", "samplers"),
+        rooms("trajectory", "rollout_tree", "packing", "environments.base", "environments.contract")
+        | rooms("errors", "runtime", "samplers"),
         never=LIGHTNING | {"transformers"},
     ),
-    "collm.ahead": Rule(rooms("inference.actors", "trajectory", "runtime"), never=LIGHTNING),
+    "collm.rollouts.epochs": Rule(rooms("trajectory", "runtime", "rollouts.ahead"), never=LIGHTNING),
+    "collm.rollouts": Rule(rooms("inference.actors", "trajectory", "runtime"), never=LIGHTNING),
     "collm.data": Rule(
         rooms("samplers", "environments.base", "environments.contract", "trajectory", "errors", "returns", "runtime")
-        | rooms("inference.actors", "ahead")
+        | rooms("inference.actors", "rollouts")
     ),
     "collm.algorithms": Rule(
         rooms(
-            *("models", "critics", "returns", "objectives", "optimizers", "trajectory", "packing", "metrics", "errors"),
+            *("models", "critics", "returns", "objectives", "trajectory", "packing", "metrics", "errors"),
             "runtime",
             *("algorithms.base", "algorithms.actor_critic", "algorithms.monte_carlo", "algorithms.checkpoints"),
-            *("algorithms.settings", "algorithms.agents", "algorithms.rollout_hooks"),
+            *("algorithms.settings", "algorithms.agents", "algorithms.optimizers", "algorithms.rollout_hooks"),
         )
     ),
     "collm.strategies": Rule(rooms("models", "critics", "errors", "runtime", "strategies")),

@@ -15,8 +15,9 @@ from collm.packing import (
     signed_shares,
     similar_lengths,
 )
+from collm.rollout_tree import Branch
 from collm.sampling_mask import SamplingMask
-from collm.trajectory import Action, Branch, Message, Task, Trajectory, Turn, collate
+from collm.trajectory import Action, Message, Task, Trajectory, Turn, collate
 
 
 def played(*turns: Turn | Action, weight: float = 1.0) -> Trajectory:

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_flatten
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.metrics import group_numbers
+from collm.rollout_tree import Branch
 from collm.samplers.tree import Tree
-from collm.trajectory import Action, Branch, Task, Trajectory, Turn, collate
+from collm.trajectory import Action, Task, Trajectory, Turn, collate
 from curves import scalars
 from toy import Toy
 

@@ -11,19 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from collm.ahead import Rollout, one_ahead
 from collm.environments.base import SPLITS, Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, check_size, measured, tasks_of
 from collm.errors import ConfigurationError
 from collm.inference.actors import Actors, check_elsewhere, check_engines
 from collm.returns import equal_groups
+from collm.rollouts.epochs import EvalRollouts, TrainRollouts
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, Range, check_choice, check_number, check_numbers
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
@@ -31,8 +30,7 @@ from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, Trajectory, collate, without_failed
 
-_EVALUATION_SEED = 2**40  # above the seeds of all training rollouts
-_REPLACEMENT_SEED = 2**41
+_REPLACEMENT_SEED = 2**41  # above those of evaluations
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -156,15 +154,15 @@ class RolloutDataModule(L.LightningDataModule):
                 dialogues[agent_id].check_fits(agent_id, task.task_id, observation)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(_TrainRollouts(self))
+        return self._loader(TrainRollouts(self))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(_EvalRollouts(self, self.eval_tasks))
+        return self._loader(EvalRollouts(self, self.eval_tasks))
 
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
-        return self._loader(_EvalRollouts(self, self.eval_tasks if self.predict_split == "eval" else self.train_tasks))
+        return self._loader(EvalRollouts(self, self.eval_tasks if self.predict_split == "eval" else self.train_tasks))
 
     @staticmethod
     def _loader(dataset: IterableDataset) -> DataLoader:
@@ -280,57 +278,3 @@ class RolloutDataModule(L.LightningDataModule):
             batch.numbers = numbers
             batch.replaced_joint_samples = replaced
         return batch
-
-
-class _TrainRollouts(IterableDataset):
-    """The rollouts of one epoch, each sampled when the loader asks for it."""
-
-    def __init__(self, data: RolloutDataModule):
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.rollouts_per_epoch
-
-    def __iter__(self) -> Iterator[RolloutBatch]:
-        data = self.data
-        first = data.trainer.current_epoch * data.rollouts_per_epoch
-        played = data.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # before the run was resumed
-        rollouts = map(self._seed_and_tasks, range(first + played, first + data.rollouts_per_epoch))
-        if data.max_staleness:
-            begun: Iterator[Rollout] = (
-                (seed, partial(data.play_aside, tasks=own, seed=seed)) for seed, _, own in rollouts
-            )
-            yield from one_ahead(begun, lambda: data.serving(data.sampler))
-            return
-        for seed, tasks, own in rollouts:
-            # One seed per rollout, so that a resumed run repeats it.
-            torch.manual_seed(seed)
-            used = {task.task_id for task in tasks}
-            others = [task for task in data.train_tasks if task.task_id not in used] or data.train_tasks
-            yield data.play_until_different(own, others, seed)
-
-    def _seed_and_tasks(self, rollout: int) -> tuple[int, list[Task], list[Task]]:
-        """The seed of a rollout on this rank, its tasks over all ranks, and those of this rank."""
-        data, rank, num_ranks = self.data, self.data.trainer.global_rank, self.data.trainer.world_size
-        tasks = data.tasks_of(rollout)
-        return (data.seed * 1_000_003 + rollout) * num_ranks + rank, tasks, tasks[rank::num_ranks]
-
-
-class _EvalRollouts(IterableDataset):
-    """Held-out episodes, with the same seeds in every evaluation."""
-
-    def __init__(self, data: RolloutDataModule, tasks: Sequence[Task]):
-        self.data = data
-        rank, num_ranks = data.trainer.global_rank, data.trainer.world_size
-        size = max(1, data.eval_batch_size // data.eval_episodes_per_task)
-        self.batches = [tasks[start : start + size][rank::num_ranks] for start in range(0, len(tasks), size)]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[RolloutBatch]:
-        data = self.data
-        for index, tasks in enumerate(self.batches):
-            seed = (data.seed * 1_000_003 + index) * data.trainer.world_size + data.trainer.global_rank
-            seed += _EVALUATION_SEED
-            yield data.play(data.eval_sampler, tasks, seed, data.eval_episodes_per_task, data.eval_greedy)

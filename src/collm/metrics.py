@@ -49,13 +49,12 @@ class BootstrapMean(torchmetrics.Metric):
         return dict(zip(("mean", "low", "high"), numbers, strict=True))
 
 
-def percentile_interval(resamples: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    """Low and high end of the percentile bootstrap interval of a statistic with values `resamples` [M].
+def percentile_interval(resamples: Tensor) -> tuple[float, float]:
+    """Low and high end of the 95 % percentile bootstrap interval of a statistic with values `resamples` [M].
 
     The ends are resamples themselves, as a statistic may be infinite. NaN, where it is undefined, is left out.
     """
-    tail = (1 - confidence) / 2
-    ends = torch.nanquantile(resamples, resamples.new_tensor([tail, 1 - tail]), interpolation="nearest")
+    ends = torch.nanquantile(resamples, resamples.new_tensor([0.025, 0.975]), interpolation="nearest")
     return float(ends[0]), float(ends[1])
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-5  # a deviation up to this is taken for rounding noise, and nothing is divided by it
+
 
 def discounted_returns(rewards: Tensor, turn_mask: Tensor, discount: float) -> Tensor:
     """Reward to go, G_t = r_t + gamma G_{t+1} (arXiv 2601.21972, eq. 1).
@@ -109,9 +111,7 @@ def clip_advantages(advantages: Tensor, bound: float) -> Tensor:
     return advantages.clamp(-bound, bound)
 
 
-def normalize_advantages(
-    advantages: Tensor, turn_mask: Tensor, per_turn: bool = False, center: bool = True, eps: float = 1e-5
-) -> Tensor:
+def normalize_advantages(advantages: Tensor, turn_mask: Tensor, per_turn: bool = False, center: bool = True) -> Tensor:
     """Divide advantages by their population standard deviation, after subtracting their mean if `center`.
 
     A single entry is returned unchanged: it has no deviation, and centering would make it 0.
@@ -121,7 +121,6 @@ def normalize_advantages(
         turn_mask: True at played turns, [B, T].
         per_turn: Whether each turn has its own mean and deviation instead of one for all played turns.
         center: Whether to subtract the mean.
-        eps: A deviation up to this counts as rounding noise, and entries are not divided by it.
 
     Returns:
         Normalized advantages, 0 at masked turns, [B, T].
@@ -132,11 +131,11 @@ def normalize_advantages(
     count = mask.sum(dim=0)
     mean = entries.sum(dim=0) / count.clamp(min=1)
     std = (_masked(entries - mean, mask).square().sum(dim=0) / count.clamp(min=1)).sqrt()
-    scaled = (entries - mean if center else entries) / torch.where(std > eps, std, 1.0)
+    scaled = (entries - mean if center else entries) / torch.where(std > _ROUNDING, std, 1.0)
     return _masked(torch.where(count > 1, scaled, entries), mask).reshape(turn_mask.shape)
 
 
-def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor, eps: float = 1e-5) -> Tensor:
+def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
     """Divide advantages by the population standard deviation of their group at their turn (GRPO, arXiv 2402.03300).
 
     A baseline shared by the group does not change the deviation, so this equals GRPO's division by the deviation of
@@ -147,7 +146,6 @@ def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor, eps
         advantages: Advantages, [B, T].
         groups: Group of each trajectory, [B].
         turn_mask: True at played turns, [B, T].
-        eps: A deviation up to this counts as rounding noise, and entries are not divided by it.
 
     Returns:
         Standardized advantages, 0 at masked turns, [B, T].
@@ -159,7 +157,7 @@ def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor, eps
     entries = _masked(advantages, turn_mask)
     mean = torch.where(peers, entries[None], 0.0).sum(dim=1) / count
     std = (torch.where(peers, entries[None] - mean[:, None], 0.0).square().sum(dim=1) / count).sqrt()
-    return _masked(entries / torch.where(std > eps, std, 1.0), turn_mask)
+    return _masked(entries / torch.where(std > _ROUNDING, std, 1.0), turn_mask)
 
 
 def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
@@ -188,7 +186,7 @@ def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Te
     return torch.where(spread > 0, 1 - errors / spread, torch.nan)
 
 
-def equal_groups(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
+def equal_groups(rewards: Tensor, groups: Tensor) -> Tensor:
     """Which trajectories belong to a group of two or more whose rewards do not differ at any turn.
 
     With any group baseline, all advantages of such a group are 0.
@@ -196,13 +194,13 @@ def equal_groups(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
     Args:
         rewards: Rewards, or returns, 0 where no turn was played, [B, T].
         groups: Group of each trajectory, [B].
-        eps: Differences up to this are taken for rounding noise.
 
     Returns:
         True for members of such groups, [B].
     """
     peers = groups[:, None] == groups
-    differ = ((rewards[:, None] - rewards).abs() > eps).any(-1) & peers
+    # smaller differences are taken for rounding noise
+    differ = ((rewards[:, None] - rewards).abs() > 1e-6).any(-1) & peers
     return ~differ.any(1) & (peers.sum(1) > 1)
 
 

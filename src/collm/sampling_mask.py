@@ -35,14 +35,18 @@ class SamplingMask:
         """The sets given by a mask [L, V] that is True at their tokens; every set has at least one."""
         sizes = kept.sum(1)
         by_kept = sizes <= kept.shape[1] // 2
-        listed = torch.where(by_kept[:, None], kept, ~kept)
-        ids = listed.nonzero()[:, 1].to(torch.int32)
+        ids = (kept == by_kept[:, None]).nonzero()[:, 1].to(torch.int32)
         return cls(ids, torch.where(by_kept, sizes, sizes - kept.shape[1]))
+
+    @classmethod
+    def without(cls, ids: Tensor, length: int) -> SamplingMask:
+        """`length` tokens that were sampled from the vocabulary without `ids`, [K]."""
+        return cls(ids.to(torch.int32).repeat(length), torch.full((length,), -len(ids), device=ids.device))
 
     @classmethod
     def uncut(cls, length: int) -> SamplingMask:
         """`length` tokens that were sampled from the complete vocabulary."""
-        return cls(torch.zeros(0, dtype=torch.int32), torch.zeros(length, dtype=torch.long))
+        return cls.without(torch.zeros(0), length)
 
     @classmethod
     def join(cls, masks: Sequence[SamplingMask]) -> SamplingMask:

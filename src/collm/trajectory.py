@@ -22,6 +22,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from collm.rollout_tree import Branch, RolloutTree
 from collm.sampling_mask import SamplingMask
 
 
@@ -89,19 +90,6 @@ class Message:
     observation: str
     action: Action
     round: int = 0
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Position of a joint action in a rollout tree.
-
-    Args:
-        node: Number of the joint action, unique in its rollout; all paths through it hold the same number.
-        parent: Number of the joint action before it, the same for its siblings; negative at the root of a task.
-    """
-
-    node: int
-    parent: int
 
 
 @dataclass
@@ -209,25 +197,6 @@ class Trajectory:
         }
 
 
-@dataclass(frozen=True)
-class RolloutTree:
-    """Structure of a batch whose trajectories are paths of rollout trees.
-
-    Args:
-        nodes: Joint action at each turn of each path, numbered from 0 to M - 1; 0 at turns not played, [B, T].
-        siblings: Group of each joint action: those sampled after the same history, [M].
-        weights: Weight of each path, with mean 1, [B].
-    """
-
-    nodes: Tensor
-    siblings: Tensor
-    weights: Tensor
-
-    def to(self, device: torch.device) -> RolloutTree:
-        """The tree with its tensors on `device`."""
-        return RolloutTree(self.nodes.to(device), self.siblings.to(device), self.weights.to(device))
-
-
 @dataclass
 class RolloutBatch:
     """Finished, on-policy trajectories, with their rewards and groups as tensors.
@@ -293,21 +262,9 @@ def collate(
             rewards[row, index] = turn.reward
             turn_mask[row, index] = True
     groups = torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.long)
-    return RolloutBatch(
-        list(trajectories), rewards, turn_mask, groups, seconds, rollout_tree(trajectories, width), [*left_out]
-    )
-
-
-def rollout_tree(trajectories: Sequence[Trajectory], width: int) -> RolloutTree | None:
-    """The structure of the rollout trees of `trajectories` with T = `width`; None if no turn has a `branch`."""
-    branches = [[turn.branch for turn in trajectory.turns if turn.branch] for trajectory in trajectories]
-    if not any(branches):
-        return None
-    distinct = list({branch.node: branch for path in branches for branch in path}.values())
-    numbers = {branch.node: index for index, branch in enumerate(distinct)}
-    nodes = torch.tensor([[numbers[b.node] for b in path] + [0] * (width - len(path)) for path in branches])
-    weights = torch.tensor([trajectory.weight for trajectory in trajectories])
-    return RolloutTree(nodes, torch.tensor([branch.parent for branch in distinct]), weights / weights.mean())
+    paths = [[turn.branch for turn in trajectory.turns if turn.branch] for trajectory in trajectories]
+    tree = RolloutTree.of(paths, [trajectory.weight for trajectory in trajectories], width) if any(paths) else None
+    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds, tree, [*left_out])
 
 
 def distinct_actions(trajectories: Iterable[Trajectory]) -> list[Action]:

@@ -14,8 +14,9 @@ from collm.algorithms.c3 import C3
 from collm.errors import ConfigurationError
 from collm.objectives import policy_gradient_loss
 from collm.packing import pool_shared_actions
+from collm.rollout_tree import Branch
 from collm.samplers.counterfactual import Counterfactual
-from collm.trajectory import Action, Branch, RolloutBatch, Task, Trajectory, Turn, collate
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 from enumerated import FULL, STOPS, Enumerated
 from tabular import AGENTS, TwoTurns, log_probs_of, scored_mask
 

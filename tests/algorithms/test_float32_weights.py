@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 from actors import actors_of
 from collm.algorithms.base import MultiAgentModule
+from collm.algorithms.optimizers import float32_copies, fused, stepping_for
 from collm.models.policy_spec import PolicySpec
-from collm.optimizers import float32_copies, fused, stepping_for
 from collm.samplers.parallel import Parallel
 from collm.trajectory import collate
 from toy import Toy

@@ -24,10 +24,11 @@ from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.objectives import policy_gradient_loss
 from collm.packing import pool_shared_actions, signed_shares
+from collm.rollout_tree import Branch
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
 from collm.studies.runs import read_run
-from collm.trajectory import Action, Branch, RolloutBatch, Task, Trajectory, Turn, collate
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 from toy import Toy
 from untrained import without_trainer
 

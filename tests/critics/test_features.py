@@ -18,7 +18,8 @@ from collm.critics import feature_network
 from collm.critics.feature_network import FeatureNetworkCritic
 from collm.critics.features import FeaturesCritic, StateCritic, precision_of_turns, solve_ridge
 from collm.errors import ConfigurationError
-from collm.trajectory import Action, Branch, RolloutBatch, Task, Trajectory, Turn, collate
+from collm.rollout_tree import Branch
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 
 NAMES, HORIZON = ("x", "y"), 3
 GAME = SimpleNamespace(feature_names=NAMES, horizon=HORIZON, has_state_text=False)

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from actors import sampled
+from collm.algorithms.optimizers import fused
 from collm.inference.actors import Actors
 from collm.kernels import shared_prefix as prefixes
 from collm.kernels.layers import needed_at
@@ -23,7 +24,6 @@ from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.random_model import write_model
-from collm.optimizers import fused
 from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
 from collm.runtime.seeding import child_generator

@@ -186,6 +186,23 @@ def test_sets_come_back_from_their_compact_form() -> None:
     assert len(SamplingMask.join([]).dense(5)) == 0
 
 
+@pytest.mark.parametrize("forbidden", [None, [3, 11]])
+def test_sets_of_a_shortest_length_alone_are_those_of_the_cut_logits(forbidden: list[int] | None) -> None:
+    forbidden_ids = None if forbidden is None else torch.tensor(forbidden)
+    logits = torch.randn(4, 12, generator=chance())
+    _, log_probs, mask = draw(logits, Sampling(5, min_new_tokens=2), chance(), forbidden_ids)
+    kept = torch.ones(4, 12, dtype=torch.bool)
+    kept[:, forbidden or []] = False
+    assert mask is not None
+    assert mask.dense(12).equal(kept)
+    expected = SamplingMask.of(kept)
+    assert mask.ids.equal(expected.ids)
+    assert mask.ids.dtype == expected.ids.dtype
+    assert mask.counts.equal(expected.counts)
+    assert mask.counts.dtype == expected.counts.dtype
+    assert (log_probs <= 0).all()
+
+
 def test_greedy_tokens_and_uncut_distributions_keep_no_sets() -> None:
     logits = torch.randn(3, 8, generator=chance())
     for sampling in (Sampling(1, top_p=0.5, greedy=True), Sampling(1), Sampling(1, top_p=0.5, uncut=True)):

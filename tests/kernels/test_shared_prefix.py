@@ -54,7 +54,7 @@ def test_log_probabilities_and_gradients_are_those_of_every_row_alone(
     policy = Policy("a1", PolicySpec("relay"), backbone, adapter)
     rows = [row for row in SHARED for _ in range(2)]
     sequences = [
-        TokenSequence(number, row, [-1] + [place % 3 - 1 for place in range(1, len(row))])
+        TokenSequence(number, row, [-1] + [position % 3 - 1 for position in range(1, len(row))])
         for number, row in enumerate(rows)
     ]
     batch = pad_sequences(sequences, 0, "cpu")

@@ -25,7 +25,7 @@ from collm.packing import TokenSequence, pad_sequences
 from collm.serving.agents import load_agent
 
 PROMPT = [7, 11, 13, 17, 19, 23]
-PLACES = {  # the first has no adapter on the layer's first linear layer, the second none on all other layers
+TARGETS = {  # the first has no adapter on the layer's first linear layer, the second none on all other layers
     "a1": ["v_proj", "down_proj"],
     "a2": ["layers.1.self_attn.o_proj"],
     "a3": "all-linear",
@@ -33,24 +33,36 @@ PLACES = {  # the first has no adapter on the layer's first linear layer, the se
 
 
 def team(folder: str) -> dict[str, Policy]:
-    """Agents on one backbone, each with an adapter in other places that does something."""
+    """Agents on one backbone, each with an adapter on other layers that does something."""
     backbone = Backbone(folder, "float32")
     policies = {}
     torch.manual_seed(1)
-    for name, places in PLACES.items():
-        backbone.add_adapter(name, 2, 4.0, 0.0, places)
+    for name, targets in TARGETS.items():
+        backbone.add_adapter(name, 2, 4.0, 0.0, targets)
         for weight in backbone.adapter_parameters(name):
             torch.nn.init.normal_(weight, std=0.2)
-        spec = PolicySpec(folder, lora_rank=2, lora_alpha=4.0, lora_target_modules=places, max_new_tokens=6)
+        spec = PolicySpec(folder, lora_rank=2, lora_alpha=4.0, lora_target_modules=targets, max_new_tokens=6)
         policies[name] = Policy(name, spec, backbone, name)
     return policies
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("before", [*TARGETS, None])
+@pytest.mark.parametrize("name", [*TARGETS, None])
+def test_only_the_selected_adapter_computes_and_trains(tiny_folder: str, name: str | None, before: str | None) -> None:
+    switched, fresh = (team(tiny_folder)["a1"].backbone for _ in range(2))
+    switched.activate(before)
+    switched.activate(name)
+    fresh.activate(name)
+    assert switched.lm(torch.tensor([PROMPT])).logits.equal(fresh.lm(torch.tensor([PROMPT])).logits)
+    trained = {key for key, weight in switched.lm.named_parameters() if weight.requires_grad}
+    assert trained == {key for key, _ in switched.lm.named_parameters() if f".{name}." in key}
+
+
+@pytest.mark.parametrize("name", TARGETS)
 def test_log_probabilities_and_gradients_are_those_of_peft(tiny_folder, name):
     policy = team(tiny_folder)[name]
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    theirs = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=PLACES[name], task_type="CAUSAL_LM"))
+    theirs = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=TARGETS[name], task_type="CAUSAL_LM"))
     weights = policy.backbone.adapter_weights(name)
     expected = {key.replace(".default", ""): one for key, one in theirs.named_parameters() if one.requires_grad}
     assert weights.keys() == expected.keys()
@@ -99,14 +111,14 @@ def test_agents_with_adapters_in_other_places_sample_together_from_their_own_pol
         assert_close(found[0, len(PROMPT) :].detach(), torch.tensor(action.log_probs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", TARGETS)
 def test_an_exported_adapter_says_where_it_is(tiny_folder, tmp_path: Path, name):
     policy = team(tiny_folder)[name]
     policy.backbone.eval()
     answer = sampled(policy, [PROMPT], torch.Generator(), greedy=True)[0]
     policy.save(tmp_path / "a1")
     places = json.loads((tmp_path / "a1" / "adapter_config.json").read_text())["target_modules"]
-    assert name == "a3" or sorted(places) == sorted(PLACES[name])
+    assert name == "a3" or sorted(places) == sorted(TARGETS[name])
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a1")
     logits = theirs(torch.tensor([[*PROMPT, *answer.token_ids]])).logits[0, len(PROMPT) - 1 : -1]
     assert logits.argmax(-1).tolist() == list(answer.token_ids)

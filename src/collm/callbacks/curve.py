@@ -53,26 +53,26 @@ def draw_curve(points: list[Point]) -> Image.Image:
     space = 0.1 * (top - bottom) or 0.5
     bottom, top = bottom - space, top + space
 
-    def place(step: float, value: float) -> tuple[float, float]:
+    def position(step: float, value: float) -> tuple[float, float]:
         across = (_WIDTH - _LEFT - _RIGHT) * step / last
         return _LEFT + across, _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - bottom) / (top - bottom)
 
     pen.text((_LEFT, 14), "return on held-out tasks, mean and 95 % interval", fill=_INK, font_size=22)
     for index in range(5):
         value, step = bottom + (top - bottom) * index / 4, round(last * index / 4)
-        _, y = place(0, value)
+        _, y = position(0, value)
         pen.line((_LEFT, y, _WIDTH - _RIGHT, y), fill=_GRID, width=1)
         pen.text((_LEFT - 12, y), f"{value:.2f}", fill=_INK, font_size=18, anchor="rm")
-        x, _ = place(step, bottom)
+        x, _ = position(step, bottom)
         pen.text((x, _HEIGHT - _BOTTOM + 12), f"{step:,}", fill=_INK, font_size=18, anchor="ma")
     pen.text((_WIDTH / 2, _HEIGHT - 32), "joint samples", fill=_INK, font_size=18, anchor="ma")
-    lows = [place(step, low) for step, _, low, _ in points]
-    highs = [place(step, high) for step, _, _, high in points]
+    lows = [position(step, low) for step, _, low, _ in points]
+    highs = [position(step, high) for step, _, _, high in points]
     if len(points) > 1:
         pen.polygon([*lows, *reversed(highs)], fill=_BAND)
-        pen.line([place(step, mean) for step, mean, _, _ in points], fill=_LINE, width=4)
+        pen.line([position(step, mean) for step, mean, _, _ in points], fill=_LINE, width=4)
     for (step, mean, _, _), low_end, high_end in zip(points, lows, highs, strict=True):
-        x, y = place(step, mean)
+        x, y = position(step, mean)
         pen.line((*low_end, *high_end), fill=_LINE, width=2)
         pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=_LINE)
     return image

@@ -70,6 +70,16 @@ def _packaged(argument: str) -> str:
     return argument if is_here else f"{option}{sign}{inside}"
 
 
+def helped(module: str, name: str) -> bool:
+    """Print the short help of the command that is a function of `module`, and say so, if the arguments ask for it."""
+    if not wants_help():
+        return False
+    from collm.runtime.quick_help import function_help
+
+    print(function_help(module, name))
+    return True
+
+
 def wants_help() -> bool:
     """Whether the arguments ask for a short help; `--help full` leaves it to the command itself."""
     if sys.argv[-2:] == ["--help", "full"]:

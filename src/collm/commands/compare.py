@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collm.commands import BASE, wants_help
+from collm.commands import BASE, helped
 
 
 def main() -> int:
     """The command."""
-    if wants_help():
-        from collm.runtime.quick_help import function_help
-
-        print(function_help("collm.studies.comparison", "compare"))
+    if helped("collm.studies.comparison", "compare"):
         return 0
     from collm.studies.comparison import main
 

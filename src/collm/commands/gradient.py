@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from collm.commands import BASE, wants_help
+from collm.commands import BASE, helped
 
 
 def main() -> int:
     """The command."""
-    if wants_help():
-        from collm.runtime.quick_help import function_help
-
-        print(function_help("collm.studies.gradient_test", "gradient_test"))
+    if helped("collm.studies.gradient_test", "gradient_test"):
         return 0
     from collm.studies.gradient_test import main
 

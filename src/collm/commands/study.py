@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from collm.commands import BASE, wants_help
+from collm.commands import BASE, helped
 
 
 def main() -> int:
     """The command."""
-    if wants_help():
-        from collm.runtime.quick_help import function_help
-
-        print(function_help("collm.studies.study", "study"))
+    if helped("collm.studies.study", "study"):
         return 0
     from collm.studies.study import main
 

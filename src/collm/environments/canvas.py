@@ -146,13 +146,13 @@ def _dashes(segment: Segment, length: float) -> list[tuple[tuple[float, float], 
 def flowing(
     labels: Mapping[str, str], left: float, top: float, right: float
 ) -> tuple[dict[str, tuple[float, float]], float]:
-    """Places of the entries of a legend, 24 high, in rows from `left` to `right`, and where the last row ends."""
-    places: dict[str, tuple[float, float]] = {}
+    """Upper left corners of a legend's entries, 24 high, in rows from `left` to `right`, and the end of the last."""
+    corners: dict[str, tuple[float, float]] = {}
     x, y = left, top
     for key, label in labels.items():
         width = 34 + 6.2 * len(label)
-        if places and x + width > right + 8:
+        if corners and x + width > right + 8:
             x, y = left, y + 24
-        places[key] = (x, y)
+        corners[key] = (x, y)
         x += width
-    return places, y + 24
+    return corners, y + 24

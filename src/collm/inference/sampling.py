@@ -84,18 +84,14 @@ def draw(
         generator: Source of random numbers, on the device of the logits.
         forbidden: Tokens that are not sampled.
     """
-    logits = restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
-    log_probs = logits.log_softmax(-1)
-    if forbidden is not None:
-        logits = logits.index_fill(-1, forbidden, -torch.inf)
+    uncut = restrict(logits.float() / sampling.temperature, sampling.allowed_ids)
+    logits = uncut if forbidden is None else uncut.index_fill(-1, forbidden, -torch.inf)
     if sampling.greedy:
-        token = logits.argmax(-1)
-        return token, log_probs.gather(-1, token[:, None]).squeeze(-1), None
+        token = logits.argmax(-1, keepdim=True)
+        return token.squeeze(-1), uncut.log_softmax(-1).gather(-1, token).squeeze(-1), None
     logits = cut_logits(logits, sampling)
-    mask = None
-    if sampling.records_masks:
-        log_probs = logits.log_softmax(-1)
-        mask = SamplingMask.of(kept_tokens(logits, sampling.allowed_ids))
+    mask = sets_of(logits, sampling, forbidden) if sampling.records_masks else None
+    log_probs = (uncut if mask is None else logits).log_softmax(-1)
     # one random number per row and the inverse of the cumulative distribution; `multinomial` draws one for each token
     # of the vocabulary, which takes longer than a forward pass of a small model
     cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
@@ -111,6 +107,13 @@ def cut_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1.0:
         logits = TopPLogitsWarper(sampling.top_p)(None, logits)
     return logits
+
+
+def sets_of(logits: Tensor, sampling: Sampling, forbidden: Tensor | None) -> SamplingMask:
+    """The sets that `draw` draws from, given logits after the cut, [R, V]."""
+    if sampling.top_k or sampling.top_p < 1.0 or sampling.allowed_ids is not None:
+        return SamplingMask.of(kept_tokens(logits, sampling.allowed_ids))
+    return SamplingMask.without(logits.new_zeros(0) if forbidden is None else forbidden, len(logits))
 
 
 def kept_tokens(logits: Tensor, allowed_ids: Sequence[int] | None) -> Tensor:

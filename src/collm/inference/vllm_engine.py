@@ -8,22 +8,19 @@ one that trains, so log-probabilities differ slightly: see `PolicySpec.sampler_c
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from packaging.specifiers import SpecifierSet
-from safetensors.torch import save_file
-from torch import Tensor
 
 from collm.errors import ConfigurationError
 from collm.inference.base import Engine, Prompts, on_device
 from collm.inference.sampling import Responses, Sampling, sampling_of
+from collm.inference.vllm_model import weights_of, write_model
 from collm.models.backbone import Backbone
 from collm.models.loading import load_config
 from collm.models.policy import Policy, Response
@@ -219,17 +216,17 @@ class Server:
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             [
-                SamplingParams(seed=seed, extra_args={"place": place} if records else None, **settings)
-                for place, seed in enumerate(seeds)
+                SamplingParams(seed=seed, extra_args={"request": index} if records else None, **settings)
+                for index, seed in enumerate(seeds)
             ],
             use_tqdm=False,
             lora_request=[self.adapters[adapter] for adapter in adapters if adapter] if self.adapters else None,
         )
         responses = []
-        for place, output in enumerate(outputs):
+        for index, output in enumerate(outputs):
             ids, log_probs = list(output.outputs[0].token_ids), output.outputs[0].logprobs
             of_tokens = [at[token].logprob for token, at in zip(ids, log_probs, strict=True)]
-            responses.append(Response(ids, of_tokens, self.recorder.mask(place, len(ids)) if records else None))
+            responses.append(Response(ids, of_tokens, self.recorder.mask(index, len(ids)) if records else None))
         self.recorder.masks.clear()
         tokens = sum(len(prompt) for prompt in prompts) + sum(len(one.token_ids) - 1 for one in responses)
         meter.count(tokens, tokens)
@@ -279,28 +276,3 @@ def prepare_environment() -> None:
 def device_variables() -> dict[str, str]:
     """What vLLM needs to know before it is imported, beside what users set."""
     return {} if torch.cuda.is_available() else _PROCESSOR
-
-
-def write_model(backbone: Backbone, folder: str, dtype: str) -> None:
-    """Write the configuration of a backbone as vLLM reads it and, under adapters, its frozen weights."""
-    config = {**backbone.lm.config.to_dict(), "tie_word_embeddings": False}
-    config["architectures"] = config.get("architectures") or [type(backbone.lm).__name__]  # none at random weights
-    Path(folder, "config.json").write_text(json.dumps(config, default=str))
-    if backbone.adapters:
-        kind = getattr(torch, dtype)
-        weights = backbone.merged_state("", weights_of(backbone))
-        save_file(
-            {name: weight.to("cpu", kind).contiguous() for name, weight in weights.items()},
-            Path(folder, "model.safetensors"),
-            metadata={"format": "pt"},
-        )
-
-
-def weights_of(backbone: Backbone) -> dict[str, Tensor]:
-    """All weights by their names in a Hugging Face folder, the head's too where it is tied to the embedding.
-
-    vLLM keeps the head in another layout on processors, and does not renew it where it is tied.
-    """
-    weights, head = backbone.own_state(), backbone.lm.get_output_embeddings()
-    (name,) = (name for name, module in backbone.lm.named_modules() if module is head)
-    return {**weights, f"{name}.weight": head.weight.clone()}  # a file must not hold one tensor twice

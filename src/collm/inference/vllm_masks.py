@@ -19,15 +19,15 @@ from collm.sampling_mask import SamplingMask
 class CutRecorder(LogitsProcessor):
     """Cuts the distribution of requests whose `extra_args` ask for it; it is called after temperature and limits.
 
-    Requests name their place in `extra_args["place"]`. vLLM constructs it, so a subclass for each engine holds what the
-    engine reads.
+    Requests give their index in the batch as `extra_args["request"]`. vLLM constructs it, so a subclass for each engine
+    holds what the engine reads.
     """
 
     sampling: Sampling  # of all current requests
-    masks: dict[int, dict[int, SamplingMask]]  # of every token of every request, by place and position
+    masks: dict[int, dict[int, SamplingMask]]  # of every token of every request, by request and position
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
-        self.requests: dict[int, tuple[int, list[int]]] = {}  # by row: place and tokens so far
+        self.requests: dict[int, tuple[int, list[int]]] = {}  # by row: index and tokens so far
 
     @classmethod
     def for_engine(cls) -> type[CutRecorder]:
@@ -35,9 +35,9 @@ class CutRecorder(LogitsProcessor):
         return type("CutRecorder", (cls,), {"masks": {}})
 
     @classmethod
-    def mask(cls, place: int, length: int) -> SamplingMask:
-        """The sets of the `length` tokens of the response to request `place`."""
-        return SamplingMask.join([cls.masks[place][position] for position in range(length)])
+    def mask(cls, request: int, length: int) -> SamplingMask:
+        """The sets of the `length` tokens of the response to `request`."""
+        return SamplingMask.join([cls.masks[request][position] for position in range(length)])
 
     def is_argmax_invariant(self) -> bool:
         return True
@@ -52,13 +52,13 @@ class CutRecorder(LogitsProcessor):
         cut = cut_logits(logits[rows], self.sampling)
         kept = SamplingMask.of(kept_tokens(cut, None)).to("cpu")  # what is not allowed has -inf here
         for row, mask in zip(rows, kept.split([1] * len(rows)), strict=True):
-            place, tokens = self.requests[row]
-            # a token that is drawn again, of a prompt read in parts or after a pause, takes the place of the first
-            self.masks.setdefault(place, {})[len(tokens)] = mask
+            request, tokens = self.requests[row]
+            # a token that is drawn again, of a prompt read in parts or after a pause, replaces the first
+            self.masks.setdefault(request, {})[len(tokens)] = mask
         logits[rows] = cut
         return logits
 
 
 def _new_request(params: Any, prompt_ids: list[int] | None, output_ids: list[int]) -> tuple[int, list[int]] | None:
-    place = (params.extra_args or {}).get("place")
-    return None if place is None else (place, output_ids)
+    request = (params.extra_args or {}).get("request")
+    return None if request is None else (request, output_ids)

@@ -45,6 +45,8 @@ class Backbone(Resident):
 
     Attributes:
         random_weights: Whether its weights were initialized at random, so that they cannot be loaded again.
+        adapters: Names of its adapters.
+        adapted: Its layers that have an adapter.
         support: What of its forward pass updates may compute themselves.
         computes_on: Device of its forward passes where a strategy keeps the weights elsewhere.
     """
@@ -64,6 +66,7 @@ class Backbone(Resident):
         self.random_weights = starts_at_random(path, random_weights)
         self.dropout = dropout
         self.adapters: list[str] = []
+        self.adapted: list[Any] = []  # LoraLayer, which is a module too
         # off where activations are recomputed, and where all ranks have to make the same forward passes
         self.fast_updates = fast_updates
         self.computes_on: torch.device | None = None
@@ -130,8 +133,8 @@ class Backbone(Resident):
         peft is called directly: `add_adapter` of transformers does the same and demands certain versions of peft.
         """
         scale: Any = alpha  # peft takes any number, but says int
-        places: Any = targets if isinstance(targets, str) else set(targets)
-        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=places)
+        modules: Any = targets if isinstance(targets, str) else set(targets)
+        config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=modules)
         config.task_type = "CAUSAL_LM"  # without it peft cannot load the exported folder
         config.base_model_name_or_path = self.lm.name_or_path
         with warnings.catch_warnings():
@@ -141,6 +144,7 @@ class Backbone(Resident):
                 inject_adapter_in_model(config, self.lm, name)
         set_adapter(self.lm, name)
         self.adapters.append(name)
+        self.adapted = [layer for layer in self.lm.modules() if isinstance(layer, LoraLayer)]
         self.train(self.training)
 
     def activate(self, adapter: str | None) -> None:
@@ -149,17 +153,11 @@ class Backbone(Resident):
         It stays selected until another one is, because a backward pass needs the adapter of its forward pass: peft
         switches gradients off for inactive adapters, and checkpointed layers run their forward pass again.
         """
-        if not self.adapters:
-            return
-        self.enable_adapters(adapter is not None)
-        if adapter is not None:
-            set_adapter(self.lm, adapter)
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Switch all adapters on or off."""
-        for layer in self.lm.modules():
-            if isinstance(layer, LoraLayer):
-                layer.enable_adapters(enabled)
+        for layer in self.adapted:  # switching takes a while, so what is selected already stays
+            if adapter is not None and layer.active_adapters != [adapter]:
+                layer.set_adapter(adapter)
+            if layer.disable_adapters != (adapter is None):
+                layer.enable_adapters(adapter is not None)
 
     def adapter_parameters(self, adapter: str | None) -> list[nn.Parameter]:
         """Parameters that train for `adapter`: its matrices, or for None those of the language model."""

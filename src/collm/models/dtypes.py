@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-import sys
-from functools import cache
+import warnings
 
 import torch
 
@@ -18,16 +17,10 @@ def dtype_on(name: str, device: torch.device) -> str:
     """The number format `name` on a device: `auto` is bfloat16 where that has instructions for it, else float32."""
     if name not in ("auto", "bfloat16") or has_bfloat16(device.type):
         return "bfloat16" if name == "auto" else name
-    _tell(name, device.type)
-    return "float32" if name == "auto" else name
-
-
-@cache
-def _tell(name: str, kind: str) -> None:
-    """Say once that a device has no instructions for bfloat16, and what comes of it."""
-    outcome = "auto is float32 here" if name == "auto" else "bfloat16 is slow here (auto would be float32)"
     if rank() == 0:
-        print(f"dtype {outcome}: the {kind} has no instructions for bfloat16", file=sys.stderr)
+        outcome = "auto is float32 here" if name == "auto" else "bfloat16 is slow here (auto would be float32)"
+        warnings.warn(f"dtype {outcome}: the {device.type} has no instructions for bfloat16", stacklevel=1)
+    return "float32" if name == "auto" else name
 
 
 def has_bfloat16(kind: str) -> bool:

@@ -20,10 +20,11 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
+from collm.rollout_tree import Branch
 from collm.runtime.checks import COUNT, check_choice, check_number
 from collm.samplers.base import Actors, Episode, act_all
 from collm.samplers.parallel import Parallel
-from collm.trajectory import Action, Branch
+from collm.trajectory import Action
 
 
 class Tree(Parallel):

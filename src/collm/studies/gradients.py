@@ -52,9 +52,7 @@ def load(path: str | Path) -> Measured:
     return Measured(record["gram"], record["episodes_per_task"], record["rollout_tasks"], record.get("dots"))
 
 
-def statistics(
-    runs: Sequence[Measured], references: Sequence[Measured] = (), confidence: float = 0.95
-) -> dict[str, tuple[float, float, float]]:
+def statistics(runs: Sequence[Measured], references: Sequence[Measured] = ()) -> dict[str, tuple[float, float, float]]:
     """Mean over runs of every number in `NAMES` and its percentile bootstrap interval over the tasks of each run.
 
     `noise_to_signal` is a geometric mean. It is infinite if the estimate of the signal is not positive.
@@ -63,7 +61,6 @@ def statistics(
         runs: Measured gradients, one record for each seed.
         references: The reference of each run; its own error is ignored, so it should be measured on many rollouts.
             Without references only `noise_to_signal` is returned.
-        confidence: Level of the interval.
 
     Returns:
         Estimate, low end and high end by name.
@@ -85,7 +82,7 @@ def statistics(
     for name, column in columns.items():
         values = torch.stack(column)
         mean = values.log().mean(0).exp() if name == "noise_to_signal" else values.mean(0)
-        result[name] = (float(mean[0]), *percentile_interval(mean[1:], confidence))
+        result[name] = (float(mean[0]), *percentile_interval(mean[1:]))
     return result
 
 

@@ -98,7 +98,7 @@ def write_page(study: Path, out: Path) -> None:
     game = ResourceGathering(**options)
     bound = silent_bound(game, options)
     maps = [Map.of(task.data) for task in game.tasks("eval")]
-    telling = sum(solved_in(game.rules, place) is not None for place in maps) / len(maps)
+    telling = sum(solved_in(game.rules, one) is not None for one in maps) / len(maps)
     table = json.loads((Path(settings["out"]) / "comparison" / "table.json").read_text())
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "README.md", page(table, bound.value(), silent_expert(game, bound), telling))

@@ -37,9 +37,9 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     return list({name: None for row in rows for name in row.cells})
 
 
-def as_text(rows: Sequence[Row], width: int | None = None) -> str:
-    """The table for a terminal of `width` characters; wide tables are split into several blocks of columns."""
-    width = width or shutil.get_terminal_size((120, 40)).columns
+def as_text(rows: Sequence[Row]) -> str:
+    """The table for the terminal; wide tables are split into several blocks of columns."""
+    width = shutil.get_terminal_size((120, 40)).columns
     first = ["method", *(f"{row.label} ({row.num_runs})" for row in rows)]
     columns = [
         [RENAMED.get(name, name), *(as_cell(row.cells[name]) if name in row.cells else "-" for row in rows)]

@@ -60,7 +60,7 @@ def draw_builds(
     panel_height = TITLE + height + MARGIN
     bottom = num_rows * panel_height + 4
     all_panels = max(MARGIN + per_row * (width + MARGIN), LEGEND_WIDTH)
-    places, end = flowing(labels, MARGIN, bottom, all_panels)
+    corners, end = flowing(labels, MARGIN, bottom, all_panels)
     canvas = Canvas(all_panels, end + 6)
     for index, (title, rows) in enumerate(layers):
         left, top = MARGIN + index % per_row * (width + MARGIN), TITLE + index // per_row * panel_height
@@ -79,14 +79,14 @@ def draw_builds(
                     side,
                 )
         _draw_outline(canvas, rows, target, left, top, side)
-    for key, place in places.items():
+    for key, corner in corners.items():
         if key == "missing":
-            _draw_cell(canvas, place, "block", None, 0, False, 18)
+            _draw_cell(canvas, corner, "block", None, 0, False, 18)
         elif key in ("extra", "wrong"):
-            _draw_cell(canvas, place, None if key == "extra" else "other", "block", 0, True, 18)
+            _draw_cell(canvas, corner, None if key == "extra" else "other", "block", 0, True, 18)
         else:
-            _draw_cell(canvas, place, "block", "block", int(key), False, 18)
-        canvas.text(place[0] + 22, place[1] + 13, labels[key])
+            _draw_cell(canvas, corner, "block", "block", int(key), False, 18)
+        canvas.text(corner[0] + 22, corner[1] + 13, labels[key])
     return canvas
 
 
@@ -100,14 +100,14 @@ def _draw_ground(canvas: Canvas, left: float, top: float, columns: int, rows: in
 
 def _draw_cell(
     canvas: Canvas,
-    place: tuple[float, float],
+    corner: tuple[float, float],
     wanted: str | None,
     built: str | None,
     builder: int,
     kinds_count: bool,
     side: float,
 ) -> None:
-    x, y, inner = place[0] + 1, place[1] + 1, side - 2
+    x, y, inner = corner[0] + 1, corner[1] + 1, side - 2
     if built is None:
         if wanted is not None:
             canvas.frame(_MISSING, x + inner / 6, y + inner / 6, inner * 2 / 3)

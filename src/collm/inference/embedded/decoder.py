@@ -70,7 +70,8 @@ class EmbeddedModel:
     ) -> Tensor:
         """Logits after the last of the new tokens, [R, V]; see `CachedModel`."""
         new = ids.shape[1]
-        spans, ends = (spans_of(owners, size, self.num_members) for size in (new, 1))
+        ends = spans_of(owners, 1, self.num_members)
+        spans = ends if new == 1 else spans_of(owners, new, self.num_members)
         states = self.tokens(ids.flatten(), spans)
         rotation = self.rotation(positions.flatten(), mask.shape[1], states.dtype) if self.rotation else None
         if self.positions:

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
@@ -119,16 +118,15 @@ def mixed_adapters(backbone: Backbone, adapters: Sequence[str | None]) -> Iterat
             change = up(down(inputs[0][rows].to(down.weight.dtype))) * layer.scaling[adapter]
             output[rows] += change.to(output.dtype)
 
-    layers = [layer for layer in backbone.lm.modules() if isinstance(layer, LoraLayer)]
-    disabled = [layer.disable_adapters for layer in layers]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
+    disabled = [layer.disable_adapters for layer in backbone.adapted]
+    hooks = [layer.register_forward_hook(add) for layer in backbone.adapted]
     try:
-        backbone.enable_adapters(False)
+        backbone.activate(None)
         yield assign_rows
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, was_disabled in zip(layers, disabled, strict=True):
+        for layer, was_disabled in zip(backbone.adapted, disabled, strict=True):
             layer.enable_adapters(not was_disabled)
 
 

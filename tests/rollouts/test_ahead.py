@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
-from collm.ahead import one_ahead
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.models.policy import Policy
+from collm.rollouts.ahead import one_ahead
 from collm.studies.runs import read_run
 from collm.trajectory import RolloutBatch, distinct_actions
 from on_policy import log_ratios

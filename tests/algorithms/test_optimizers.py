@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from collm.optimizers import fused
+from collm.algorithms.optimizers import fused
 
 
 def stepped(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> torch.Tensor:
