@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capture import Capture
@@ -406,8 +407,13 @@ def test_returns_stand_on_top_of_tensorboard_and_compare_runs(finished: Path) ->
     assert places == sorted(places)
     hparams = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert b"eval/return" in hparams
-    places = [hparams.index(name) for name in (b"algorithm", b"environment", b"seed", b"learning_rate/a1")]
-    assert places == sorted(places)
+    session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    names = sorted(plugin_data_pb2.HParamsPluginData.FromString(session).session_start_info.hparams)  # as it shows them
+    data = ["data.num_generations", "data.seed", "data.tasks_per_rollout"]
+    rates = ["learning_rate/a1", "learning_rate/a2", "learning_rate/critic"]
+    assert names[:8] == ["algorithm", *data, "environment", *rates]
+    assert all(name.startswith("model.") for name in names[8:])
+    assert "model.discount" in names
 
 
 def test_files_of_a_run(finished: Path) -> None:
