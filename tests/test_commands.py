@@ -146,7 +146,10 @@ def test_a_wheel_holds_the_configurations_and_the_page(tmp_path):
 
 
 BROKEN = {
-    "a typo": ("from collm.environments.base import Environmant\n", ["ImportError", "Environmant", "mine.py line 1"]),
+    "a typo": (
+        "from collm.environments.base import Environmant\n",
+        ["data.environment: ImportError: ", "Environmant", "mine.py line 1"],
+    ),
     "a name": ("x = 1\ny = zz\n", ["NameError: name 'zz' is not defined", "mine.py line 2", "y = zz"]),
     "no Python": ("def f(:\n", ["SyntaxError", "mine.py line 1: def f(:"]),
     "a package": ("import never_heard_of\n", ["no module named 'never_heard_of'"]),
