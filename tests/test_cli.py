@@ -409,10 +409,10 @@ def test_returns_stand_on_top_of_tensorboard_and_compare_runs(finished: Path) ->
     assert b"eval/return" in hparams
     session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     names = sorted(plugin_data_pb2.HParamsPluginData.FromString(session).session_start_info.hparams)  # as it shows them
-    data = ["data.num_generations", "data.seed", "data.tasks_per_rollout"]
     rates = ["learning_rate/a1", "learning_rate/a2", "learning_rate/critic"]
-    assert names[:8] == ["algorithm", *data, "environment", *rates]
-    assert all(name.startswith("model.") for name in names[8:])
+    assert names[:6] == ["algorithm", "data.seed", "environment", *rates]
+    assert names[-2:] == ["rollout.num_generations", "rollout.num_tasks"]
+    assert all(name.startswith("model.") for name in names[6:-2])
     assert "model.discount" in names
 
 

@@ -26,9 +26,8 @@ LAYOUT = {
 class LogHyperparameters(L.Callback):
     """Writes settings and the last evaluation's return to TensorBoard's HPARAMS tab, and the charts to look at first.
 
-    TensorBoard sorts settings by name, those that differ between runs first, and shows the first five. So names say
-    where a setting stands in a configuration: the algorithm, the data, the environment and the learning rates come
-    before all others of the model.
+    TensorBoard sorts settings by name and shows the first five: the algorithm, the seed, the environment and learning
+    rates, as the names of all others begin with `model` and `rollout`.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -59,11 +58,11 @@ def first_settings(trainer: Any, module: Any) -> dict[str, Any]:
     rates = {f"learning_rate/{name}": rate for name, rate in module.learning_rates().items()}
     return {
         "algorithm": type(module).__name__,
-        "data.num_generations": data.num_generations,
         "data.seed": data.seed,
-        "data.tasks_per_rollout": data.tasks_per_rollout,
         "environment": type(data.environment).__name__,
         **rates,
+        "rollout.num_generations": data.num_generations,
+        "rollout.num_tasks": data.tasks_per_rollout,
     }
 
 
