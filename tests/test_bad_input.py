@@ -155,6 +155,7 @@ def test_evaluations_of_nothing_are_refused(
     ("args", "fragments"),
     [
         (["--model.gae_lambda=1", "--model=CoLLMCC"], ["'gae_lambda'", "no algorithm is chosen yet", "--model=..."]),
+        (["--model.discount=0.9", "--data.environment=StrBuild"], ["no algorithm is chosen yet", "--model=CoLLMCC"]),
         (["--data.environment.horizon=1"], ["data.environment: no class is chosen yet", "--data.environment=..."]),
     ],
 )

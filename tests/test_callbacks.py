@@ -192,6 +192,16 @@ def test_a_long_update_moves_the_bar_with_its_micro_batches_but_no_more_than_onc
     ]
 
 
+def test_generation_moves_the_bar_within_a_turn(fit, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr("collm.runtime.progress.PAUSE", 0.0)
+    monkeypatch.setattr(RolloutProgress, "_describe", lambda self, phase: told.append(phase))
+    assert fit("--trainer.max_epochs=1", "--data.rollouts_per_epoch=1", "--model.policy.max_new_tokens=3") == 0
+    rollout = told[: told.index("update")]
+    assert rollout[-1] == "turn 2, 2 episodes, token 3 of at most 3"
+    assert "turn 2, 2 episodes, prompts, layer 1 of 2" in rollout
+
+
 def test_numbers_that_are_not_finite_are_written_as_such(monkeypatch):
     values = {"eval/return": float("nan"), "rollout/return": float("inf"), "other": 0.5, "v_num": 3}
     monkeypatch.setattr(TQDMProgressBar, "get_metrics", lambda *args: values)

@@ -322,7 +322,11 @@ def test_ckpt_path_last_resumes_in_the_same_folder_and_finishes_a_complete_run(
     shutil.rmtree(run_folder / "agents")
     (run_folder / "finished.json").unlink()
     (run_folder / "checkpoints" / ".last.ckpt.123.tmp").write_text("what a killed run left")
+    assert "trained on 4 joint samples" in capsys.readouterr().out
     assert fit(*same, "--ckpt_path=last") == 0
+    shown = capsys.readouterr().out
+    assert "the run of 4 joint samples was at its end, so nothing was trained" in shown
+    assert "trained on" not in shown
     assert (run_folder / "agents" / "a1" / "model.safetensors").read_bytes() == agent
     assert (run_folder / "finished.json").read_text() == told
     assert not (run_folder / "checkpoints" / ".last.ckpt.123.tmp").exists()

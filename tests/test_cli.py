@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capture import Capture
@@ -408,9 +409,13 @@ def test_returns_stand_on_top_of_tensorboard_and_compare_runs(finished: Path) ->
     assert positions == sorted(positions)
     hparams = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert b"eval/return" in hparams
-    names = (b"algorithm", b"environment", b"seed", b"learning_rate/a1")
-    positions = [hparams.index(name) for name in names]
-    assert positions == sorted(positions)
+    session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    names = sorted(plugin_data_pb2.HParamsPluginData.FromString(session).session_start_info.hparams)  # as it shows them
+    rates = ["learning_rate/a1", "learning_rate/a2", "learning_rate/critic"]
+    assert names[:6] == ["algorithm", "data.seed", "environment", *rates]
+    assert names[-2:] == ["rollout.num_generations", "rollout.num_tasks"]
+    assert all(name.startswith("model.") for name in names[6:-2])
+    assert "model.discount" in names
 
 
 def test_files_of_a_run(finished: Path) -> None:

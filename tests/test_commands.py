@@ -45,9 +45,7 @@ def test_help_lists_every_command_with_a_sentence():
     assert text.endswith("imported:\n")
 
 
-@pytest.mark.parametrize(
-    "name", ["fit", "validate", "test", "predict", "compare", "study", "gradient", "report", "replay"]
-)
+@pytest.mark.parametrize("name", commands.names())
 def test_help_imports_nothing_heavy(name):
     status, text = collm(name, "--help")
     assert status == 0
@@ -80,6 +78,19 @@ def test_the_short_help_of_a_function_has_all_its_arguments():
     text = function_help("collm.studies.comparison", "compare")
     assert "--episodes_per_task int (default: 16)\n      Episodes of each held-out task." in text
     assert "Evaluate entries on the same held-out tasks" in text
+
+
+def test_the_short_help_shows_what_is_positional():
+    text = function_help("collm.serving.command", "serve", positional=True)
+    assert "\n  RUN str\n      Folder of a finished run, such as logs/collm/version_0.\n" in text
+    assert "\n  --port int (default: 0)\n" in text
+
+
+@pytest.mark.parametrize("name", ["run", "table", "gpu"])
+def test_the_help_of_a_benchmark_imports_nothing_heavy(name):
+    status, text = collm("bench", name, "--help")
+    assert status == 0
+    assert text.rstrip().endswith("imported:")
 
 
 def test_configurations_of_the_package_are_found_from_any_folder(tmp_path, monkeypatch):
@@ -135,7 +146,10 @@ def test_a_wheel_holds_the_configurations_and_the_page(tmp_path):
 
 
 BROKEN = {
-    "a typo": ("from collm.environments.base import Environmant\n", ["ImportError", "Environmant", "mine.py line 1"]),
+    "a typo": (
+        "from collm.environments.base import Environmant\n",
+        ["data.environment: ImportError: ", "Environmant", "mine.py line 1"],
+    ),
     "a name": ("x = 1\ny = zz\n", ["NameError: name 'zz' is not defined", "mine.py line 2", "y = zz"]),
     "no Python": ("def f(:\n", ["SyntaxError", "mine.py line 1: def f(:"]),
     "a package": ("import never_heard_of\n", ["no module named 'never_heard_of'"]),

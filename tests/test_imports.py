@@ -58,6 +58,7 @@ RULES = {
     "collm.runtime.files": Rule(rooms("errors"), only=TORCH | {"safetensors"}),
     "collm.runtime.resuming": Rule(rooms("errors", "runtime")),
     "collm.runtime.run_folder": Rule(rooms("errors", "runtime")),
+    "collm.runtime.progress": Rule(rooms(), only=frozenset()),
     "collm.runtime.naming": Rule(rooms("errors"), only=TORCH),
     "collm.runtime.hub": Rule(rooms(), only=frozenset({"huggingface_hub"})),
     "collm.runtime.checks": Rule(rooms("errors"), only=frozenset()),
@@ -87,7 +88,8 @@ RULES = {
         never=LIGHTNING,
     ),
     "collm.inference.endpoint": Rule(
-        rooms("trajectory", "errors", "models", "runtime.collectives", "inference.base", "inference.endpoint"),
+        rooms("trajectory", "errors", "models", "inference.base", "inference.endpoint")
+        | rooms("runtime.collectives", "runtime.progress"),
         never=LIGHTNING | {"transformers", "peft"},
     ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.

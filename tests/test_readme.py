@@ -150,6 +150,22 @@ def test_linked_files_exist():
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
 
 
+def test_the_command_of_the_environment_trains_as_it_stands(tmp_path, monkeypatch):
+    """With the example in mypackage/echo.py of the current folder; fewer and shorter rollouts are all that is added."""
+    (code,) = [code for language, code in BLOCKS if language == "python" and "(Environment)" in code]
+    (line,) = [line for _, code in BLOCKS for line in code.splitlines() if "mypackage.echo.Echo" in line]
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "echo.py").write_text(IMPORTS + code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = [str(REPOSITORY / word) if word.startswith("configs/") else word for word in shlex.split(line)]
+    short = ["--trainer.max_epochs=1", "--data.rollouts_per_epoch=1", "--model.policy.max_new_tokens=4"]
+    assert cli.main(REPOSITORY / "configs" / "base.yaml", [*words[words.index("fit") :], *short]) == 0
+    assert (tmp_path / "logs" / "collm" / "version_0" / "replay.html").is_file()
+    for name in ("mypackage.echo", "mypackage"):
+        sys.modules.pop(name, None)
+
+
 def test_the_three_additions_train(tmp_path, monkeypatch, tiny_folder):
     """The environment, the algorithm and the sampler under "Add your own", together in one run."""
     classes = [code for language, code in BLOCKS if language == "python" and code.lstrip().startswith("class ")]
@@ -179,4 +195,5 @@ def test_the_three_additions_train(tmp_path, monkeypatch, tiny_folder):
     )
     assert status == 0
     assert (tmp_path / "logs" / "collm" / "version_0" / "agents" / "a" / "config.json").is_file()
-    sys.modules.pop("mypackage.echo", None)
+    for name in ("mypackage.echo", "mypackage"):
+        sys.modules.pop(name, None)

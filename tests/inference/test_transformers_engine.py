@@ -15,6 +15,7 @@ from collm.inference.sampling import Sampling
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.runtime.progress import progress
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9], [100, 50]]
 
@@ -44,6 +45,22 @@ def test_greedy_responses_are_the_same(lm, model: CachedModel, options: dict) ->
     for (tokens, log_probs, _), (other, other_log_probs, _) in zip(ours, theirs, strict=True):
         assert tokens == other
         assert log_probs == pytest.approx(other_log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["collm", "transformers"])
+def test_both_tell_how_far_they_have_come(lm, model: CachedModel, monkeypatch, engine: str) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("collm.runtime.progress.PAUSE", 0.0)
+    with progress.told_to(told.append):
+        if engine == "collm":
+            generation.generate(model, PROMPTS, Sampling(3, greedy=True), [], chance())
+        else:
+            transformers_engine.generate(lm, PROMPTS, Sampling(3, greedy=True), [], chance())
+    layers = [f"prompts, layer {layer} of 2" for layer in (1, 2)]
+    reading = told[: told.index("token 1 of at most 3")]
+    assert reading == (layers * (len(reading) // 2) if engine == "collm" else [])
+    assert bool(reading) == (engine == "collm")
+    assert told[len(reading) :] == [f"token {token} of at most 3" for token in (1, 2, 3)]
 
 
 def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from collm.environments.building.str_build import StrBuild
+from collm.scoring import command
 from collm.scoring import score as scoring
 from collm.trajectory import Action, Trajectory, Turn
 
@@ -177,8 +178,8 @@ def test_where_coding_differs_from_the_released_rules(case: str) -> None:
 def test_help_says_where_scores_differ(capsys: pytest.CaptureFixture[str]) -> None:
     # that writing differs in transitions alone, and games not at all, is tested with their environments
     with pytest.raises(SystemExit):
-        scoring.main(["--help"])
-    assert scoring.DIFFERENCES in capsys.readouterr().out
+        command.main(["--help"])
+    assert command.DIFFERENCES in capsys.readouterr().out
 
 
 def test_transcripts_are_replayed(tmp_path: Path) -> None:

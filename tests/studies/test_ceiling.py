@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from actors import actors_of
+from collm.commands.ceiling import main
 from collm.errors import ConfigurationError
 from collm.returns import discounted_returns
 from collm.samplers.discussion import Discussion
 from collm.samplers.parallel import Parallel
-from collm.studies.ceiling import MeasureCeiling, branch, critic_values, main
+from collm.studies.ceiling import MeasureCeiling, branch, critic_values
 from collm.studies.variance import ceiling, variance_parts
 from collm.trajectory import RolloutBatch
 from enumerated import FIRST, FULL, SECOND, STOPS, Enumerated
 from tabular import TwoTurns
-from toy import REPOSITORY
 
 NAN = np.nan
 
@@ -147,7 +147,7 @@ def test_the_command(tmp_path: Path, tiny_folder: str, fit, capsys: pytest.Captu
     config = tmp_path / "toy.yaml"
     args = ["--config", str(config), "--data.environment=described.DescribedToy", "--trainer.accelerator=cpu"]
     args += ["--model.critic=collm.critics.features.FeaturesCritic", "--out", str(tmp_path / "out")]
-    assert main(REPOSITORY / "configs" / "base.yaml", [*args, "--tasks=4", "--episodes=2", "--fit_rollouts=2"]) == 0
+    assert main([*args, "--tasks=4", "--episodes=2", "--fit_rollouts=2"]) == 0
     report = json.loads((tmp_path / "out" / "ceiling.json").read_text())
     assert list(report) == ["pooled", "turn 1", "turn 2"]
     assert not Path("config.yaml").exists()  # all of it is in the folder asked for

@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -29,22 +28,6 @@ from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 
 LORA: dict[str, Any] = {"lora_rank": 16, "lora_alpha": 32.0, "learning_rate": 1e-5}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the results (bench)")
-    parser.add_argument("--models", nargs="+", default=["heads of 64", "smollm2"], help="models (both)")
-    parser.add_argument(
-        "--engines", nargs="+", default=["collm", "transformers", "vllm"], help="engines (collm transformers vllm)"
-    )
-    parser.add_argument("--joint-samples", type=int, default=8, help="joint samples of an iteration (8)")
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="words of a prompt (64)")
-    parser.add_argument("--new-tokens", type=int, default=32, help="tokens of a response (32)")
-    parser.add_argument("--iterations", type=int, default=3, help="measured iterations, after a warm-up (3)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="top-p of all engines (1)")
-    parser.add_argument("--limit", type=float, default=3600, help="time limit of all measurements in seconds (3600)")
-    parser.add_argument("--each", type=float, default=900, help="time limit of each measurement in seconds (900)")
 
 
 class CpuSeconds(L.Callback):

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers import Qwen3Config
 
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.benchmark.operations import Iterations, play_and_learn
+from collm.benchmark.options import SHAPES
 from collm.benchmark.timed_table import Table
 from collm.benchmark.tiny_model import build_tokenizer
 from collm.critics.language_model import LanguageModelCritic
@@ -33,55 +33,12 @@ from collm.models.policy_spec import PolicySpec
 from collm.models.random_model import write_model
 from collm.models.specs import ModelSpec
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-1.7b": {
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 6144,
-    },
-    "tiny": {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "intermediate_size": 128,
-    },
-}
 LORA = {"lora_rank": 16, "lora_alpha": 32.0}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("bench_gpu"), help="folder for gpu.json and gpu.md (bench_gpu)"
-    )
-    parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-1.7b", help="shape of the model (qwen3-1.7b)")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights (bfloat16)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of all measurements"
-    )
-    parser.add_argument("--engines", nargs="+", default=["collm", "transformers"], help="engines that sample")
-    parser.add_argument("--rows", nargs="+", type=int, default=[16, 64], help="sequences decoded in one batch (16 64)")
-    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of a prompt (128)")
-    parser.add_argument("--new-tokens", type=int, default=128, help="tokens of a response (128)")
-    parser.add_argument("--agents", type=int, default=2, help="agents of an iteration (2)")
-    parser.add_argument("--turns", type=int, default=2, help="turns of an iteration (2)")
-    parser.add_argument("--joint-samples", type=int, default=64, help="joint samples of an iteration (64)")
-    parser.add_argument("--micro-batch", type=int, default=8192, help="tokens of a forward and backward pass (8192)")
-    parser.add_argument("--iterations", type=int, default=3, help="measured iterations, after a warm-up (3)")
-    parser.add_argument("--size", type=int, default=8192, help="rows of the matrices that measure peak FLOP/s (8192)")
-    parser.add_argument("--limit", type=float, default=280, help="time limit of all measurements in seconds (280)")
-    parser.add_argument("--each", type=float, default=75, help="time limit of each measurement in seconds (75)")
 
 
 def measure_gpu(known: argparse.Namespace) -> int:
     """Make all measurements; the exit status is 1 if one failed for a reason other than time or memory."""
+    known.device = known.device or ("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(known)
     bench = Bench(known, table)
     print(table.text(), end="", flush=True)

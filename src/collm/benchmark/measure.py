@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 import torch
 
 from collm import cli
+from collm.benchmark.options import CLOCKS
 from collm.runtime.profiler import meter
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def measure(known: argparse.Namespace, fit_arguments: Sequence[str], configs: Path) -> int:

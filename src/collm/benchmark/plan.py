@@ -17,6 +17,7 @@ import torch
 
 from collm import cli
 from collm.benchmark.memory import Plan
+from collm.benchmark.options import plan_parser
 from collm.models.loading import ASSETS
 
 GB = 1e9
@@ -112,14 +113,7 @@ def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
 
 def main(default_config: str | Path | None = None, args: Sequence[str] | None = None) -> int:
     """Print the memory needs of a configuration; the exit status is that of `fit`."""
-    parser = argparse.ArgumentParser(
-        description="Memory that a configuration needs on every device. All other arguments are those of `fit`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 8], help="numbers of devices")
-    parser.add_argument("--memory", type=float, default=141.0, help="memory of a device in GB (an H200 has 141)")
-    parser.add_argument("--prompt_tokens", type=int, default=1024, help="tokens of an observation at each turn")
-    options, rest = parser.parse_known_args(args)
+    options, rest = plan_parser().parse_known_args(args)
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder
         planning = type("Planning", (_Planning,), {"options": options})

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from collm.benchmark.cells import PROMPT_WORDS, Cell, Work, cells, chosen
-from collm.benchmark.measure import CLOCKS
+from collm.benchmark.options import CLOCKS, PEERS
 from collm.benchmark.rounds import overhead_share
 from collm.benchmark.sides import Side, alternate, ratio
 from collm.benchmark.tiny_model import build_benchmark_model
@@ -31,8 +31,6 @@ from collm.models.policy import make_dialogue
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.files import write_text
 from collm.trajectory import Action
-
-PEERS = {"comlrl": "peer_comlrl.py", "trl": "peer_trl.py"}
 
 
 class Suite:

@@ -26,7 +26,8 @@ LAYOUT = {
 class LogHyperparameters(L.Callback):
     """Writes settings and the last evaluation's return to TensorBoard's HPARAMS tab, and the charts to look at first.
 
-    The algorithm, the environment, the seed and the learning rates stand first.
+    TensorBoard sorts settings by name and shows the first five: the algorithm, the seed, the environment and learning
+    rates, as the names of all others begin with `model` and `rollout`.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -39,7 +40,9 @@ class LogHyperparameters(L.Callback):
         if result is None:
             return
         settings = first_settings(trainer, pl_module) | {
-            name: value for name, value in flat(pl_module.hparams) if isinstance(value, (bool, int, float, str))
+            f"model.{name}": value
+            for name, value in flat(pl_module.hparams)
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_")  # which Lightning adds
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -55,11 +58,11 @@ def first_settings(trainer: Any, module: Any) -> dict[str, Any]:
     rates = {f"learning_rate/{name}": rate for name, rate in module.learning_rates().items()}
     return {
         "algorithm": type(module).__name__,
+        "data.seed": data.seed,
         "environment": type(data.environment).__name__,
-        "seed": data.seed,
         **rates,
-        "num_generations": data.num_generations,
-        "tasks_per_rollout": data.tasks_per_rollout,
+        "rollout.num_generations": data.num_generations,
+        "rollout.num_tasks": data.tasks_per_rollout,
     }
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 
 class RolloutProgress(TQDMProgressBar):
-    """Shows the phase, a rollout (turn, episodes) or an update, the last returns, the speed and the time left.
+    """Shows the phase, a rollout (turn, episodes, tokens) or an update, the last returns, the speed and the time left.
 
     The speed is that of the last update and its rollout; the time left is that of the whole run, at the mean speed of
     its updates until now, evaluations included.
@@ -21,17 +21,20 @@ class RolloutProgress(TQDMProgressBar):
 
     _micro_batches = 0  # of the update that is being computed
     _shown = 0.0  # when the bar was last drawn for one of them
+    _turn = ""  # that is being played
     _began = 0.0
     _first = 0  # rollouts before this process began
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         trainer.datamodule.on_turn = self._on_turn  # type: ignore[attr-defined]
+        trainer.datamodule.on_progress = self._on_progress  # type: ignore[attr-defined]
         pl_module.on_micro_batch = self._on_micro_batch
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         trainer.datamodule.on_turn = None  # type: ignore[attr-defined]
+        trainer.datamodule.on_progress = None  # type: ignore[attr-defined]
         pl_module.on_micro_batch = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -61,7 +64,12 @@ class RolloutProgress(TQDMProgressBar):
         self._describe("update")
 
     def _on_turn(self, turn: int, num_episodes: int) -> None:
-        self._describe(f"turn {turn + 1}, {num_episodes} episodes")
+        self._turn = f"turn {turn + 1}, {num_episodes} episodes"
+        self._describe(self._turn)
+
+    def _on_progress(self, words: str) -> None:
+        """Show how far the generation of a turn has come; reports come at most once a second."""
+        self._describe(f"{self._turn}, {words}")
 
     def _on_micro_batch(self) -> None:
         """Count the micro-batches of an update, at most once a second."""

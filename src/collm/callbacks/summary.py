@@ -24,12 +24,16 @@ class PrintSummary(L.Callback):
     def __init__(self) -> None:
         self.returns: list[list[float]] = []  # mean and interval of each evaluation
         self._began = time.perf_counter()
+        self._learned = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._began = time.perf_counter()
         rows = [("network", "model", "parameters", "trained", "numbers", "device"), *networks(pl_module)]
         if trainer.is_global_zero:
             print("\n" + in_columns(rows))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self._learned = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         found = [trainer.callback_metrics.get(f"eval/return{end}") for end in ("", "_low", "_high")]
@@ -45,7 +49,11 @@ class PrintSummary(L.Callback):
         if any(folder.glob("events.out.tfevents.*")):
             lines.append(("curves", f"tensorboard --logdir {folder.parent}", "all runs of this name"))
         minutes, seconds = divmod(round(time.perf_counter() - self._began), 60)
-        print(f"\ntrained on {pl_module.joint_samples:,} joint samples in {minutes} min {seconds:02} s")
+        if self._learned:
+            print(f"\ntrained on {pl_module.joint_samples:,} joint samples in {minutes} min {seconds:02} s")
+        else:
+            done = f"the run of {pl_module.joint_samples:,} joint samples was at its end"
+            print(f"\n{done}, so nothing was trained; a larger --trainer.max_epochs goes on")
         if len(self.returns) > 1:
             before, after = (
                 f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in self.returns[:: len(self.returns) - 1]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collm.commands import BASE
+from collm.commands import BASE, wants_help
 
 
 def main() -> int:
     """The command."""
+    if wants_help():
+        from collm.benchmark.options import plan_parser
+
+        plan_parser().print_help()
+        return 0
     from collm.benchmark.plan import main
 
     return main(BASE)

@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def main() -> int:
     """The command."""
-    from collm.scoring.score import main
+    from collm.scoring.command import main
 
     return main()

@@ -100,7 +100,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ConfigurationError(
-            f"{path}: reading .parquet needs an extra package: pip install collm[hub]. Or convert it to .jsonl."
+            f"{path}: reading .parquet needs an extra package: pip install 'collm[hub]'. Or convert it to .jsonl."
         ) from error
     try:
         table = parquet.read_table(path)
@@ -117,8 +117,8 @@ def hub_rows(name: str, subset: str | None, split: str) -> Iterator[Row]:
         import datasets
     except ImportError as error:
         raise ConfigurationError(
-            f"dataset {name!r} looks like a hub name, and reading one needs an extra package: pip install collm[hub]. "
-            "Or give a local file."
+            f"dataset {name!r} looks like a hub name, and reading one needs an extra package: "
+            "pip install 'collm[hub]'. Or give a local file."
         ) from error
     try:
         rows = datasets.load_dataset(name, *([subset] if subset else []), split=split)

@@ -196,7 +196,7 @@ class HubSources(Sequence[Source]):
         except ImportError as error:
             raise ConfigurationError(
                 f"dataset {name!r} looks like a hub name, and reading one needs an extra package: "
-                "pip install collm[hub]. Or give a local file, or 'samples'."
+                "pip install 'collm[hub]'. Or give a local file, or 'samples'."
             ) from error
         try:
             self.rows = datasets.load_dataset(name, split="train")

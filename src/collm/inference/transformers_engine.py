@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from collm.inference.base import Engine, Prompts, on_device
@@ -19,6 +20,7 @@ from collm.models.policy import Policy, Response
 from collm.models.scores import restrict
 from collm.models.support import unsupported, works
 from collm.runtime.profiler import meter
+from collm.runtime.progress import progress
 from collm.sampling_mask import SamplingMask
 from collm.trajectory import Action
 
@@ -156,6 +158,11 @@ def _generate(
         use_cache=use_cache,
         **_distribution(sampling),
     )
+
+    def allowed(so_far: Tensor, scores: Tensor) -> Tensor:
+        progress.tell("token {} of at most {}", so_far.shape[1] - ids.shape[1] + 1, sampling.max_new_tokens)
+        return restrict(scores, sampling.allowed_ids)
+
     # `generate` draws from torch's own generator, whose state is restored afterwards
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with _GLOBAL_GENERATOR, _without_defaults(lm), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -164,7 +171,7 @@ def _generate(
             ids,
             attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([lambda _, scores: restrict(scores, sampling.allowed_ids)]),
+            logits_processor=LogitsProcessorList([allowed]),
         )
     tokens = output.sequences[:, ids.shape[1] :]
     if sampling.records_masks:

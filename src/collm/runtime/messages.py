@@ -50,7 +50,7 @@ def readable(message: str, parser: ArgumentParser, components: Mapping[str, type
     if given and all(cause.startswith("Expected") and "Got value" not in cause for cause in causes):
         causes.append(given)
     text = (f"{where}: " if where else "") + "; ".join(causes or [message.strip()])
-    return re.sub(r"^([\w.]+): ([\w.]+): ", r"\1.\2: ", text)
+    return re.sub(r"^([\w.]+): (?!\w*(?:Error|Exception): )([\w.]+): ", r"\1.\2: ", text)
 
 
 def import_problem(class_path: str) -> str:

@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[1]
 WIDTH = 110
 
 
-def function_help(module: str, name: str) -> str:
+def function_help(module: str, name: str, positional: bool = False) -> str:
     """The help of a command that is a function: its docstring, and its arguments with their defaults.
 
     Args:
         module: Dotted name of the module that holds the function.
         name: Name of the function.
+        positional: Whether arguments without a default are positional; they are shown in capitals.
     """
     path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -29,7 +30,8 @@ def function_help(module: str, name: str) -> str:
     lines = [described.strip(), "", "Arguments, also in a file given with --config:"]
     for argument, default in zip(arguments, defaults, strict=True):
         kind = ast.unparse(argument.annotation) if argument.annotation else ""
-        lines.append(f"  --{argument.arg} {kind}" + ("" if default is None else f" (default: {ast.unparse(default)})"))
+        label = argument.arg.upper() if positional and default is None else f"--{argument.arg}"
+        lines.append(f"  {label} {kind}" + ("" if default is None else f" (default: {ast.unparse(default)})"))
         lines.append(_filled(" ".join(texts.get(argument.arg, "").split()), 6, 6))
     lines += ["", "`--help full` also lists the arguments within these."]
     return "\n".join(lines)

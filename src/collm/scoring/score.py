@@ -3,16 +3,14 @@
 A case is one JSON object per line, of one of two kinds. One kind holds everything that its reward depends on: `env` and
 `inputs` (writing, coding), or `env`, `task` and `completions` (the building games). The other kind is a transcript, as
 `predict` and evaluations write it, which names a task of an environment; its actions are replayed in the environment of
-the run. `DIFFERENCES`, which `--help` shows, says where scores differ from those of the authors' released code.
+the run. `command.DIFFERENCES`, which `--help` shows, says where scores differ from those of the authors' released code.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,25 +31,6 @@ from collm.errors import ConfigurationError
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.scoring.cases import CaseError, Result, get, score_house_build, score_str_build, texts
 
-FORMS = ("paper", "released")
-DIFFERENCES = """\
-Where scores differ from those of the authors' released code:
-
-  --reward released, which agrees with it on recorded cases but for
-    writing     style_transitions: the list of phrases is this project's own
-    coding      values are compared outside the program, as plain data: an object equal to everything passes no test,
-                and a program that ends its process fails its tests instead of ending the run
-
-  --reward paper, the default, by design
-    coding      a call of the helper is one in the syntax tree; a comment or a string that mentions it is none
-                a result of the helper that is thrown away costs 0.5 in every spelling
-                a function goes to its end: a nested function does not cut it off; own imports and constants stay
-                every assert of a test counts, those of several lines and in loops too
-    writing     length is counted without blanks, transitions are whole words and earn by the logarithm, two texts
-                without content words have nothing in common; arXiv has the ranges that the paper prints
-    StrBuild    blocks beside the target are divided by the target, and no kind of block has to be used
-    HouseBuild  covered and extra cells over those of the house, whatever their kind; spiders cost up to 0.2
-"""
 WRITING = {"tldr": TLDR, "arxiv": ArXiv}
 
 
@@ -227,34 +206,3 @@ def find_config(cases: Path) -> Path | None:
     return next(
         (path for path in (folder / "config.yaml" for folder in cases.resolve().parents[:3]) if path.is_file()), None
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0 if every line was scored, 1 if some were not, 2 if the file could not be read."""
-    parser = argparse.ArgumentParser(
-        description="Score recorded cases again: one JSON object per line in and out.",
-        epilog=DIFFERENCES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("cases", type=Path, help="file with one case or transcript per line")
-    parser.add_argument("--reward", choices=FORMS, help="form of the reward (default: paper, or as configured)")
-    parser.add_argument("--config", type=Path, help="config.yaml of the run that transcripts are from")
-    options = parser.parse_args(arguments)
-    try:
-        lines = options.cases.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"{options.cases} cannot be read: {error}", file=sys.stderr)
-        return 2
-    config = options.config or find_config(options.cases)
-    scorer = Scorer(options.reward, None, configured_environment(config) if config else None)
-    failed = 0
-    try:
-        for result in score_lines(lines, scorer):
-            failed += "reward" not in result
-            print(json.dumps(result), flush=True)
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        return 2
-    finally:
-        scorer.sandbox.close()
-    return 1 if failed else 0

@@ -7,7 +7,6 @@ No critic explains more than that; its explained variance on the same episodes i
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ import lightning as L
 import numpy as np
 import torch
 
-from collm import cli
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
 from collm.runtime.checks import COUNT, check_numbers
@@ -193,29 +191,3 @@ def critic_values(critic: Any, played: Sequence[Trajectory], size: int, device: 
         told = told[..., 0] if told.dim() == 3 else told  # V of a critic of several kinds of values
         values[start : start + size, : told.shape[1]] = told.double().cpu().numpy()
     return values
-
-
-# The command
-
-
-def main(default_config: str | Path, args: Sequence[str] | None = None) -> int:
-    """The command; arguments that it does not know are those of the training command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder to write to")
-    parser.add_argument("--policies", help="checkpoint whose policies are taken")
-    for name, default in (("tasks", 64), ("episodes", 4), ("continuations", 2), ("fit_rollouts", 8)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"see MeasureCeiling; {default} by default")
-    given, training = parser.parse_known_args(args)
-    callback = {"class_path": "collm.studies.ceiling.MeasureCeiling", "init_args": vars(given)}
-    settings = {
-        "trainer.callbacks": json.dumps([callback]),
-        "trainer.logger": "false",
-        "trainer.default_root_dir": given.out,
-        "trainer.limit_val_batches": "0",
-        "trainer.enable_checkpointing": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "trainer.max_epochs": "1",
-        "data.rollouts_per_epoch": str(given.fit_rollouts),
-    }
-    return cli.main(default_config, ["fit", *training, *(f"--{name}={value}" for name, value in settings.items())])

@@ -164,7 +164,8 @@ def questions(dataset: str, options: Mapping[str, Any], number: int, seed: int, 
         import reasoning_gym
     except ImportError as error:
         raise ConfigurationError(
-            f"questions come from a package that is not (completely) installed ({error}): pip install collm[reasoning]."
+            f"questions come from a package that is not (completely) installed ({error}): "
+            "pip install 'collm[reasoning]'."
         ) from error
     try:
         generated = reasoning_gym.create_dataset(dataset, size=2 * number, seed=seed, **options)

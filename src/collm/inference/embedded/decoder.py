@@ -22,6 +22,7 @@ from collm.inference.embedded.cache import ReservedLayer
 from collm.inference.embedded.layers import Embedding, Linears, Norm, Rotation, Spans, all_of, spans_of
 from collm.inference.embedded.shared_cache import SharedPrefixCache
 from collm.kernels.attention import attention
+from collm.runtime.progress import progress
 
 Member = tuple[PreTrainedModel, Decoder, str | None]
 """A language model, its modules, and the adapter on it, if any."""
@@ -78,6 +79,8 @@ class EmbeddedModel:
             states = states + self.positions(positions.flatten(), spans)
         bias = _attention_bias(mask, new, states.dtype)
         for index, layer in enumerate(self.layers):
+            if new > 1:
+                progress.tell("prompts, layer {} of {}", index + 1, len(self.layers))
             is_last = index == len(self.layers) - 1  # where only the states of the last tokens are needed
             states = layer.attend(states, spans, rotation, bias, cache, ends if is_last else None)
             states = layer.feed_forward(states, ends if is_last else spans)

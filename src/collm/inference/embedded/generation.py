@@ -19,6 +19,7 @@ from collm.inference.embedded.shared_cache import expand_rows
 from collm.inference.sampling import Responses, Sampling, draw, masks_of_rows
 from collm.models.policy import Response
 from collm.runtime.profiler import meter
+from collm.runtime.progress import progress
 from collm.sampling_mask import SamplingMask
 
 
@@ -68,6 +69,7 @@ def generate(
     computed = 0
     drawn: list[tuple[SamplingMask, Tensor]] = []
     for step in range(limit):
+        progress.tell("token {} of at most {}", step + 1, limit)
         forbidden = ends if step < sampling.min_new_tokens else None
         token, log_prob, kept = draw(logits, sampling, generator, forbidden)
         if kept is not None:

@@ -23,6 +23,7 @@ from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.collectives import gather_objects, rank
+from collm.runtime.progress import progress
 from collm.trajectory import Action
 
 if TYPE_CHECKING:  # httpx is an extra
@@ -45,6 +46,7 @@ class EndpointEngine(Engine):
         self.mates = {agent_id: _Mate(policy) for agent_id, policy in policies.items()}
         self.answers_at_once = sum(mate.endpoint.concurrency for mate in self.mates.values())
         self._loop: Loop | None = None  # from `sync` to `rest`
+        self._answers = 0  # since `sync`
 
     def sync(self, version: int, keep_cache: bool = False) -> None:
         """Connect, and push the weights of agents that train here where servers have older ones; see `Engine.sync`.
@@ -55,6 +57,7 @@ class EndpointEngine(Engine):
             TrainingError: A server did not take them.
         """
         super().sync(version, keep_cache)
+        self._answers = 0
         for mate in self.mates.values():
             if mate.endpoint.trained:
                 self.run_id = gather_objects(self.run_id)[0]
@@ -121,11 +124,17 @@ class EndpointEngine(Engine):
         seeds = torch.randint(2**31, (len(asked),), generator=generator, device=generator.device).tolist()
 
         async def answers() -> list[Action]:
-            work = (mate.answer(prompt, seed, greedy) for (mate, prompt), seed in zip(asked, seeds, strict=True))
+            work = (self._answer(mate, prompt, seed, greedy) for (mate, prompt), seed in zip(asked, seeds, strict=True))
             return list(await asyncio.gather(*work))
 
         actions = iter(self._loop.run(answers()))
         return {agent_id: [next(actions) for _ in own] for agent_id, own in prompts.items()}
+
+    async def _answer(self, mate: _Mate, prompt: Any, seed: int, greedy: bool) -> Action:
+        action = await mate.answer(prompt, seed, greedy)
+        self._answers += 1
+        progress.tell("answer {}", self._answers)
+        return action
 
     def take_numbers(self) -> dict[str, list[float]]:
         """Answers that did not come, retries, and seconds of those that did; see `Engine.take_numbers`."""
