@@ -127,12 +127,12 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(name: str, reader: str)
 
 
 @pytest.mark.parametrize("method", ["collm_dc", "magrpo"])
-@pytest.mark.parametrize("name", available(ON_A_GRID | OTHERS))
+@pytest.mark.parametrize("name", available(TASKS))
 def test_a_task_is_trained_on_with_other_methods(name: str, method: str, reader: str) -> None:
     fitted(name, reader, method)
 
 
-@pytest.mark.parametrize("name", available(OTHERS))
+@pytest.mark.parametrize("name", available(OF_THE_PAPER | OTHERS))
 def test_untrained_protocols_are_compared(name: str, reader: str) -> None:
     settings(name, reader, "collm_cc")
     config = [str(CONFIGS / "algorithms" / "collm_cc.yaml"), "small.yaml"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from actors import actors_of
 from collm.environments.base import Environment
@@ -18,12 +21,14 @@ from collm.environments.coding.reward import CodingScore
 from collm.environments.coding.task import Coding, CodingState
 from collm.environments.games.matrix_game import MatrixGame
 from collm.environments.games.relay import Relay, State
+from collm.environments.workload import Workload
 from collm.errors import ConfigurationError
 from collm.samplers.base import Episode
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
 from collm.trajectory import Action, Task
 from tabular import AGENTS, HISTORIES, TabularPolicy, TwoTurns
+from toy import REPOSITORY
 
 OWN = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
 
@@ -107,12 +112,30 @@ def test_house_build_by_hand() -> None:
     assert {tuple(game.state_features(after(game, task=task))) for task in game.tasks("train")} == {game.feature_names}
 
 
+def test_every_task_of_several_turns_describes_and_draws_its_states() -> None:
+    """Of those in configs/environments; Workload, which measures speed, has nothing to describe."""
+    kinds = set()
+    for path in (REPOSITORY / "configs" / "environments").glob("*.yaml"):
+        module, _, name = yaml.safe_load(path.read_text())["data"]["environment"]["class_path"].rpartition(".")
+        kinds.add(getattr(importlib.import_module(module), name))
+    several = {kind for kind in kinds if getattr(kind, "horizon", None) != 1} - {Workload}
+    assert {Relay, StrBuild, HouseBuild, Coding} < several
+    for kind in several:
+        for name in ("state_text", "state_features", "render_turn"):
+            assert getattr(kind, name) is not getattr(Environment, name), (kind, name)
+
+
 def test_relay_by_hand() -> None:
     game = Relay(horizon=4)
     state = State(((3, 1), (0, 2), (5, 6), (7, 7)), 0, ((True, True), (False, True)))
     assert game.state_features(state) == {"successes": 1, "right/relay_1": 1, "right/relay_2": 2}
     assert game.state_text(state) == "ok bad x5 x6"
     assert game.progress(state) == 0.25
+    over = replace(state, correct=(*state.correct, (True, True), (False, False)), answers=(4, 2, 0, 1, 6, 5, None, 9))
+    picture = game.render_turn(over)
+    assert picture.startswith("<svg")
+    lines = ["relay_1, relay_2", "turn 1: x3 a4 ok, x1 a2 ok", "turn 4: x7 nothing bad, x7 a9 bad"]
+    assert all(f">{line}<" in picture for line in lines)
 
 
 def test_coding_by_hand() -> None:

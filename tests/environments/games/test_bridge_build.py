@@ -49,6 +49,11 @@ SCORES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], float]] = {
     "two of three planks": ({}, [("fill 1 2 1 3", "")], 5 * 2 / 3 - 2 * PLANK),
     "across": ({}, [("fill 1 3 1 2", "fill 1 5")], 5 + 2 - 3 * PLANK),
     "in two turns": ({}, [("fill 1 2 1 3", ""), ("", "fill 1 5")], 5 / 3 + 2 - PLANK),
+    # both see row 3, and there is water for one plank; the second agent's is no new one
+    "both lay the same plank": ({}, [("fill 1 3", "fill 1 3")], 5 / 3 - PLANK),
+    "a pillar probed twice costs twice": ({}, [("probe 1 1\nprobe 1 1", "")], -0.1),
+    "a pillar told that nobody probed": ({}, [("tell 1 1", "tell 1 4")], 0.0),
+    "no command in the answer": ({}, [("I would build at 1 2.", "fill one two")], 0.0),
     "a plank twice": ({}, [("fill 1 2\nfill 1 2", "")], 5 / 3 - PLANK),
     "beside a fake": ({}, [("fill 5 1", "")], -12 - PLANK),
     "beside the same fake again": ({}, [("fill 5 1", ""), ("fill 5 3", "")], -12 * 0 - PLANK),

@@ -79,6 +79,15 @@ SCORES: dict[str, tuple[dict[str, Any], dict, list[tuple[str, str]], float]] = {
     "a third attempt is not counted": ({}, FIELD, [("take 1 1\ntake 1 1\ntake 1 1", "")], -0.2),
     # Each has 2 steps to go and arrives; a gets the wood, b the rest.
     "both from one cell": ({}, MIXED, [("go 3 4\ntake 4 4", "go 5 4\ntake 4 4")], 8 + 7 + 0.05 * 4 + 0.3),
+    # the wood is a's alone: b stands there too, arrives at nothing of its own, and takes in vain
+    "both take the same wood": (
+        {},
+        FIELD,
+        [("go 5 4\ntake 6 4", "take 6 4")],
+        8 * 2 / 9 + 0.05 * 4 + 0.15 - 0.1,
+    ),
+    "what was taken a turn before": ({}, MIXED, [("go 3 4\ntake 4 4", ""), ("take 4 4", "")], -0.1),
+    "no command in the answer": ({}, FIELD, [("I would walk to 3 4.", "[]")], 0.0),
     "the same cell twice": ({}, MIXED, [("go 3 4\ntake 4 4\ntake 4 4", "go 5 4\ntake 4 4")], 15.5 - 0.1),
     "more than is needed": (
         {},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from collm.environments.tools.calls import read_calls
 from collm.environments.tools.function_calling import FunctionCalling
 from collm.errors import ConfigurationError
 from collm.trajectory import Action, Trajectory, Turn
@@ -45,6 +46,20 @@ def test_agents_see_their_part_the_schemas_and_the_request(own: str) -> None:
     assert "not all of them" in parts["self_select"]
     assert "into 2 parts and write part 2" in parts["split_by_order"]
     assert parts["same_prompt"] == FunctionCalling(own, num_eval=1, num_agents=1).role(0)
+
+
+def test_models_that_continue_a_text_see_an_example_first(own: str) -> None:
+    plain, continued = (
+        FunctionCalling(own, num_eval=1, seed=None, prompt=prompt) for prompt in ("instructions", "completion")
+    )
+    task = plain.tasks("train")[0]
+    shown, text = (game.reset(task, random.Random(0))[1]["caller_2"] for game in (plain, continued))
+    head, _, rest = shown.partition("\nFunctions:\n")
+    assert text.startswith(f"{head}\n\nFunctions:\n")
+    assert text.endswith(f"\n\nFunctions:\n{rest}\nCalls:\n")
+    example = text.removeprefix(head).partition("Calls:\n")[2].partition("\n\n")[0]
+    assert read_calls(example).valid
+    assert [call.name for call in read_calls(example).calls] == ["set_alarm", "set_alarm"]
 
 
 @pytest.mark.parametrize("roles", ["self_select", "odd_even"])
@@ -110,6 +125,7 @@ def test_repeated_ids_are_refused(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"roles": "chaos"}, "roles is 'chaos'; choose one of self_select, split_by_order, odd_even, same_prompt"),
+        ({"prompt": "chat"}, "prompt is 'chat'; choose one of instructions, completion"),
         ({"categories": "parallel"}, "categories is 'parallel'; give a list"),
         ({"dataset": "bfcl", "categories": ["simple"]}, "categories: 'simple' is unknown|not installed: pip install"),
         ({"num_eval": 25}, r"ask for more rows than there are \(24 in 'samples'\)"),

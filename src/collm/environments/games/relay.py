@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
 from collm.environments.games.relay_values import history_values
 from collm.environments.pay import DENSITIES, paid
+from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
 from collm.runtime.checks import NOT_NEGATIVE, SHARE_ABOVE_ZERO, WHOLE, Range, check_choice, check_number
 from collm.trajectory import Task, Trajectory
@@ -183,6 +184,19 @@ class Relay(Environment):
     def progress(self, state: State) -> float:
         """Number of successful turns divided by the horizon."""
         return sum(map(all, state.correct)) / self.horizon
+
+    def render_turn(self, state: State) -> str:
+        """A line for each turn so far: the word, the answer of each agent, and whether it was correct."""
+        num = len(self.agent_ids)
+        lines = []
+        for turn, correct in enumerate(state.correct):
+            answers = state.answers[num * turn : num * (turn + 1)]
+            answered = [
+                f"x{signal} {'nothing' if answer is None else f'a{answer}'} {'ok' if right else 'bad'}"
+                for signal, answer, right in zip(state.signals[turn], answers, correct, strict=True)
+            ]
+            lines.append(f"turn {turn + 1}: {', '.join(answered)}")
+        return lines_as_svg("\n".join([", ".join(self.agent_ids), *lines]))
 
     def read(self, text: str) -> int | None:
         """The first action in `text`, None if there is none."""

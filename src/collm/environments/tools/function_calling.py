@@ -22,7 +22,15 @@ from collm.runtime.checks import check_choice, check_number
 from collm.trajectory import Task, Trajectory
 
 ROLES = ("self_select", "split_by_order", "odd_even", "same_prompt")
+PROMPTS = ("instructions", "completion")
 FORM = "Write one call per line, like name(argument='text', number=3), and nothing else. Write [] for no call."
+EXAMPLE = """Functions:
+{"name": "set_alarm", "parameters": {"hour": "integer", "label": "string"}}
+Request: Wake me at 6 for work and at 9 for a call.
+Calls:
+set_alarm(hour=6, label='work')
+set_alarm(hour=9, label='call')
+"""
 
 
 class FunctionCalling(Environment):
@@ -42,6 +50,8 @@ class FunctionCalling(Environment):
         num_train: Number of training requests; null for all that are not held out.
         num_eval: Number of held-out requests.
         seed: Shuffle the requests with this seed before they are split; null keeps their order.
+        prompt: `instructions` for models that follow them; `completion` for small models that continue a text (with
+            `policy.chat_template: false`): an example first, and `Calls:` at the end.
     """
 
     horizon = 1
@@ -56,13 +66,15 @@ class FunctionCalling(Environment):
         num_train: int | None = None,
         num_eval: int = 8,
         seed: int | None = 0,
+        prompt: Literal["instructions", "completion"] = "instructions",
     ) -> None:
         check_number("num_agents", num_agents, AGENTS)
         check_choice("roles", roles, ROLES)
+        check_choice("prompt", prompt, PROMPTS)
         if isinstance(categories, str) or not categories:
             raise ConfigurationError(f"categories is {categories!r}; give a list of names.")
         self.agent_ids = tuple(f"caller_{index + 1}" for index in range(num_agents))
-        self.roles = roles
+        self.roles, self.prompt = roles, prompt
         name = type(self).__name__
         load = lambda dataset: load_requests(dataset, categories)  # noqa: E731
         self.splits = split_rows(name, load, dataset, None, num_train, num_eval, seed)
@@ -70,10 +82,9 @@ class FunctionCalling(Environment):
     def reset(self, task: Task, rng: random.Random) -> tuple[Task, dict[str, str]]:
         """Show each agent its part, the schemas and the request."""
         schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in task.data["functions"])
-        return task, {
-            agent_id: f"{self.role(index)} {FORM}\nFunctions:\n{schemas}\nRequest: {task.data['request']}"
-            for index, agent_id in enumerate(self.agent_ids)
-        }
+        example, end = (f"\n{EXAMPLE}\n", "\nCalls:\n") if self.prompt == "completion" else ("", "")
+        asked = f"{FORM}\n{example}Functions:\n{schemas}\nRequest: {task.data['request']}{end}"
+        return task, {agent_id: f"{self.role(index)} {asked}" for index, agent_id in enumerate(self.agent_ids)}
 
     def role(self, index: int) -> str:
         """What the agent with this index is told about its part."""
