@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def page(table: dict[str, Any], bound: float, silent: float, telling: float) -> 
         f"| any team without messages, at most | {bound:.2f} | | | |",
         "",
         *(f"- {claim}: **{'yes' if holds else 'no'}**" for claim, holds in verdicts(cells, bound)),
+        "",
+        "![Return on held-out maps while they learn](curves.png)",
     ]
     return "\n".join(lines) + "\n"
 
@@ -99,7 +102,9 @@ def write_page(study: Path, out: Path) -> None:
     bound = silent_bound(game, options)
     maps = [Map.of(task.data) for task in game.tasks("eval")]
     telling = sum(solved_in(game.rules, one) is not None for one in maps) / len(maps)
-    table = json.loads((Path(settings["out"]) / "comparison" / "table.json").read_text())
+    comparison = Path(settings["out"]) / "comparison"
+    table = json.loads((comparison / "table.json").read_text())
     out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(comparison / "curves.png", out)
     write_text(out / "README.md", page(table, bound.value(), silent_expert(game, bound), telling))
     write_text(out / "table.json", json.dumps(table, indent=2))
