@@ -144,6 +144,12 @@ def test_configurations_named_in_commands_exist(command: list[str]):
     assert not missing
 
 
+def test_the_readme_is_one_short_page_without_commits_daggers_and_intervals():
+    assert len(README.encode()) <= 9_000
+    assert len(README.splitlines()) <= 150
+    assert re.findall(r"[†‡]|\b(?=\w*\d)[0-9a-f]{7,40}\b|\[[-−]?\d[\d.]*, [-−]?\d", README) == []
+
+
 def test_linked_files_exist():
     links = re.findall(r"\]\(((?:src|docs|configs|results)/[^)]*)\)", README)
     assert links

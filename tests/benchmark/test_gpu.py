@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from collm.benchmark import command, gpu
+from collm.benchmark import command
 from collm.benchmark.gpu import Bench
+from collm.benchmark.options import bench_parser
 from collm.benchmark.timed_table import Table
 from toy import REPOSITORY
 
@@ -47,9 +48,7 @@ def test_the_table_of_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_limit_of_decoding_worked_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = argparse.ArgumentParser()
-    gpu.add_arguments(parser)
-    known = parser.parse_args([*SMALL.split(), f"--out={tmp_path}"])
+    known = bench_parser().parse_args(["gpu", *SMALL.split(), f"--out={tmp_path}"])
     table = Table(known)
     bench = Bench(known, table)
     bench.write_model(str(tmp_path / "model"))
