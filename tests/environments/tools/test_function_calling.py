@@ -56,7 +56,7 @@ def test_models_that_continue_a_text_see_an_example_first(own: str) -> None:
     shown, text = (game.reset(task, random.Random(0))[1]["caller_2"] for game in (plain, continued))
     head, _, rest = shown.partition("\nFunctions:\n")
     assert text.startswith(f"{head}\n\nFunctions:\n")
-    assert text.endswith(f"\n\nFunctions:\n{rest}\nCalls:\n")
+    assert text.endswith(f"\n\nFunctions:\n{rest}\nCalls:")
     example = text.removeprefix(head).partition("Calls:\n")[2].partition("\n\n")[0]
     assert read_calls(example).valid
     assert [call.name for call in read_calls(example).calls] == ["set_alarm", "set_alarm"]

@@ -82,7 +82,7 @@ class FunctionCalling(Environment):
     def reset(self, task: Task, rng: random.Random) -> tuple[Task, dict[str, str]]:
         """Show each agent its part, the schemas and the request."""
         schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in task.data["functions"])
-        example, end = (f"\n{EXAMPLE}\n", "\nCalls:\n") if self.prompt == "completion" else ("", "")
+        example, end = (f"\n{EXAMPLE}\n", "\nCalls:") if self.prompt == "completion" else ("", "")
         asked = f"{FORM}\n{example}Functions:\n{schemas}\nRequest: {task.data['request']}{end}"
         return task, {agent_id: f"{self.role(index)} {asked}" for index, agent_id in enumerate(self.agent_ids)}
 
