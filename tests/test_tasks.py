@@ -61,9 +61,9 @@ def available(names: dict[str, Any]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> str:
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Random weights that read long prompts byte by byte."""
-    folder = tmp_path_factory.mktemp("models") / "reader"
+    folder = tmp_path_factory.mktemp("models") / "small"
     build_tiny(folder, hidden_size=32, num_layers=1, num_heads=2, context=8192)
     return str(folder)
 
@@ -73,13 +73,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def settings(name: str, reader: str, method: str) -> list[str]:
+def settings(name: str, small_model: str, method: str) -> list[str]:
     """The arguments of a short run, whose configuration is written to `small.yaml`."""
     environment = yaml.safe_load((CONFIGS / "environments" / f"{name}.yaml").read_text())["data"]["environment"]
     environment["init_args"] = environment.get("init_args", {}) | TASKS[name][1]
-    model: dict[str, Any] = {"policy": {"path": reader, "max_new_tokens": 6}}
+    model: dict[str, Any] = {"policy": {"path": small_model, "max_new_tokens": 6}}
     if method != "magrpo":
-        model["critic"] = {"init_args": {"model": {"path": reader}}}
+        model["critic"] = {"init_args": {"model": {"path": small_model}}}
     data = {"environment": environment, "tasks_per_rollout": 2, "rollouts_per_epoch": 2, "eval_episodes_per_task": 1}
     trainer = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False}
     Path("small.yaml").write_text(yaml.safe_dump({"model": {"init_args": model}, "data": data, "trainer": trainer}))
@@ -87,9 +87,9 @@ def settings(name: str, reader: str, method: str) -> list[str]:
     return ["--config", algorithm, "--config", "small.yaml", *METHODS[method]]
 
 
-def fitted(name: str, reader: str, method: str) -> tuple[list[str], dict[str, list[float]]]:
+def fitted(name: str, small_model: str, method: str) -> tuple[list[str], dict[str, list[float]]]:
     """The arguments of a run of two updates, and its curves."""
-    given = settings(name, reader, method)
+    given = settings(name, small_model, method)
     assert cli.main(BASE, ["fit", *given]) == 0
     folder = Path("logs") / "collm" / "version_0"
     curves = scalars(folder)
@@ -103,8 +103,8 @@ def fitted(name: str, reader: str, method: str) -> tuple[list[str], dict[str, li
 
 
 @pytest.mark.parametrize("name", available(TASKS))
-def test_a_task_is_trained_on_evaluated_and_scored_again(name: str, reader: str) -> None:
-    given, curves = fitted(name, reader, "collm_cc")
+def test_a_task_is_trained_on_evaluated_and_scored_again(name: str, small_model: str) -> None:
+    given, curves = fitted(name, small_model, "collm_cc")
     assert "loss/critic" in curves
     run, validated, predicted = (Path("logs") / "collm" / f"version_{index}" for index in range(3))
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
@@ -128,13 +128,13 @@ def test_a_task_is_trained_on_evaluated_and_scored_again(name: str, reader: str)
 
 @pytest.mark.parametrize("method", ["collm_dc", "magrpo"])
 @pytest.mark.parametrize("name", available(TASKS))
-def test_a_task_is_trained_on_with_other_methods(name: str, method: str, reader: str) -> None:
-    fitted(name, reader, method)
+def test_a_task_is_trained_on_with_other_methods(name: str, method: str, small_model: str) -> None:
+    fitted(name, small_model, method)
 
 
 @pytest.mark.parametrize("name", available(OF_THE_PAPER | OTHERS))
-def test_untrained_protocols_are_compared(name: str, reader: str) -> None:
-    settings(name, reader, "collm_cc")
+def test_untrained_protocols_are_compared(name: str, small_model: str) -> None:
+    settings(name, small_model, "collm_cc")
     config = [str(CONFIGS / "algorithms" / "collm_cc.yaml"), "small.yaml"]
     pipeline = str(CONFIGS / "samplers" / "pipeline.yaml")
     compared([Entry("Parallel", config), Entry("Pipeline", [*config, pipeline])])

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from actors import sampled
+from architectures import ARCHITECTURES
 from collm.algorithms.optimizers import fused
 from collm.inference.actors import Actors
 from collm.kernels import shared_prefix as prefixes
@@ -27,7 +28,6 @@ from collm.models.random_model import write_model
 from collm.packing import SequenceBatch, TokenSequence, pad_sequences
 from collm.runtime.profiler import Meter
 from collm.runtime.seeding import child_generator
-from families import FAMILIES
 
 skip_without_cuda()
 pytestmark = pytest.mark.gpu
@@ -164,10 +164,10 @@ def states_and_gradients(
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_update_kernels_have_the_gradients_of_plain_modules(family: str, lora: bool) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_update_kernels_have_the_gradients_of_plain_modules(architecture: str, lora: bool) -> None:
     torch.manual_seed(1)
-    lm = FAMILIES[family]()
+    lm = ARCHITECTURES[architecture]()
     if lora:
         lm.add_adapter(LoraConfig(r=3, lora_alpha=6.0, target_modules="all-linear"), "own")
     for name, weight in lm.named_parameters():

@@ -27,7 +27,7 @@ from tabular import AGENTS, HISTORIES
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34, 35, 36], [7, 8, 9]]
 
 
-def chance(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -44,13 +44,13 @@ def test_the_ratio_is_one_before_the_first_step(tiny_folder: str, engine: str, c
     policy = policy_of(tiny_folder, engine, **{name: value for name, value in cut.items() if name != "allowed_words"})
     if "allowed_words" in cut:
         policy.allowed_ids = [18, 27, 36, 45, 46, 47]
-    actions = sampled(policy, PROMPTS, chance(), greedy=False)
+    actions = sampled(policy, PROMPTS, seeded(), greedy=False)
     assert len({len(action.token_ids) for action in actions}) > 1
     ratios = log_ratios(policy, actions).exp()
     assert (ratios - 1).abs().max() < 1e-5
     uncut = policy_of(tiny_folder, engine, trained_policy="uncut", **{k: v for k, v in cut.items() if "_w" not in k})
     uncut.allowed_ids = policy.allowed_ids
-    actions = sampled(uncut, PROMPTS, chance(), greedy=False)
+    actions = sampled(uncut, PROMPTS, seeded(), greedy=False)
     assert all(action.sampling_mask is None for action in actions)
     assert log_ratios(uncut, actions).abs().max() < 1e-5
 
@@ -61,7 +61,7 @@ def test_log_probs_and_their_gradient_are_those_of_the_kept_tokens(
     """Against log pi(a) - logsumexp over the kept set, written out; in chunks that end within a response too."""
     policy = policy_of(tiny_folder, "collm", top_p=0.7, temperature=0.6)
     policy.eos_ids = set()
-    actions = sampled(policy, PROMPTS, chance(), greedy=False)
+    actions = sampled(policy, PROMPTS, seeded(), greedy=False)
     monkeypatch.setattr(scores, "LOGITS_PER_CHUNK", 3 * policy.backbone.vocabulary_size)
     batch = batch_of("a", actions)
     ours, entropies = policy.log_probs(batch)
@@ -77,7 +77,7 @@ def test_log_probs_and_their_gradient_are_those_of_the_kept_tokens(
     assert_close(batch.ids[batch.action_mask], order)
     assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
     assert_close(entropies[batch.action_mask], torch.stack(expected_entropy), atol=1e-5, rtol=1e-4)
-    weights = torch.randn(len(found), generator=chance())
+    weights = torch.randn(len(found), generator=seeded())
     parameters = policy.parameters()
     gradients = [torch.autograd.grad((weights * values).sum(), parameters) for values in (found, torch.stack(expected))]
     assert_close(*gradients, atol=1e-5, rtol=1e-4)
@@ -95,7 +95,7 @@ def test_the_gradient_of_the_cut_policy_is_right_and_that_of_the_uncut_one_biase
     found = {}
     for uncut in (False, True):
         drawn, log_probs, mask = draw(
-            logits.detach().repeat(20000, 1), Sampling(1, top_p=0.7, uncut=uncut), chance(), None
+            logits.detach().repeat(20000, 1), Sampling(1, top_p=0.7, uncut=uncut), seeded(), None
         )
         assert set(drawn.tolist()) == {0, 1}
         assert drawn.float().mean() == pytest.approx(1 / 3, abs=0.01)
@@ -158,7 +158,7 @@ def log_probs_of_updates(game: Enumerated, agent_id: str, table: torch.Tensor, s
         for turn, step in enumerate(path.turns):
             action = step.actions[agent_id]
             logits = table[HISTORIES.index(tuple(action.prompt_ids))]
-            drawn, _, masks = draw(logits.detach().repeat(200, 1), sampling, chance(), None)
+            drawn, _, masks = draw(logits.detach().repeat(200, 1), sampling, seeded(), None)
             if action.token_ids[0] not in drawn.tolist():
                 continue
             place = drawn.tolist().index(action.token_ids[0])
@@ -189,8 +189,8 @@ def test_sets_come_back_from_their_compact_form() -> None:
 @pytest.mark.parametrize("forbidden", [None, [3, 11]])
 def test_sets_of_a_shortest_length_alone_are_those_of_the_cut_logits(forbidden: list[int] | None) -> None:
     forbidden_ids = None if forbidden is None else torch.tensor(forbidden)
-    logits = torch.randn(4, 12, generator=chance())
-    _, log_probs, mask = draw(logits, Sampling(5, min_new_tokens=2), chance(), forbidden_ids)
+    logits = torch.randn(4, 12, generator=seeded())
+    _, log_probs, mask = draw(logits, Sampling(5, min_new_tokens=2), seeded(), forbidden_ids)
     kept = torch.ones(4, 12, dtype=torch.bool)
     kept[:, forbidden or []] = False
     assert mask is not None
@@ -204,18 +204,18 @@ def test_sets_of_a_shortest_length_alone_are_those_of_the_cut_logits(forbidden: 
 
 
 def test_greedy_tokens_and_uncut_distributions_keep_no_sets() -> None:
-    logits = torch.randn(3, 8, generator=chance())
+    logits = torch.randn(3, 8, generator=seeded())
     for sampling in (Sampling(1, top_p=0.5, greedy=True), Sampling(1), Sampling(1, top_p=0.5, uncut=True)):
-        assert draw(logits, sampling, chance())[2] is None
+        assert draw(logits, sampling, seeded())[2] is None
     for sampling in (Sampling(1, top_p=0.5), Sampling(1, top_k=2), Sampling(1, min_new_tokens=1)):
-        assert draw(logits, sampling, chance())[2] is not None
+        assert draw(logits, sampling, seeded())[2] is not None
 
 
 def test_the_turns_of_a_dialogue_keep_their_sets_in_one_row(tiny_folder: str) -> None:
     """Two turns of which the second prompt goes on from the first, and an action that another episode shares."""
     policy = policy_of(tiny_folder, "collm", top_p=0.7)
-    (first,) = sampled(policy, [[7, 8, 9]], chance(1), greedy=False)
-    second, other = sampled(policy, [[7, 8, 9, *first.token_ids, 30, 31]] * 2, chance(2), greedy=False)
+    (first,) = sampled(policy, [[7, 8, 9]], seeded(1), greedy=False)
+    second, other = sampled(policy, [[7, 8, 9, *first.token_ids, 30, 31]] * 2, seeded(2), greedy=False)
     demonstrated = replace(other, sampling_mask=None, uid="shown")
     trajectories = [
         Trajectory(Task(str(row), {}), row, 2, 1.0, [Turn({"a": ""}, {"a": action}, 0.0) for action in actions])

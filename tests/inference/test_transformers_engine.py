@@ -30,17 +30,17 @@ def model(tiny_folder: str) -> CachedModel:
     return cached_model([(Backbone(tiny_folder, "float32").eval(), None)])
 
 
-def chance(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 5}, {"temperature": 0.6}, {"allowed_ids": range(9, 200)}])
 def test_greedy_responses_are_the_same(lm, model: CachedModel, options: dict) -> None:
-    free = generation.generate(model, PROMPTS, Sampling(12, greedy=True), [], chance())
+    free = generation.generate(model, PROMPTS, Sampling(12, greedy=True), [], seeded())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]
     sampling = Sampling(12, greedy=True, **options)
-    ours = generation.generate(model, PROMPTS, sampling, ends, chance())
-    theirs = transformers_engine.generate(lm, PROMPTS, sampling, ends, chance())
+    ours = generation.generate(model, PROMPTS, sampling, ends, seeded())
+    theirs = transformers_engine.generate(lm, PROMPTS, sampling, ends, seeded())
     assert len({len(tokens) for tokens, _, _ in ours}) > 1
     for (tokens, log_probs, _), (other, other_log_probs, _) in zip(ours, theirs, strict=True):
         assert tokens == other
@@ -53,9 +53,9 @@ def test_both_tell_how_far_they_have_come(lm, model: CachedModel, monkeypatch, e
     monkeypatch.setattr("collm.runtime.progress.PAUSE", 0.0)
     with progress.told_to(told.append):
         if engine == "collm":
-            generation.generate(model, PROMPTS, Sampling(3, greedy=True), [], chance())
+            generation.generate(model, PROMPTS, Sampling(3, greedy=True), [], seeded())
         else:
-            transformers_engine.generate(lm, PROMPTS, Sampling(3, greedy=True), [], chance())
+            transformers_engine.generate(lm, PROMPTS, Sampling(3, greedy=True), [], seeded())
     layers = [f"prompts, layer {layer} of 2" for layer in (1, 2)]
     reading = told[: told.index("token 1 of at most 3")]
     assert reading == (layers * (len(reading) // 2) if engine == "collm" else [])
@@ -76,7 +76,7 @@ def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:
     assert len(pairs) == 9
     assert not {5} & {token for pair in pairs for token in pair}
     for engine, with_what in ((generation, model), (transformers_engine, lm)):
-        drawn = engine.generate(with_what, [[7, 8, 9]] * num_draws, sampling, ends, chance(1))
+        drawn = engine.generate(with_what, [[7, 8, 9]] * num_draws, sampling, ends, seeded(1))
         counts = dict.fromkeys(pairs, 0)
         for tokens, _, _ in drawn:
             counts[tuple(tokens)] += 1  # nothing else is drawn
@@ -89,7 +89,7 @@ def test_sampled_responses_are_alike(lm, model: CachedModel) -> None:
 def test_log_probs_of_both_are_those_of_the_whole_sequence(lm) -> None:
     sampling = Sampling(9, temperature=0.6, top_p=0.9, uncut=True)
     for prompt, (tokens, log_probs, _) in zip(
-        PROMPTS, transformers_engine.generate(lm, PROMPTS, sampling, list(range(0, 400, 9)), chance()), strict=True
+        PROMPTS, transformers_engine.generate(lm, PROMPTS, sampling, list(range(0, 400, 9)), seeded()), strict=True
     ):
         logits = lm(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = (logits / 0.6).log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1)
@@ -101,7 +101,7 @@ def test_the_generator_alone_decides(lm) -> None:
     expected = torch.rand(())
     torch.manual_seed(5)
     first, again, other = (
-        transformers_engine.generate(lm, PROMPTS, Sampling(6), [], chance(seed)) for seed in (3, 3, 4)
+        transformers_engine.generate(lm, PROMPTS, Sampling(6), [], seeded(seed)) for seed in (3, 3, 4)
     )
     assert torch.rand(()) == expected  # and torch's own chance is left as it was
     assert first == again
@@ -119,7 +119,7 @@ def test_one_switch_chooses(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -
     for engine in ("collm", "transformers"):
         spec = PolicySpec(tiny_folder, engine=engine, max_new_tokens=3)
         policy = Policy("a1", spec, Backbone(tiny_folder, "float32"), None)
-        sampled(policy, [[7], [8]], chance(), greedy=True)
+        sampled(policy, [[7], [8]], seeded(), greedy=True)
     assert asked == [2]
     with pytest.raises(ConfigurationError, match="choose one of collm, transformers, vllm, endpoint, human"):
         PolicySpec(tiny_folder, engine="sglang").check("policy")

@@ -26,7 +26,7 @@ needs_vllm = [
 ]
 
 
-def chance(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -46,7 +46,7 @@ def team_of(folder: str, backbone: Backbone, engine: str, adapters: list[str | N
 
 def drawn(team: Actors, greedy: bool = False, seed: int = 0, version: int = 0) -> dict[str, list]:
     with team.serving(version):
-        return team.sample(dict.fromkeys(team.policies, PROMPTS), chance(seed), greedy)
+        return team.sample(dict.fromkeys(team.policies, PROMPTS), seeded(seed), greedy)
 
 
 def transcripts(actions: dict[str, list]) -> list[list[int]]:
@@ -55,7 +55,7 @@ def transcripts(actions: dict[str, list]) -> list[list[int]]:
 
 def change(weights: list[torch.nn.Parameter]) -> None:
     for weight in weights:
-        weight.grad = torch.randn(weight.shape, generator=chance(1))
+        weight.grad = torch.randn(weight.shape, generator=seeded(1))
     torch.optim.AdamW(weights, lr=0.05, fused=True).step()
 
 

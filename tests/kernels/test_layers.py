@@ -12,9 +12,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from architectures import ARCHITECTURES
 from collm.kernels import layers
 from collm.kernels.layers import needed_at
-from families import FAMILIES
 
 SIZES = (9, 14, 5, 14)
 
@@ -40,12 +40,12 @@ def states_and_gradients(
 
 
 @pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_states_and_gradients_are_those_of_the_whole_layer(
-    family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+    architecture: str, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)
-    lm = FAMILIES[family]()
+    lm = ARCHITECTURES[architecture]()
     for name, weight in lm.named_parameters():
         nn.init.normal_(weight, float(("norm" in name or "ln_" in name) and name.endswith("weight")), 0.2)
     ids, mask, needed = rows()
@@ -71,7 +71,7 @@ def test_states_and_gradients_are_those_of_the_whole_layer(
 
 
 def test_where_most_positions_are_needed_or_there_is_dropout_the_model_computes_itself() -> None:
-    lm = FAMILIES["gpt2"]()
+    lm = ARCHITECTURES["gpt2"]()
     ids, mask, needed = rows()
     with needed_at(lm, mask):
         assert "forward" not in vars(lm.transformer.h[-1])
@@ -88,10 +88,10 @@ def test_where_most_positions_are_needed_or_there_is_dropout_the_model_computes_
         assert "forward" in vars(lm.transformer.h[0])
 
 
-def with_adapters(family: str, dtype: torch.dtype) -> PreTrainedModel:
+def with_adapters(architecture: str, dtype: torch.dtype) -> PreTrainedModel:
     """Two adapters that change a lot; the second is in use."""
     torch.manual_seed(1)
-    lm = FAMILIES[family]().to(dtype)
+    lm = ARCHITECTURES[architecture]().to(dtype)
     for name in ("other", "own"):
         inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6.0, target_modules="all-linear"), lm, name)
     set_adapter(lm, "own")
@@ -102,9 +102,9 @@ def with_adapters(family: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_learn_as_they_do_in_peft(family: str, everywhere: bool) -> None:
-    lm = with_adapters(family, torch.float64)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_adapters_learn_as_they_do_in_peft(architecture: str, everywhere: bool) -> None:
+    lm = with_adapters(architecture, torch.float64)
     ids, mask, needed = rows()
     needed = mask if everywhere else needed
     expected = states_and_gradients(lm, ids, mask, needed)
@@ -145,7 +145,7 @@ def test_adapters_of_higher_precision_than_the_model_lose_no_more_than_in_peft()
 
 
 def test_a_layer_refuses_what_it_does_not_know() -> None:
-    lm = FAMILIES["llama"]()
+    lm = ARCHITECTURES["llama"]()
     ids, mask, needed = rows()
     with needed_at(lm, needed), pytest.raises(TypeError, match="LlamaDecoderLayer was given 'cache_of_tomorrow'"):
         lm.base_model(input_ids=ids, use_cache=False, cache_of_tomorrow=[1])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from architectures import SHAPE, SHAPE_OF_GPT2
 from collm.critics.value_network import ValueNetwork
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.packing import TokenSequence, pad_sequences
-from families import SHAPE, SHAPE_OF_GPT2
 
 NOISY = {
     "gpt2": lambda: GPT2LMHeadModel(

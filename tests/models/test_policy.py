@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from actors import sampled
+from architectures import SHAPE
 from collm.errors import ConfigurationError
 from collm.models import scores
 from collm.models.backbone import Backbone
@@ -19,7 +20,6 @@ from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import model_context_length
 from collm.packing import TokenSequence, pad_sequences
-from families import SHAPE
 
 
 def make(folder: str, lora: bool = False, **options) -> Policy:

@@ -90,9 +90,8 @@ def decoder_of(lm: PreTrainedModel) -> Decoder | None:
         decoder = _gpt2(lm)
     else:
         return None
-    linears = [module for layer in decoder.layers for module in linear_layers(layer)]
-    plain = all(map(_is_linear, [*linears, decoder.head])) and all(map(_is_unsharded, lm.parameters()))
-    return decoder if plain else None
+    linears = [decoder.head, *(module for layer in decoder.layers for module in linear_layers(layer))]
+    return decoder if all(_is_linear(module) and _is_unsharded(module) for module in linears) else None
 
 
 def linear_layers(layer: Layer) -> list[nn.Module]:
@@ -135,9 +134,17 @@ def _is_linear(module: nn.Module) -> bool:
     return type(module.base_layer) in (nn.Linear, Conv1D) and not module.merged and not module.lora_variant
 
 
-def _is_unsharded(weight: Tensor) -> bool:
-    """Whether a weight is on its device, neither sharded nor quantized."""
-    return type(weight) in (nn.Parameter, Tensor) and weight.device.type != "meta" and weight.is_floating_point()
+def _is_unsharded(module: nn.Module) -> bool:
+    """Whether the weights of a linear layer are on their device, neither sharded nor quantized."""
+    layers: list[Any] = [module]
+    if isinstance(module, LoraLayer):
+        layers = [module.base_layer, *module.lora_A.values(), *module.lora_B.values()]
+    return all(
+        type(layer.weight) in (nn.Parameter, Tensor)
+        and layer.weight.device.type != "meta"
+        and layer.weight.is_floating_point()
+        for layer in layers
+    )
 
 
 def _llama(lm: PreTrainedModel) -> Decoder:

@@ -1,4 +1,4 @@
-"""The forward pass straight from the weights against that of transformers: every family, adapters, several models."""
+"""The forward pass straight from the weights against that of transformers: architectures, adapters, several models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from actors import actors_of
+from architectures import ARCHITECTURES, SHAPE
 from collm.callbacks import resources
 from collm.inference.actors import Actors
 from collm.inference.embedded import decoder, engine
@@ -25,7 +26,6 @@ from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.samplers.parallel import Parallel
-from families import FAMILIES, SHAPE
 from toy import Toy
 
 GREEDY = Sampling(16, greedy=True)
@@ -80,14 +80,14 @@ def assert_equal(found: Sequence, expected: Sequence) -> None:
 
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("adapters", [0, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_responses_are_those_of_transformers(
-    make: Callable, monkeypatch: pytest.MonkeyPatch, family: str, adapters: int, copied: bool
+    make: Callable, monkeypatch: pytest.MonkeyPatch, architecture: str, adapters: int, copied: bool
 ) -> None:
     """Two turns, the second one from the states of the first."""
     monkeypatch.setattr(decoder, "_MAX_COPIED_WEIGHTS", 2**23 if copied else 0)
     monkeypatch.setattr(decoder, "_TOKENS_PER_CHUNK", 1024 if copied else 5)
-    backbone = make(FAMILIES[family], adapters)
+    backbone = make(ARCHITECTURES[architecture], adapters)
     names = [f"a{number}" for number in range(adapters)] or [None]
     owners = [0, 0, 0, 1, 1, 2, 2] if adapters else None
     own, plain = cached_model([(backbone, name) for name in names]), TransformersModel(backbone, names)
@@ -101,12 +101,12 @@ def test_responses_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("at_once", [1024, 5])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_models_side_by_side_answer_as_each_alone(
-    make: Callable, monkeypatch: pytest.MonkeyPatch, family: str, at_once: int
+    make: Callable, monkeypatch: pytest.MonkeyPatch, architecture: str, at_once: int
 ) -> None:
     monkeypatch.setattr(decoder, "_TOKENS_PER_CHUNK", at_once)
-    backbones = [make(FAMILIES[family], seed=seed) for seed in range(3)]
+    backbones = [make(ARCHITECTURES[architecture], seed=seed) for seed in range(3)]
     model, owners = cached_model([(backbone, None) for backbone in backbones]), [0, 0, 0, 0, 1, 1, 2]
     ends = ends_of(respond(model, (), owners))
     alone = [respond(TransformersModel(backbone, [None]), ends) for backbone in backbones]
@@ -114,12 +114,12 @@ def test_models_side_by_side_answer_as_each_alone(
     assert alone[0][4][0] != alone[1][4][0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_in_bfloat16_it_rounds_no_worse_than_transformers(make: Callable, family: str) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_in_bfloat16_it_rounds_no_worse_than_transformers(make: Callable, architecture: str) -> None:
     """Distance of the logits from those of the same weights at full precision."""
     own, plain = [], []
     for seed in range(4):
-        backbone = make(FAMILIES[family], adapters=1, seed=seed, dtype=torch.bfloat16)
+        backbone = make(ARCHITECTURES[architecture], adapters=1, seed=seed, dtype=torch.bfloat16)
         members = [(backbone, "a0")]
         logits = first_logits(cached_model(members)), first_logits(TransformersModel(backbone, ["a0"]))
         assert logits[0].dtype == torch.bfloat16
@@ -146,7 +146,7 @@ def test_all_other_models_are_read_by_transformers(make: Callable) -> None:
         return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=16))
 
     def quantized() -> PreTrainedModel:
-        lm = FAMILIES["llama"]()
+        lm = ARCHITECTURES["llama"]()
         lm.model.layers[0].mlp.up_proj = nn.Sequential(lm.model.layers[0].mlp.up_proj)
         return lm
 

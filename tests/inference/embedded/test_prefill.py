@@ -29,7 +29,7 @@ def branching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(prefill, "_MIN_SHARED_POSITIONS", 0 if request.param == "branched" else 2**30)
 
 
-def chance() -> torch.Generator:
+def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
@@ -44,19 +44,19 @@ def shapes(model: CachedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[in
 
 def alone(model: CachedModel, prompt: list[int], ends: list[int]) -> tuple[list[int], list[float]]:
     """The answer to one prompt that is read whole."""
-    ((tokens, log_probs, _),) = generate(model, [prompt], GREEDY, ends, chance())
+    ((tokens, log_probs, _),) = generate(model, [prompt], GREEDY, ends, seeded())
     return tokens, log_probs
 
 
 def test_later_turns_go_on_from_earlier_ones(model: CachedModel, shapes: list) -> None:
     """Responses and episodes end at different times, histories grow by different lengths, one episode forks."""
-    free = generate(model, PROMPTS, GREEDY, [], chance())
+    free = generate(model, PROMPTS, GREEDY, [], seeded())
     ends = [free[0][0][3], free[1][0][6], free[4][0][1]]  # so that answers have different lengths
     cache = PrefixCache()
     histories = PROMPTS
     for bridges in ({0: [5], 1: [6, 6, 6], 2: [7, 8], 4: [9]}, {1: [11, 12], 2: [13]}, {0: [40], 1: [41, 42]}):
         shapes.clear()
-        drawn = generate(model, histories, GREEDY, ends, chance(), cache)
+        drawn = generate(model, histories, GREEDY, ends, seeded(), cache)
         read = [size for size in shapes if size[1] > 1 or size == shapes[0]]
         if histories is not PROMPTS:  # only the bridges and the last tokens of responses
             assert sum(rows * size for rows, size in read) <= len(histories) * (1 + 3)
@@ -79,21 +79,21 @@ def test_states_of_equal_rows_are_gone_on_from_where_they_are(
     starts = [[7, 8, 9], [20, 21, 22], [30, 31, 32]]
     for chosen, copied in (([0, 1, 2], False), ([0, 1], True), ([2, 1, 0], True), ([0, 1, 2, 1], True)):
         cache = PrefixCache()
-        drawn = generate(model, starts, GREEDY, [], chance(), cache)
+        drawn = generate(model, starts, GREEDY, [], seeded(), cache)
         histories = [[*starts[row], *drawn[row][0], 40 + place] for place, row in enumerate(chosen)]
         copies.clear()
-        found = generate(model, histories, GREEDY, [], chance(), cache)
+        found = generate(model, histories, GREEDY, [], seeded(), cache)
         assert bool(copies) == copied
         assert [tokens for tokens, _, _ in found] == [alone(model, history, [])[0] for history in histories]
 
 
 def test_what_does_not_go_on_is_read_anew(model: CachedModel, shapes: list) -> None:
     cache = PrefixCache()
-    drawn = generate(model, PROMPTS, GREEDY, [], chance(), cache)
+    drawn = generate(model, PROMPTS, GREEDY, [], seeded(), cache)
     cut = [*PROMPTS[2][2:], *drawn[2][0], 5]  # a history that lost its beginning
     longer = [*PROMPTS[0], *drawn[0][0], 5, 6]
     shapes.clear()
-    results = generate(model, [cut, longer], GREEDY, [], chance(), cache)
+    results = generate(model, [cut, longer], GREEDY, [], seeded(), cache)
     assert sorted(shapes[:2]) == [(1, 3), (1, len(cut))]
     assert [tokens for tokens, _, _ in results] == [alone(model, prompt, [])[0] for prompt in (cut, longer)]
 
@@ -101,23 +101,23 @@ def test_what_does_not_go_on_is_read_anew(model: CachedModel, shapes: list) -> N
 def test_a_prompt_that_was_read_whole_is_read_again(model: CachedModel) -> None:
     """Its last token has to be read for the logits after it, so the known beginning must be shorter."""
     cache = PrefixCache()
-    drawn = generate(model, PROMPTS, GREEDY, [], chance(), cache)
+    drawn = generate(model, PROMPTS, GREEDY, [], seeded(), cache)
     whole = [*PROMPTS[0], *drawn[0][0][:-1]]
     assert cache.lookup([(0, tuple(whole))]) == [None]
-    assert generate(model, [whole], GREEDY, [], chance(), cache)[0][0] == alone(model, whole, [])[0]
+    assert generate(model, [whole], GREEDY, [], seeded(), cache)[0][0] == alone(model, whole, [])[0]
 
 
 def test_only_the_newest_is_kept(model: CachedModel) -> None:
     cache = PrefixCache()
-    first = generate(model, [[7, 8, 9]], GREEDY, [], chance(), cache)[0][0]
-    generate(model, [[20]], GREEDY, [], chance(), cache)
+    first = generate(model, [[7, 8, 9]], GREEDY, [], seeded(), cache)[0][0]
+    generate(model, [[20]], GREEDY, [], seeded(), cache)
     assert cache.lookup([(0, (7, 8, 9, *first, 5))]) == [None]
 
 
 def test_prompts_of_different_length_are_read_in_groups(model: CachedModel, shapes: list) -> None:
     prompts = [[7] * size for size in (100, 3, 40, 101, 41, 100)]
     prompts[5] = [8] * 100
-    drawn = generate(model, [*prompts, prompts[0], prompts[1]], GREEDY, [], chance())
+    drawn = generate(model, [*prompts, prompts[0], prompts[1]], GREEDY, [], seeded())
     assert shapes[:2] == [(3, 41), (3, 101)]  # a little padding is free
     assert shapes[2:] == [(8, 1)] * 9
     for prompt, (tokens, _, _) in zip([*prompts, prompts[0], prompts[1]], drawn, strict=True):

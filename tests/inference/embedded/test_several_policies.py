@@ -24,7 +24,7 @@ from toy import Toy
 AGENTS = ("a1", "a2", "a3")
 
 
-def chance() -> torch.Generator:
+def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
@@ -92,11 +92,11 @@ def test_episodes_are_those_of_agents_asked_one_by_one(
 def test_adapters_differ_and_are_each_rows_own(tiny_folder: str) -> None:
     policies = team(tiny_folder)
     prompts = [[[7, 8, 9], [20] * 90], [[7, 8, 9]], [[7, 8, 9], [7, 8, 9], [5]]]
-    drawn = actors_of(policies).sample(dict(zip(AGENTS, prompts, strict=True)), chance(), greedy=True)
+    drawn = actors_of(policies).sample(dict(zip(AGENTS, prompts, strict=True)), seeded(), greedy=True)
     found = [drawn[name] for name in AGENTS]
     assert [len(answers) for answers in found] == [2, 1, 3]
     for policy, own, answers in zip(policies.values(), prompts, found, strict=True):
-        expected = sampled(policy, own, chance(), greedy=True)
+        expected = sampled(policy, own, seeded(), greedy=True)
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
         for answer, other in zip(answers, expected, strict=True):
             assert answer.log_probs == pytest.approx(other.log_probs, abs=1e-4)

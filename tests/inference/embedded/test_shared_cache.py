@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
+from architectures import ARCHITECTURES
 from collm.inference.embedded import prefill
 from collm.inference.embedded.cache import ReservedLayer, Rows
 from collm.inference.embedded.forward import CachedModel, TransformersModel, cached_model
@@ -19,7 +20,6 @@ from collm.inference.embedded.shared_cache import SharedPrefixCache, expand_rows
 from collm.inference.sampling import Sampling
 from collm.models import backbone as backbone_module
 from collm.models.backbone import Backbone
-from families import FAMILIES
 
 PROMPTS = [[7, 8, 9] * 8, [20, 21], list(range(40, 71))]
 COPIES = {"in order": [0, 0, 0, 1, 1, 1, 2, 2, 2], "mixed": [2, 0, 2, 1, 2, 2, 0]}
@@ -62,8 +62,8 @@ def test_attention_is_that_of_whole_rows(copies: list[int]) -> None:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Backbone]:
-    def backbone(family: str) -> Backbone:
-        lm = FAMILIES[family]()
+    def backbone(architecture: str) -> Backbone:
+        lm = ARCHITECTURES[architecture]()
         torch.manual_seed(0)
         for weight in lm.parameters():
             nn.init.normal_(weight, std=0.2)
@@ -73,13 +73,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Backbone]:
     return backbone
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
 def test_groups_are_sampled_as_from_copies(
-    made: Callable, monkeypatch: pytest.MonkeyPatch, family: str, copies: list[int]
+    made: Callable, monkeypatch: pytest.MonkeyPatch, architecture: str, copies: list[int]
 ) -> None:
-    """With the same chance, responses of different lengths, and branches of those again."""
-    backbone = made(family)
+    """Responses of different lengths drawn with the same seed, and continuations of those."""
+    backbone = made(architecture)
     monkeypatch.setattr(prefill, "_MIN_SHARED_POSITIONS", 0)
     branched = cached_model([(backbone, None)])
     assert branched.shares_prefixes
@@ -94,11 +94,11 @@ def test_groups_are_sampled_as_from_copies(
 
 def rollout(model: CachedModel, copies: list[int]) -> list[tuple[list[int], list[float]]]:
     """Two turns; two responses to each history of the second."""
-    chance, cache = torch.Generator().manual_seed(0), PrefixCache()
+    generator, cache = torch.Generator().manual_seed(0), PrefixCache()
     sampling, ends = Sampling(12, temperature=2.0), range(0, 97, 9)
-    first = generate(model, [PROMPTS[copy] for copy in copies], sampling, ends, chance, cache)
+    first = generate(model, [PROMPTS[copy] for copy in copies], sampling, ends, generator, cache)
     histories = [[*PROMPTS[copy], *tokens, 5] for copy, (tokens, _, _) in zip(copies, first, strict=True)]
-    return [*first, *generate(model, histories + histories, sampling, ends, chance, cache)]
+    return [*first, *generate(model, histories + histories, sampling, ends, generator, cache)]
 
 
 def test_what_is_shared_is_held_once(made: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ class _Layer:
         `spans` are the tokens of each member, and `ends` the last tokens of its rows.
         """
         heads = self.attention_in(self.before_attention(states), spans)
-        heads = heads.view(len(heads), -1, self.head_size)
+        heads = heads.view(heads.shape[0], -1, self.head_size)
         num_keys = (heads.shape[1] - self.num_queries) // 2
         rotated, values = heads.split([self.num_queries + num_keys, num_keys], dim=1)
         if self.head_norms:
@@ -134,7 +134,7 @@ class _Layer:
             cos, sin = rotation
             rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_size // 2, -1), sin)
         queries, keys = rotated.split([self.num_queries, num_keys], dim=1)
-        num_rows = len(bias)
+        num_rows = bias.shape[0]
         queries, keys, values = (
             part.view(num_rows, -1, part.shape[1], self.head_size).transpose(1, 2) for part in (queries, keys, values)
         )
@@ -155,11 +155,11 @@ class _Layer:
             attended = attention(queries, keys, values, bias, scale=scale)
         if new > 1:
             attended = attended.transpose(1, 2)
-        return states + self.attention_out(attended.reshape(len(states), -1), spans)
+        return states + self.attention_out(attended.reshape(states.shape[0], -1), spans)
 
     def feed_forward(self, states: Tensor, spans: Spans) -> Tensor:
         """States after the feed-forward network, [M, hidden size]."""
-        if len(states) <= _TOKENS_PER_CHUNK:
+        if states.shape[0] <= _TOKENS_PER_CHUNK:
             return self._feed_forward(states, spans)
         pieces = [
             (member, slice(start, min(start + _TOKENS_PER_CHUNK, rows.stop)))

@@ -75,7 +75,7 @@ def generate(
         if kept is not None:
             drawn.append((kept, rows))
         tokens[rows, step], log_probs[rows, step] = token, log_prob
-        ended = torch.isin(token, ends) & alive
+        ended = (token[:, None] == ends).any(-1) & alive
         lengths[rows[ended]] = step + 1
         alive &= ~ended
         if step + 1 == limit or not alive.any():

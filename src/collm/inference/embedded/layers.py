@@ -88,7 +88,7 @@ class Linears:
             if biases is not None:
                 parts = [part + biases[member] for part, (member, _) in zip(parts, spans.parts, strict=True)]
             return torch.cat(parts)
-        states = states.view(len(weights), -1, states.shape[-1])
+        states = states.view(weights.shape[0], -1, states.shape[-1])
         out = torch.bmm(states, weights) if biases is None else torch.baddbmm(biases, states, weights)
         return out.flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""Small models with random weights, one of every family whose forward pass this project computes itself."""
+"""Small models with random weights, one of every architecture whose forward pass this project computes itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHAPE_OF_GPT2 = {
     "resid_pdrop": 0.0,
     "bos_token_id": None,
 }
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True, tie_word_embeddings=True)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
