@@ -79,7 +79,7 @@ def test_commands_and_configurations_of_the_documentation_exist(call):
     assert [path for path in named if not (REPOSITORY / path).is_file()] == []
 
 
-def test_the_algorithms_and_the_critic_of_the_documentation_train(tmp_path, monkeypatch, tiny_folder):
+def test_the_algorithms_the_critic_and_the_sampler_of_the_documentation_train(tmp_path, monkeypatch, tiny_folder):
     (tmp_path / "mine.py").write_text("\n\n".join(blocks(DOCS / "algorithms.md", "python")))
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_config(tiny_folder)))
     monkeypatch.chdir(tmp_path)
@@ -91,7 +91,7 @@ def test_the_algorithms_and_the_critic_of_the_documentation_train(tmp_path, monk
     toy = yaml.safe_load((tmp_path / "toy.yaml").read_text())
     del toy["model"]["init_args"]["critic"]
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy))
-    assert cli.main(base, [*common, "--model=mine.TeamReinforce"]) == 0
+    assert cli.main(base, [*common, "--model=mine.TeamReinforce", "--data.sampler=mine.InTurn"]) == 0
     sys.modules.pop("mine", None)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -11,8 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from collm import cli
+from collm.environments.reward_function import RewardFunctionTask
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -22,7 +26,6 @@ IMPORTS = """
 from collm.algorithms.base import MultiAgentModule
 from collm.environments.base import Environment, Step
 from collm.returns import discounted_returns
-from collm.samplers.base import Sampler
 from collm.trajectory import Task
 """
 
@@ -172,17 +175,36 @@ def test_the_command_of_the_environment_trains_as_it_stands(tmp_path, monkeypatc
         sys.modules.pop(name, None)
 
 
-def test_the_three_additions_train(tmp_path, monkeypatch, tiny_folder):
-    """The environment, the algorithm and the sampler under "Add your own", together in one run."""
+def test_the_reward_function_pays_as_it_says(tmp_path, monkeypatch):
+    """Three words, one of them the answer: 1 - 3 / 50."""
+    (code,) = [code for language, code in BLOCKS if language == "python" and code.startswith("def ")]
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(code)
+    rows = [{"question": f"What do {who} make?", "answer": what} for who, what in (("bees", "Honey"), ("hens", "Eggs"))]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    own = yaml.safe_load(settings)["data"]["environment"]
+    assert own["class_path"] == f"{RewardFunctionTask.__module__}.{RewardFunctionTask.__name__}"
+    environment = RewardFunctionTask(**own["init_args"])
+    (task,) = environment.tasks("train")
+    state, observations = environment.reset(task, random.Random(0))
+    assert observations["sceptic"] == "What would others overlook? What do bees make?"
+    assert environment.step(state, {"scholar": "Honey", "sceptic": "and wax"}).reward == pytest.approx(1 - 3 / 50)
+    sys.modules.pop("my_rewards", None)
+
+
+def test_the_two_additions_train(tmp_path, monkeypatch, tiny_folder):
+    """The environment and the algorithm under "Add your own", together in one run."""
     classes = [code for language, code in BLOCKS if language == "python" and code.lstrip().startswith("class ")]
-    assert len(classes) == 3
+    assert len(classes) == 2
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "__init__.py").touch()
     (tmp_path / "mypackage" / "echo.py").write_text(IMPORTS + "\n\n".join(classes))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     names = [re.match(r"\s*class (\w+)", code).group(1) for code in classes]
-    environment, algorithm, sampler = (f"mypackage.echo.{name}" for name in names)
+    environment, algorithm = (f"mypackage.echo.{name}" for name in names)
     status = cli.main(
         REPOSITORY / "configs" / "base.yaml",
         [
@@ -192,7 +214,6 @@ def test_the_three_additions_train(tmp_path, monkeypatch, tiny_folder):
             "--model.policy.max_new_tokens=4",
             f"--data.environment={environment}",
             "--data.environment.words=[hello, red, blue]",
-            f"--data.sampler={sampler}",
             "--data.rollouts_per_epoch=1",
             "--data.tasks_per_rollout=2",
             "--trainer.max_epochs=1",

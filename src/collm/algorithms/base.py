@@ -59,7 +59,6 @@ class MultiAgentModule(RolloutHooks):
     Attributes:
         on_micro_batch: If set, called before every micro-batch, for callbacks that show progress.
         frozen: Names of the learners whose weights are not updated.
-        updated: Names of the learners whose weights were updated in this rollout.
         policy_update_hook: If set, `update_policies` calls it with every agent's sequences and advantages [2, B, T]
             and takes no optimizer step; for measurements at a fixed policy.
     """
@@ -89,7 +88,6 @@ class MultiAgentModule(RolloutHooks):
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.on_micro_batch: Callable[[], None] | None = None
         self.frozen: set[str] = set()
-        self.updated: set[str] = set()
         self.policy_update_hook: PolicyUpdateHook | None = None
         check_numbers("model", self, num_epochs=COUNT, num_minibatches=COUNT, tokens_per_micro_batch=COUNT)
         check_numbers("model", self, ratio_clip=POSITIVE.or_none, advantage_clip=POSITIVE.or_none, discount=SHARE)
@@ -299,7 +297,7 @@ class MultiAgentModule(RolloutHooks):
             if self.gradient_clip_norm and norm > self.gradient_clip_norm:
                 nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
             optimizer.step()
-            self.updated.add(name)
+            self._updated.add(name)
             drop_gradients(self.learners[name])  # free their memory for the next network
         self.log(metric, total)
         self.log(f"optim/grad_norm/{name}", norm)

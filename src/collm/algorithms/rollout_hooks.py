@@ -35,6 +35,7 @@ class RolloutHooks(Agents):
         super().__init__(**kwargs)
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
+        self._updated: set[str] = set()  # learners whose optimizer made a step in this rollout
         self._empty_rollouts = 0  # consecutive, including the current one
 
     def stop(self, reason: str, trajectories: Sequence[Trajectory]) -> None:
@@ -100,9 +101,9 @@ class RolloutHooks(Agents):
         for name, schedule in zip(
             self.learners, schedules if isinstance(schedules, list) else [schedules], strict=False
         ):
-            if name in self.updated:  # during `critic_warmup` those of policies wait
+            if name in self._updated:  # during `critic_warmup` those of policies wait
                 schedule.step()
-        self.updated.clear()
+        self._updated.clear()
         self._rollout = ()
 
     def log_rollout(self, batch: RolloutBatch) -> None:
