@@ -151,7 +151,10 @@ def named(rows: Sequence[Row], id_field: str | None) -> list[Row]:
         if id_field is not None:
             value = row.fields.get(id_field)
             if not isinstance(value, (str, int)) or not str(value).strip():
-                raise ConfigurationError(f"{row.location}: the field {id_field!r} must be an id, got {value!r:.60}.")
+                raise ConfigurationError(
+                    f"{row.location}: the field {id_field!r} must be an id, got {value!r:.60}; give every row one, or "
+                    "leave id_field out."
+                )
             row_id = str(value)
         told = content({name: value for name, value in row.fields.items() if name != id_field})
         for key, seen, what in ((row_id, ids, f"the id {row_id!r}"), (told, contents, "all fields")):

@@ -176,7 +176,9 @@ def checked(path: Path, task_id: str, position: str, row: Any, field: str) -> So
         raise ConfigurationError(f"{location}: no field {field!r} (it has {sorted(map(str, row))}); add or rename it.")
     text = row[field]
     if not isinstance(text, str) or not text.strip():
-        raise ConfigurationError(f"{location}: the field {field!r} must be text that is not blank, got {text!r:.60}.")
+        raise ConfigurationError(
+            f"{location}: the field {field!r} must be text that is not blank, got {text!r:.60}; correct or remove it."
+        )
     check_utf8(f"{location}, field {field!r}", text)
     return Source(task_id, location, text)
 

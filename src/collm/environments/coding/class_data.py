@@ -40,7 +40,10 @@ def check_class(row: Row) -> Row:
     where, fields = row.location, row.fields
     for name in ("task_id", "skeleton"):
         if not isinstance(fields.get(name), str) or not fields[name].strip():
-            raise ConfigurationError(f"{where}: the field {name!r} must be text that is not blank.")
+            raise ConfigurationError(
+                f"{where}: the field {name!r} must be text that is not blank, got {fields.get(name)!r:.60}; correct or "
+                "remove the row."
+            )
     source = check_utf8(f"{where}, field 'skeleton'", fields["skeleton"].translate(REPLACED))
     try:
         skeleton = read_skeleton(source)
