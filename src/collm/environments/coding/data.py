@@ -123,7 +123,8 @@ def check_problem(location: str, row: Any) -> Task:
         value = row.get(name)
         if not isinstance(value, (str, int)) or not str(value).strip():
             raise ConfigurationError(
-                f"{location}: the field {name!r} must be text that is not blank, got {value!r:.60}; correct or remove it."
+                f"{location}: the field {name!r} must be text that is not blank, got {value!r:.60}; correct or remove "
+                "the row."
             )
         check_utf8(f"{location}, field {name!r}", str(value))
     prompt, test, entry_point = str(row["prompt"]), str(row["test"]), str(row["entry_point"])
