@@ -111,7 +111,7 @@ class TestWhole:
                     assert kept.sum(1).max() <= cut["top_k"]
                 if "min_new_tokens" in cut:
                     assert len(action.token_ids) >= 3
-                    assert not kept[:3, sorted(policy.eos_ids)].any()
+                    assert not kept[: cut["min_new_tokens"], sorted(policy.eos_ids)].any()
         finally:
             policy.spec = spec
 
