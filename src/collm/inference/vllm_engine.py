@@ -70,7 +70,7 @@ class VLLMEngine(Engine):
             raise ConfigurationError(
                 f"{name}.lora_rank is {spec.lora_rank}; with engine 'vllm', at most {_MAX_RANKS[-1]}."
             )
-        if spec.trained_policy == "uncut" and (spec.top_p < 1 or spec.top_k or spec.min_new_tokens):
+        if spec.trained_policy == "uncut" and spec.cuts:
             raise ConfigurationError(
                 f"{name}.trained_policy is 'uncut', whose log-probabilities engine 'vllm' does not return; leave it at "
                 "'sampled', or choose another engine."
