@@ -198,6 +198,8 @@ class Server:
         """
         from vllm import SamplingParams
 
+        from collm.inference.vllm_masks import extra_args
+
         if self.asleep:
             self.llm.wake_up()
             self.asleep = False
@@ -214,14 +216,11 @@ class Server:
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
         }
-        self.recorder.sampling = sampling
         records = sampling.records_masks
+        cuts = [extra_args(place, sampling.top_p, sampling.top_k) if records else None for place in range(len(seeds))]
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [
-                SamplingParams(seed=seed, extra_args={"place": place} if records else None, **settings)
-                for place, seed in enumerate(seeds)
-            ],
+            [SamplingParams(seed=seed, extra_args=cut, **settings) for seed, cut in zip(seeds, cuts, strict=True)],
             use_tqdm=False,
             lora_request=[self.adapters[adapter] for adapter in adapters if adapter] if self.adapters else None,
         )
@@ -229,8 +228,7 @@ class Server:
         for place, output in enumerate(outputs):
             ids, log_probs = list(output.outputs[0].token_ids), output.outputs[0].logprobs
             of_tokens = [at[token].logprob for token, at in zip(ids, log_probs, strict=True)]
-            responses.append(Response(ids, of_tokens, self.recorder.mask(place, len(ids)) if records else None))
-        self.recorder.masks.clear()
+            responses.append(Response(ids, of_tokens, self.recorder.take(place, len(ids)) if records else None))
         tokens = sum(len(prompt) for prompt in prompts) + sum(len(one.token_ids) - 1 for one in responses)
         meter.count(tokens, tokens)
         return responses
