@@ -113,6 +113,10 @@ def test_two_servers_answer_with_the_weights_of_the_last_update(tmp_path: Path, 
                 )
             (stale,) = actors.sample({"a1": PROMPTS[:1]}, torch.Generator(), True)["a1"]
         assert (stale.absent, stale.fatal) == ("stale", True)
+        # what cannot be followed is an answer, and the server lives
+        body = {"model": "a1", "prompt": PROMPTS[0], "max_tokens": 2, "return_sampling_mask": True, "top_p": 7}
+        assert httpx.post(f"{urls[0]}/completions", json=body).status_code == 400
+        assert "sampling_mask" in httpx.post(f"{urls[0]}/completions", json={**body, "top_p": 0.5}).json()["choices"][0]
         other = Actors({"a1": policy})
         with pytest.raises(TrainingError, match="another run pushes its weights"), other.serving(0):
             pass

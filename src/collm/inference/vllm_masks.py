@@ -46,7 +46,8 @@ class CutRecorder(LogitsProcessor):
         if "place" not in given:
             return
         top_p, top_k = given.get("top_p"), given.get("top_k")
-        if type(top_p) not in (int, float) or not 0 < top_p <= 1 or type(top_k) is not int or top_k < -1:
+        is_share = isinstance(top_p, (int, float)) and 0 < top_p <= 1
+        if not is_share or not isinstance(top_k, int) or top_k < -1:
             raise ValueError(f"top_p is {top_p!r:.50} and top_k {top_k!r:.50}; give a share above 0, and a count")
 
     def is_argmax_invariant(self) -> bool:
