@@ -70,6 +70,7 @@ def test_other_completions_and_errors_go_through_as_they_are() -> None:
     stub = Stub()
     with listening(stub.app) as address:
         assert "sampling_mask" not in ask(address, return_sampling_mask=False).json()["choices"][0]
+        assert "sampling_mask" not in ask(address, temperature=0).json()["choices"][0]
         assert stub.asked[0]["top_p"] == 0.9
         assert stub.taken == []
         stub.status = 400

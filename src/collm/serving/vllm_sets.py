@@ -39,7 +39,8 @@ class GivesSets:
             given = json.loads(body)
         except (ValueError, RecursionError):  # which is for the server to say
             given = None
-        if not isinstance(given, dict) or given.get("return_sampling_mask") is not True:
+        asked = isinstance(given, dict) and given.get("return_sampling_mask") is True
+        if not asked or given.get("temperature") == 0:  # greedy tokens are drawn from no set
             await self.app(scope, replay(body, receive), send)
         elif given.get("stream") or given.get("n", 1) != 1 or not _is_one(given.get("prompt")):
             await refuse(send, 400, "return_sampling_mask is for one response to one prompt, as a whole")
