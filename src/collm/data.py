@@ -23,7 +23,7 @@ from collm.errors import ConfigurationError
 from collm.inference.actors import Actors, check_elsewhere, check_engines
 from collm.returns import equal_groups
 from collm.rollouts.epochs import EvalRollouts, TrainRollouts
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, Range, check_choice, check_number, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_choice, check_numbers
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.runtime.progress import progress
@@ -106,7 +106,11 @@ class RolloutDataModule(L.LightningDataModule):
         check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
         check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
         check_numbers("data", self, episode_retries=COUNT_OR_ZERO, replace_equal_groups=COUNT_OR_ZERO)
-        check_number("data.max_staleness", max_staleness, Range(0, 1, whole=True))
+        if max_staleness not in (0, 1):
+            raise ConfigurationError(
+                f"data.max_staleness is {max_staleness!r}; choose 0 or 1: with 1 an iteration takes as long as the "
+                "slower of rollout and update, which policies that are older still would not make shorter."
+            )
         check_choice("data.failed_episodes", failed_episodes, ("drop", "zero"))
         check_choice("data.predict_split", predict_split, SPLITS)
         if replace_equal_groups and (num_generations < 2 or not self.sampler.independent):

@@ -139,8 +139,9 @@ def test_a_run_learns_from_rollouts_of_the_policies_before(
 
 
 def test_settings_that_cannot_overlap(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigurationError, match="data.max_staleness is 2"):
-        RolloutDataModule(Toy(), max_staleness=2)
+    for staleness in (2, -1, 0.5):
+        with pytest.raises(ConfigurationError, match=f"data.max_staleness is {staleness}; choose 0 or 1: with 1 an it"):
+            RolloutDataModule(Toy(), max_staleness=staleness)
     with pytest.raises(ConfigurationError, match="replace_equal_groups is 1, but with data.max_staleness 1"):
         RolloutDataModule(Toy(), max_staleness=1, replace_equal_groups=1, num_generations=2)
     assert fit("--data.max_staleness=1") == 2

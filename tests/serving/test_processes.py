@@ -210,4 +210,7 @@ def test_vllm_serves_whole_models_and_adapters(tmp_path: Path) -> None:
     assert f"python -m vllm.entry --model {(tmp_path / 'whole').resolve()} --host" in text
     assert '--load-format dummy --hf-overrides {"tie_word_embeddings": false}' in text
     assert "--load-format" not in trainable_arguments(tmp_path / "a1")  # whose base stays as it is
+    assert "--logits-processors collm.inference.vllm_masks:CutRecorder" in text
     assert vllm_variables(tmp_path / "a1", "key")["VLLM_API_KEY"] == "key"
+    runners = [vllm_variables(tmp_path / "a1", None, kind).get("VLLM_USE_V2_MODEL_RUNNER") for kind in (False, True)]
+    assert runners == [None, "0"]

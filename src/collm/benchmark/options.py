@@ -123,6 +123,8 @@ def _add_engines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engines", nargs="+", default=["collm", "transformers", "vllm"], help="engines (collm transformers vllm)"
     )
+    parser.add_argument("--served", nargs="*", default=["vllm"], help="servers: collm, transformers, vllm (vllm)")
+    parser.add_argument("--servers", nargs="+", type=int, default=[1, 2], help="servers of each agent (1 2)")
     parser.add_argument("--joint-samples", type=int, default=8, help="joint samples of an iteration (8)")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="words of a prompt (64)")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens of a response (32)")

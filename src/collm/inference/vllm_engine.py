@@ -67,7 +67,7 @@ class VLLMEngine(Engine):
             raise ConfigurationError(
                 f"{name}.lora_rank is {spec.lora_rank}; with engine 'vllm', at most {_MAX_RANKS[-1]}."
             )
-        if spec.trained_policy == "uncut" and (spec.top_p < 1 or spec.top_k or spec.min_new_tokens):
+        if spec.trained_policy == "uncut" and spec.cuts:
             raise ConfigurationError(
                 f"{name}.trained_policy is 'uncut', whose log-probabilities engine 'vllm' does not return; leave it at "
                 "'sampled', or choose another engine."
@@ -195,6 +195,8 @@ class Server:
         """
         from vllm import SamplingParams
 
+        from collm.inference.vllm_masks import extra_args
+
         if self.asleep:
             self.llm.wake_up()
             self.asleep = False
@@ -211,14 +213,11 @@ class Server:
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
         }
-        self.recorder.sampling = sampling
         records = sampling.records_masks
+        cuts = [extra_args(index, sampling.top_p, sampling.top_k) if records else None for index in range(len(seeds))]
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [
-                SamplingParams(seed=seed, extra_args={"request": index} if records else None, **settings)
-                for index, seed in enumerate(seeds)
-            ],
+            [SamplingParams(seed=seed, extra_args=cut, **settings) for seed, cut in zip(seeds, cuts, strict=True)],
             use_tqdm=False,
             lora_request=[self.adapters[adapter] for adapter in adapters if adapter] if self.adapters else None,
         )
@@ -226,8 +225,7 @@ class Server:
         for index, output in enumerate(outputs):
             ids, log_probs = list(output.outputs[0].token_ids), output.outputs[0].logprobs
             of_tokens = [at[token].logprob for token, at in zip(ids, log_probs, strict=True)]
-            responses.append(Response(ids, of_tokens, self.recorder.mask(index, len(ids)) if records else None))
-        self.recorder.masks.clear()
+            responses.append(Response(ids, of_tokens, self.recorder.take(index, len(ids)) if records else None))
         tokens = sum(len(prompt) for prompt in prompts) + sum(len(one.token_ids) - 1 for one in responses)
         meter.count(tokens, tokens)
         return responses

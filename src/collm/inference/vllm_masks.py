@@ -6,7 +6,7 @@ that vLLM offers for processors of others, and cuts by the same function as this
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
@@ -19,15 +19,14 @@ from collm.sampling_mask import SamplingMask
 class CutRecorder(LogitsProcessor):
     """Cuts the distribution of requests whose `extra_args` ask for it; it is called after temperature and limits.
 
-    Requests give their index in the batch as `extra_args["request"]`. vLLM constructs it, so a subclass for each engine
-    holds what the engine reads.
+    Those are of `extra_args`. vLLM constructs it, so that a class holds what is read: one for each engine in this
+    process, this one in a server.
     """
 
-    sampling: Sampling  # of all current requests
-    masks: dict[int, dict[int, SamplingMask]]  # of every token of every request, by request and position
+    masks: dict[int | str, dict[int, SamplingMask]] = {}  # of every token of every request, by request and position
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
-        self.requests: dict[int, tuple[int, list[int]]] = {}  # by row: index and tokens so far
+        self.requests: dict[int, _Request] = {}  # by row
 
     @classmethod
     def for_engine(cls) -> type[CutRecorder]:
@@ -35,9 +34,21 @@ class CutRecorder(LogitsProcessor):
         return type("CutRecorder", (cls,), {"masks": {}})
 
     @classmethod
-    def mask(cls, request: int, length: int) -> SamplingMask:
-        """The sets of the `length` tokens of the response to `request`."""
-        return SamplingMask.join([cls.masks[request][position] for position in range(length)])
+    def take(cls, request: int | str, length: int) -> SamplingMask:
+        """The sets of the `length` tokens of the response to `request`, which are then forgotten."""
+        masks = cls.masks.pop(request, {})
+        return SamplingMask.join([masks[position] for position in range(length)])
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse settings that cannot be followed, which would end a server."""
+        given = sampling_params.extra_args or {}
+        if "request" not in given:
+            return
+        top_p, top_k = given.get("top_p"), given.get("top_k")
+        is_share = isinstance(top_p, (int, float)) and 0 < top_p <= 1
+        if not is_share or not isinstance(top_k, int) or top_k < -1:
+            raise ValueError(f"top_p is {top_p!r:.50} and top_k {top_k!r:.50}; give a share above 0, and a count")
 
     def is_argmax_invariant(self) -> bool:
         return True
@@ -48,17 +59,35 @@ class CutRecorder(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.requests:
             return logits
-        rows = sorted(self.requests)
-        cut = cut_logits(logits[rows], self.sampling)
-        kept = SamplingMask.of(kept_tokens(cut, None)).to("cpu")  # what is not allowed has -inf here
-        for row, mask in zip(rows, kept.split([1] * len(rows)), strict=True):
-            request, tokens = self.requests[row]
-            # a token that is drawn again, of a prompt read in parts or after a pause, replaces the first
-            self.masks.setdefault(request, {})[len(tokens)] = mask
-        logits[rows] = cut
+        together: dict[Sampling, list[int]] = {}
+        for row in sorted(self.requests):
+            together.setdefault(self.requests[row].sampling, []).append(row)
+        for sampling, rows in together.items():
+            cut = cut_logits(logits[rows], sampling)
+            kept = SamplingMask.of(kept_tokens(cut, None)).to("cpu")  # what is not allowed has -inf here
+            for row, mask in zip(rows, kept.split([1] * len(rows)), strict=True):
+                request = self.requests[row]
+                # a token that is drawn again, of a prompt read in parts or after a pause, replaces the first
+                self.masks.setdefault(request.name, {})[len(request.tokens)] = mask
+            logits[rows] = cut
         return logits
 
 
-def _new_request(params: Any, prompt_ids: list[int] | None, output_ids: list[int]) -> tuple[int, list[int]] | None:
-    request = (params.extra_args or {}).get("request")
-    return None if request is None else (request, output_ids)
+def extra_args(request: int | str, top_p: float, top_k: int) -> dict[str, Any]:
+    """What tells the recorder to cut a request, and the name under which its sets are kept."""
+    return {"request": request, "top_p": top_p, "top_k": top_k}
+
+
+class _Request(NamedTuple):
+    """A request in a row: the name of its sets, how it is cut, and its tokens so far, which vLLM adds to."""
+
+    name: int | str
+    sampling: Sampling
+    tokens: list[int]
+
+
+def _new_request(params: Any, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request | None:
+    given = params.extra_args or {}
+    if "request" not in given:
+        return None
+    return _Request(given["request"], Sampling(1, top_p=given["top_p"], top_k=max(given["top_k"], 0)), output_ids)

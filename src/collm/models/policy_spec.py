@@ -129,6 +129,11 @@ class PolicySpec(ModelSpec):
             )
 
     @property
+    def cuts(self) -> bool:
+        """Whether some tokens are not sampled although the model gives them a probability."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_new_tokens > 0
+
+    @property
     def is_remote(self) -> bool:
         """Whether its weights are elsewhere."""
         trained = self.endpoint is not None and self.endpoint.trained
@@ -149,10 +154,9 @@ class PolicySpec(ModelSpec):
         if self.endpoint is None:
             raise ConfigurationError(f"{name}.engine is 'endpoint', but no {name}.endpoint.url says where it is.")
         self.endpoint.check(f"{name}.endpoint")
-        if self.endpoint.trained and (self.top_p < 1 or self.top_k or self.min_new_tokens):
+        if self.endpoint.trained and self.cuts and self.trained_policy == "uncut":
             raise ConfigurationError(
-                f"{name}.endpoint.trained needs the set that each token was drawn from, which servers do not send: set "
-                "top_p to 1, top_k and min_new_tokens to 0."
+                f"{name}.trained_policy is 'uncut', whose log-probabilities servers do not send; leave it at 'sampled'."
             )
 
     def allowed_ids(self, name: str = "policy") -> list[int] | None:

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from collm.inference.endpoint.masks import packed
 from collm.inference.endpoint.weights import VERSION_HEADER
 from collm.inference.sampling import Sampling, sampling_of
 from collm.models.policy import Policy
@@ -45,6 +46,7 @@ class _Settings(BaseModel):
 class _Completion(_Settings):
     prompt: str | list[int]
     logprobs: int | None = Field(None, ge=0, le=1)
+    return_sampling_mask: bool = False
 
 
 class _Part(BaseModel):
@@ -192,6 +194,8 @@ def make_app(service: Service) -> FastAPI:
         choice = {"text": action.text, "logprobs": None, **service.choice(action, given)}
         if given.logprobs is not None:
             choice["logprobs"] = {"tokens": service.tokens_of(action), "token_logprobs": list(action.log_probs)}
+        if given.return_sampling_mask and action.sampling_mask is not None:
+            choice["sampling_mask"] = await asyncio.to_thread(packed, action.sampling_mask)
         return service.reply("text_completion", action, version, choice)
 
     @app.post("/v1/chat/completions")

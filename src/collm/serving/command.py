@@ -83,7 +83,7 @@ def serve(
         if backend == "vllm":
             more = trainable_arguments(folder) * trainable + shlex.split(vllm_arguments)
             command = vllm(name, folder, host, number, vllm_command, more)
-            variables = vllm_variables(folder, os.environ[api_key_env] if api_key_env else None)
+            variables = vllm_variables(folder, os.environ[api_key_env] if api_key_env else None, trainable)
         else:
             command = own(folder, backend, host, number, api_key_env, max_bytes) + ["--trainable"] * trainable
             variables = {}
@@ -168,19 +168,27 @@ def vllm(name: str, folder: Path, host: str, port: int, program: str, more: Sequ
 
 
 def trainable_arguments(folder: Path) -> list[str]:
-    """Arguments with which vLLM's server takes new weights of an agent; see `collm.serving.vllm_weights`."""
-    rooms = "collm.serving.vllm_weights"
+    """Arguments with which vLLM's server takes new weights of an agent, and says which tokens sampling kept.
+
+    See `collm.serving.vllm_weights` and `collm.serving.vllm_sets`.
+    """
+    arguments = ["--middleware", "collm.serving.vllm_weights.TakesWeights"]
+    arguments += ["--middleware", "collm.serving.vllm_sets.GivesSets"]
+    arguments += ["--worker-extension-cls", "collm.serving.vllm_weights.Worker"]
+    arguments += ["--logits-processors", "collm.inference.vllm_masks:CutRecorder"]
+    arguments += ["--no-async-scheduling"]  # the recorder counts tokens
     # requests say what ends a response, and no setting of the model's folder changes what is sampled
-    arguments = ["--middleware", f"{rooms}.TakesWeights", "--generation-config", "vllm"]
+    arguments += ["--generation-config", "vllm"]
     if not adapter_settings(folder):
-        arguments += ["--worker-extension-cls", f"{rooms}.TakesFiles", "--load-format", "dummy"]
-        arguments += ["--hf-overrides", '{"tie_word_embeddings": false}']  # both are pushed
+        arguments += ["--load-format", "dummy", "--hf-overrides", '{"tie_word_embeddings": false}']  # both are pushed
     return arguments
 
 
-def vllm_variables(folder: Path, key: str | None) -> dict[str, str]:
+def vllm_variables(folder: Path, key: str | None, trainable: bool = False) -> dict[str, str]:
     """Variables of vLLM's server: what it serves, and its key, so that no command line shows it."""
     own = {AGENT_VARIABLE: str(folder.resolve()), **({"VLLM_API_KEY": key} if key else {})}
+    # the second runner has another interface for logits processors, and needs Triton
+    own |= {"VLLM_USE_V2_MODEL_RUNNER": "0"} if trainable else {}
     return {**own, **{name: value for name, value in device_variables().items() if name not in os.environ}}
 
 

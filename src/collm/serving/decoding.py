@@ -13,6 +13,7 @@ from collm.inference.embedded.prefill import PrefixCache, prefill
 from collm.inference.sampling import Sampling, draw
 from collm.inference.transformers_engine import batching_of, generate
 from collm.models.policy import Policy, Response
+from collm.sampling_mask import SamplingMask
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,15 @@ def decode(model: CachedModel, jobs: Sequence[Job], eos_ids: Sequence[int]) -> l
     mask = torch.cat([start.mask, start.mask.new_ones(len(jobs), max(limits))], dim=1)
     position = start.mask.sum(1, keepdim=True)
     written: list[tuple[list[int], list[float]]] = [([], []) for _ in jobs]
+    masks: list[list[SamplingMask]] = [[] for _ in jobs]
     alive = list(range(len(jobs)))  # the job of each row
     while True:
         for row, number in enumerate(alive):
             sampling, (tokens, log_probs) = jobs[number].sampling, written[number]
             forbidden = ends if len(tokens) < sampling.min_new_tokens else None
-            token, log_prob, *_ = draw(logits[row : row + 1], sampling, generators[number], forbidden)
+            token, log_prob, mask_of_token = draw(logits[row : row + 1], sampling, generators[number], forbidden)
+            if mask_of_token is not None:
+                masks[number].append(mask_of_token.to("cpu"))
             tokens.append(int(token))
             log_probs.append(float(log_prob))
         going = [written[number][0] for number in alive]
@@ -98,7 +102,8 @@ def decode(model: CachedModel, jobs: Sequence[Job], eos_ids: Sequence[int]) -> l
             if tokens[-1] not in eos_ids and len(tokens) < limits[number]
         ]
         if not keep:
-            return [Response(*one) for one in written]
+            joined = [SamplingMask.join(own) if own else None for own in masks]
+            return [Response(*one, mask) for one, mask in zip(written, joined, strict=True)]
         if len(keep) < len(alive):
             rows = torch.tensor(keep, device=model.device)
             cache.batch_select_indices(rows)

@@ -52,29 +52,24 @@ class Guard:
         if self.key is not None and scope["path"] != "/health":
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, f"Bearer {self.key}".encode()):
-                await _refuse(send, 401, "the API key is missing or wrong")
+                await refuse(send, 401, "the API key is missing or wrong")
                 return
         most, seconds = self.max_bytes, self.body_seconds
         if scope["path"] == "/weights" and self.max_weights is not None:
             most, seconds = self.max_weights, 20 * seconds
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
-            await _refuse(send, 413, f"the body has {length[:20].decode('latin1')} bytes, more than {most}")
+            await refuse(send, 413, f"the body has {length[:20].decode('latin1')} bytes, more than {most}")
             return
         try:
             body = await asyncio.wait_for(self._body(receive, most), seconds)
         except (TimeoutError, asyncio.TimeoutError):
-            await _refuse(send, 408, f"the body did not arrive within {seconds:g} seconds")
+            await refuse(send, 408, f"the body did not arrive within {seconds:g} seconds")
             return
         if body is None:
-            await _refuse(send, 413, f"the body has more than {most} bytes")
+            await refuse(send, 413, f"the body has more than {most} bytes")
             return
-        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
+        await self.app(scope, replay(body, receive), send)
 
     @staticmethod
     async def _body(receive: Receive, most: int) -> bytes | None:
@@ -89,7 +84,18 @@ class Guard:
                 return bytes(body)
 
 
-async def _refuse(send: Send, status: int, message: str) -> None:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """What gives a whole body that was read before, and then what `receive` gives."""
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return again
+
+
+async def refuse(send: Send, status: int, message: str) -> None:
+    """Answer a request with an error."""
     body = json.dumps({"error": {"message": message, "type": "refused", "code": status}}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     headers.append((b"content-length", str(len(body)).encode()))

@@ -27,6 +27,7 @@ from collm.models.agent_record import read_agent
 from collm.models.loading import load_config
 from collm.serving.folders import AGENT_VARIABLE, adapter_settings
 from collm.serving.guard import App, Guard, Message, Receive, Send
+from collm.serving.vllm_sets import take_sets
 from collm.serving.weights import Refused, read_weights, run_of
 
 
@@ -117,7 +118,7 @@ class TakesWeights:
         self.files = files
 
 
-class TakesFiles:
+class Worker:
     """What workers of vLLM can do beside its own: `--worker-extension-cls`."""
 
     model_runner: Any
@@ -125,6 +126,10 @@ class TakesFiles:
     def take_weights(self, path: str) -> None:
         """Take over the weights in a file."""
         self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+
+    def take_sets(self, place: str, length: int) -> dict[str, Any]:
+        """The sets that the tokens of a response were drawn from; see `GivesSets`."""
+        return take_sets(place, length)
 
 
 def model_shapes(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:

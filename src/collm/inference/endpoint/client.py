@@ -47,6 +47,7 @@ class Answer:
         log_probs: Their log-probabilities; None if the server gave none.
         truncated: Whether the limit of its length cut it.
         version: What the server calls the weights that wrote it.
+        sampling_mask: The sets its tokens were drawn from, as the server gave them; not checked.
     """
 
     text: str
@@ -54,6 +55,7 @@ class Answer:
     log_probs: list[float] | None
     truncated: bool
     version: str | None
+    sampling_mask: Any = None
 
 
 @dataclass
@@ -171,7 +173,10 @@ async def ask(
         raise Fault("schema", "token_ids are not tokens of this model")
     if not ids or len(ids) > body["max_tokens"]:
         raise Fault("schema", f"{len(ids)} tokens, not 1 to {body['max_tokens']}")
-    return Answer("", ids, _log_probs(choice, len(ids)), truncated, version)
+    kept = choice.get("sampling_mask")
+    if kept is None and body.get("return_sampling_mask"):
+        raise Fault("no_sampling_mask", "it does not say which tokens top_p, top_k or min_new_tokens kept", again=False)
+    return Answer("", ids, _log_probs(choice, len(ids)), truncated, version, kept)
 
 
 def _content(choice: dict[str, Any], parsed: dict[str, Any], max_tokens: int, most: int) -> str:
@@ -232,7 +237,8 @@ async def introduced(urls: Sequence[str], key: str | None, model: str, chats: bo
         key: Their key.
         model: What the model is called there.
         chats: Whether it will be asked by chat.
-        probe: `text` and its `ids` in the tokenizer of this side, to compare with theirs; not looked at in a chat.
+        probe: `text` and its `ids` in the tokenizer of this side, to compare with theirs, and `more` to ask for; not
+            looked at in a chat.
 
     Raises:
         Fault: Says what is wrong, for people to read.
@@ -267,6 +273,7 @@ async def _introduced(client: httpx.AsyncClient, url: str, model: str, chats: bo
             "endpoint.protocol chat"
         )
     body = {"model": model, "prompt": probe["ids"], "max_tokens": 1, "return_token_ids": True, "logprobs": 1}
+    body |= probe["more"]
     try:
         await ask(client, url, body, probe["vocabulary"], 1_000_000)
     except Fault as fault:

