@@ -42,7 +42,7 @@ COMMANDS = {
     r"fit --config configs/experiments/str_build_tiny\.yaml$|fit\.py (fit|validate) --config logs/"
     r"|^collm (fit|validate) .*(str_build_tiny|logs/collm/version_0)(?!.*mine\.)": "tests/test_documented_commands.py"
     "::test_the_commands_of_the_first_run_work_one_after_the_other",
-    r"mine\.": "tests/test_docs.py::test_the_algorithms_and_the_critic_of_the_documentation_train",
+    r"mine\.": "tests/test_docs.py::test_the_algorithms_the_critic_and_the_sampler_of_the_documentation_train",
     r"mypackage\.echo": "tests/test_readme.py::test_the_command_of_the_environment_trains_as_it_stands",
     r"--config questions\.yaml": "tests/environments/test_reward_function_page.py",
     r"play\.py .*(human|http:)": "tests/serving/test_play.py::test_a_person_a_script_and_an_endpoint_play_together",
