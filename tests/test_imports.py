@@ -88,8 +88,8 @@ RULES = {
         never=LIGHTNING,
     ),
     "collm.inference.endpoint": Rule(
-        rooms("trajectory", "errors", "models", "inference.base", "inference.endpoint")
-        | rooms("runtime.collectives", "runtime.progress"),
+        rooms("trajectory", "sampling_mask", "errors", "models", "inference.base", "inference.sampling")
+        | rooms("inference.endpoint", "runtime.collectives", "runtime.progress"),
         never=LIGHTNING | {"transformers", "peft"},
     ),
     # Engines are imported by name when they are used, so none of the others imports the embedded one.
@@ -102,7 +102,8 @@ RULES = {
     ),
     # A served agent is no run: nothing of the training loop.
     "collm.serving": Rule(
-        rooms("models", "inference", "errors", "runtime", "trajectory", "environments", "samplers", "metrics")
+        rooms("models", "inference", "errors", "runtime", "trajectory", "sampling_mask")
+        | rooms("environments", "samplers", "metrics")
         | rooms("serving"),
         never=LIGHTNING,
     ),
