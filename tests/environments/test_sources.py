@@ -193,7 +193,7 @@ def test_hub_rows_in_order_without_blank_and_repeated_ones(hub):
 
 def test_hub_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigurationError, match=r"'trl-lib/tldr' looks like a hub name.*pip install collm\[hub\]"):
+    with pytest.raises(ConfigurationError, match=r"'trl-lib/tldr' looks like a hub name.*pip install 'collm\[hub\]'"):
         TLDR("trl-lib/tldr")
 
 

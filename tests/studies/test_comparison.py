@@ -177,17 +177,19 @@ def test_cell_as_text(cell: tuple[float, float, float], text: str) -> None:
     assert as_cell(cell) == text
 
 
-def test_table_as_text_and_csv(tmp_path: Path) -> None:
+def test_table_as_text_and_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         Row("CC", 3, {"cost": (1.0, 1.0, 1.0), "return": (2.0, 1.0, 3.0)}),
         Row("Single", 1, {"return": (0.5, 0.5, 0.5)}),
     ]
-    assert as_text(rows, 80).splitlines() == [
+    monkeypatch.setenv("COLUMNS", "80")
+    assert as_text(rows).splitlines() == [
         "method      cost (tokens)  return",
         "CC (3)      1.00           2.00 [1.00, 3.00]",
         "Single (1)  -              0.500",
     ]
-    narrow = as_text(rows, 30).split("\n\n")
+    monkeypatch.setenv("COLUMNS", "30")
+    narrow = as_text(rows).split("\n\n")
     assert [block.splitlines()[0].split() for block in narrow] == [["method", "cost", "(tokens)"], ["method", "return"]]
     write_csv(tmp_path / "table.csv", rows)
     with (tmp_path / "table.csv").open() as file:

@@ -112,7 +112,7 @@ def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ConfigurationError, match=r"pip install collm\[reasoning\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'collm\[reasoning\]'"):
         ReasoningGym()
 
 
