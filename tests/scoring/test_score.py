@@ -216,5 +216,5 @@ def test_a_transcript_without_its_run_says_what_it_needs(tmp_path: Path) -> None
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert scoring.main([str(tmp_path / "nothing.jsonl")]) == 2
+    assert command.main([str(tmp_path / "nothing.jsonl")]) == 2
     assert "cannot be read" in capsys.readouterr().err
