@@ -19,11 +19,11 @@ from collm.sampling_mask import SamplingMask
 class CutRecorder(LogitsProcessor):
     """Cuts the distribution of requests whose `extra_args` ask for it; it is called after temperature and limits.
 
-    Those are of `extra_args`. vLLM constructs it, so that a class holds what is read: one for each engine in this
-    process, this one in a server.
+    The function `extra_args` makes them. vLLM constructs the object, so what it recorded is kept by the class: a
+    subclass for each engine in this process, this class in a server.
     """
 
-    masks: dict[int | str, dict[int, SamplingMask]] = {}  # of every token of every request, by request and position
+    masks: dict[int | str, dict[int, SamplingMask]] = {}  # by name of the request and position of the token
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
         self.requests: dict[int, _Request] = {}  # by row
