@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from collm.environments.base import SPLITS, Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, check_size, measured, tasks_of
 from collm.errors import ConfigurationError
-from collm.inference.actors import Actors, check_elsewhere, check_engines
+from collm.inference.actors import Actors, all_elsewhere, check_engines
 from collm.returns import equal_groups
 from collm.rollouts.epochs import EvalRollouts, TrainRollouts
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_choice, check_numbers
@@ -58,8 +58,9 @@ class RolloutDataModule(L.LightningDataModule):
         episode_retries: How often a turn is repeated after a failure of the environment, such as a broken sandbox; the
             same actions are applied in a new episode.
         max_staleness: How many updates the policies of a training rollout may be behind. 0: every rollout waits for the
-            update before it. 1: the next rollout is generated while the learner updates, for agents on servers
-            (`engine: endpoint`) only; importance ratios are against the log-probabilities that servers gave.
+            update before it. 1: the next rollout is generated while the learner updates where all agents are on servers
+            (`engine: endpoint`), and before the update with engines in this process, which saves no time but shows
+            what older policies cost. Importance ratios are against the log-probabilities noted while sampling.
         failed_episodes: What to do with an episode that still fails. `drop`: leave it out of the update and of its
             group. `zero`: keep it with the rewards before the failure and 0 after it.
         seed: Seed of the order of tasks, of environments and of sampling.
@@ -122,7 +123,7 @@ class RolloutDataModule(L.LightningDataModule):
         if max_staleness and replace_equal_groups:
             raise ConfigurationError(
                 f"data.replace_equal_groups is {replace_equal_groups}, but with data.max_staleness {max_staleness} a "
-                "rollout is generated while the learner updates; set one of them to 0."
+                "rollout is generated before the update of the one in front of it; set one of them to 0."
             )
         check_environment(environment)
         self.train_tasks = tasks_of(environment, "train")
@@ -144,8 +145,6 @@ class RolloutDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check the engines, and that every first prompt fits the context of its agent; loads tokenizers only."""
         check_engines(self.trainer.lightning_module.specs)
-        if self.max_staleness and stage == "fit":
-            check_elsewhere(self.trainer.lightning_module.specs, f"data.max_staleness is {self.max_staleness}")
         self.trainer.lightning_module.max_staleness = self.max_staleness
         dialogues = self.trainer.lightning_module.dialogues()
         for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
@@ -214,6 +213,11 @@ class RolloutDataModule(L.LightningDataModule):
         with self.acting(sampler) as actors, progress.told_to(self.on_progress):
             trajectories = self.episodes(actors, sampler, tasks, seed, num_generations, greedy, self.on_turn)
         return self.batch_of(trajectories, time.perf_counter() - began)
+
+    @property
+    def generates_elsewhere(self) -> bool:
+        """Whether servers generate the responses of all agents, so that a rollout can be played beside an update."""
+        return all_elsewhere(self.trainer.lightning_module.specs)
 
     def play_aside(self, actors: Actors, tasks: Sequence[Task], seed: int) -> RolloutBatch:
         """Play a training rollout with policies that servers hold, in a thread beside the one that updates."""

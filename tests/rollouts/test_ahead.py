@@ -1,4 +1,4 @@
-"""The next rollout is generated on servers while the learner updates, with policies one update behind."""
+"""The next rollout is generated before or, on servers, during an update, with policies one update behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.models.policy import Policy
-from collm.rollouts.ahead import one_ahead
+from collm.rollouts.ahead import one_ahead, one_before
 from collm.studies.runs import read_run
 from collm.trajectory import RolloutBatch, distinct_actions
 from on_policy import log_ratios
@@ -65,6 +65,25 @@ def test_a_rollout_begins_before_the_update_of_the_one_in_front_of_it_and_ends_a
     assert not events.given_up.is_set()
 
 
+def test_in_this_process_a_rollout_is_played_before_the_update_of_the_one_in_front_of_it() -> None:
+    """Updates draw their random numbers from the seed of their own rollout."""
+    log: list[str] = []
+
+    def playing(number: int) -> tuple[int, Callable[[], Any]]:
+        def play() -> Any:
+            log.append(f"play {number} with {torch.initial_seed()}")
+            return number
+
+        return 10 + number, play
+
+    for batch in one_before(map(playing, range(3))):
+        log.append(f"update {batch} with {torch.initial_seed()}")
+    assert log[:3] == ["play 0 with 10", "play 1 with 11", "update 0 with 10"]
+    assert log[3:] == ["play 2 with 12", "update 1 with 11", "update 2 with 12"]
+    assert list(one_before(map(playing, range(1)))) == [0]
+    assert list(one_before([])) == []
+
+
 def test_a_learner_that_stops_waits_for_no_answers() -> None:
     events = Events()
     plays = [events.rollout(0, lambda: None), events.rollout(1, lambda: (events.given_up.wait(SECONDS), None)[1])]
@@ -105,8 +124,43 @@ class Recomputed(L.Callback):
         Recomputed.gaps.append(gaps)
 
 
+OPTIONS = [
+    "--model=MAGRPO",
+    "--data.num_generations=2",
+    "--data.rollouts_per_epoch=3",
+    "--trainer.max_epochs=1",
+    "--data.max_staleness=1",
+    "--trainer.callbacks+=test_ahead.Recomputed",
+]
+
+
+def check_run(folder: Path) -> None:
+    """Rollouts 0 and 1 are of the first policies and rollout 2 of those after one update; so are log-probabilities."""
+    logged = read_run(folder).scalars
+    assert list(logged["rollout/policy_version"].values()) == [0, 0, 1]
+    assert list(logged["rollout/staleness"].values()) == [0, 1, 1]
+    first_gaps, second_gaps, third_gaps = Recomputed.gaps
+    assert first_gaps[0] < 1e-4
+    assert second_gaps[0] < 1e-4 < second_gaps[1]
+    assert third_gaps[1] < 1e-4 < min(third_gaps[0], third_gaps[2])
+    assert list(logged["policy/log_prob_drift/a1"].values())[1] > 1e-5
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recomputed, "weights", [])
+    monkeypatch.setattr(Recomputed, "gaps", [])
+
+
+def test_a_run_in_this_process_learns_from_rollouts_of_the_policies_before(
+    fit: Callable[..., int], run_folder: Path
+) -> None:
+    assert fit(*OPTIONS, "--model.policy.learning_rate=1e-3") == 0
+    check_run(run_folder)
+
+
 @pytest.mark.slow
-def test_a_run_learns_from_rollouts_of_the_policies_before(
+def test_a_run_with_servers_learns_from_rollouts_of_the_policies_before(
     fit: Callable[..., int], tmp_path: Path, run_folder: Path, tiny_folder: str
 ) -> None:
     with (
@@ -119,32 +173,13 @@ def test_a_run_learns_from_rollouts_of_the_policies_before(
         }
         path = tmp_path / "servers.yaml"
         path.write_text(yaml.safe_dump({"model": {"init_args": {"policies": policies}}}))
-        options = [
-            "--model=MAGRPO",
-            "--data.num_generations=2",
-            "--data.rollouts_per_epoch=3",
-            "--trainer.max_epochs=1",
-        ]
-        ahead = ["--data.max_staleness=1", "--trainer.callbacks+=test_ahead.Recomputed"]
-        assert fit(f"--config={path}", *options, *ahead) == 0
-    logged = read_run(run_folder).scalars
-    assert list(logged["rollout/policy_version"].values()) == [0, 0, 1]
-    assert list(logged["rollout/staleness"].values()) == [0, 1, 1]
-    # the log-probabilities that ratios are taken against are those of the policies that wrote
-    first_gaps, second_gaps, third_gaps = Recomputed.gaps
-    assert first_gaps[0] < 1e-4
-    assert second_gaps[0] < 1e-4 < second_gaps[1]
-    assert third_gaps[1] < 1e-4 < min(third_gaps[0], third_gaps[2])
-    assert list(logged["policy/log_prob_drift/a1"].values())[1] > 1e-5
+        assert fit(f"--config={path}", *OPTIONS) == 0
+    check_run(run_folder)
 
 
-def test_settings_that_cannot_overlap(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_cannot_overlap() -> None:
     for staleness in (2, -1, 0.5):
         with pytest.raises(ConfigurationError, match=f"data.max_staleness is {staleness}; choose 0 or 1: with 1 an it"):
             RolloutDataModule(Toy(), max_staleness=staleness)
     with pytest.raises(ConfigurationError, match="replace_equal_groups is 1, but with data.max_staleness 1"):
         RolloutDataModule(Toy(), max_staleness=1, replace_equal_groups=1, num_generations=2)
-    assert fit("--data.max_staleness=1") == 2
-    told = capsys.readouterr().err
-    assert "data.max_staleness is 1, but policy of 'a1' has the engine 'collm'" in told
-    assert "serve.py --trainable" in told

@@ -52,22 +52,9 @@ def check_engines(specs: Mapping[str, PolicySpec]) -> None:
         engine_class(spec.engine).check(f"policy of {agent_id!r}", spec)
 
 
-def check_elsewhere(specs: Mapping[str, PolicySpec], what: str) -> None:
-    """Refuse agents that generate in this process, before weights load.
-
-    Args:
-        specs: Policies by agent id.
-        what: Beginning of the message: the setting that needs servers.
-
-    Raises:
-        ConfigurationError: Names the agent and how to mend it.
-    """
-    for agent_id, spec in specs.items():
-        if not engine_class(spec.engine).elsewhere:
-            raise ConfigurationError(
-                f"{what}, but policy of {agent_id!r} has the engine {spec.engine!r}, which generates where the learner "
-                "updates; use engine endpoint with servers of serve.py --trainable, or set it to 0."
-            )
+def all_elsewhere(specs: Mapping[str, PolicySpec]) -> bool:
+    """Whether the responses of all agents are generated outside this process."""
+    return all(engine_class(spec.engine).elsewhere for spec in specs.values())
 
 
 class Actors:

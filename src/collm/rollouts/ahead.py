@@ -1,4 +1,4 @@
-"""Rollouts that are generated elsewhere while the learner updates: their policies are one update behind."""
+"""Rollouts that are generated before the update of the one in front of them: their policies are one update behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,34 @@ Rollout = tuple[int, Callable[[Actors], RolloutBatch]]
 """Its seed, and what plays it."""
 
 
+def one_before(rollouts: Iterable[tuple[int, Callable[[], RolloutBatch]]]) -> Iterator[RolloutBatch]:
+    """Yield rollouts in order; each is played before the one in front of it is yielded.
+
+    Args:
+        rollouts: The seed of each, and what plays it.
+    """
+    waiting: list[tuple[int, RolloutBatch]] = []
+    for seed, play in rollouts:
+        torch.manual_seed(seed)
+        waiting.append((seed, play()))
+        if len(waiting) == 2:
+            yield _at_update(*waiting.pop(0))
+    for seed, batch in waiting:
+        yield _at_update(seed, batch)
+
+
+def _at_update(seed: int, batch: RolloutBatch) -> RolloutBatch:
+    """The rollout, with the random numbers of its update, which are not those of the rollout played before it."""
+    torch.manual_seed(seed)
+    return batch
+
+
 def one_ahead(
     rollouts: Iterable[Rollout], serving: Callable[[], AbstractContextManager[Actors]]
 ) -> Iterator[RolloutBatch]:
-    """Yield rollouts in order; each begins before the one in front of it is yielded, with the weights of that moment.
+    """Yield rollouts in order; a thread plays each while the learner updates with the one in front of it.
+
+    A rollout begins before the one in front of it is yielded, and has the weights of that moment.
 
     Args:
         rollouts: The rollouts.
@@ -42,8 +66,7 @@ def one_ahead(
                 with meter.phase("generate"):
                     batch = future.result()
                 begun = begin()
-                torch.manual_seed(seed)  # of the update; servers draw from seeds of their own
-                yield batch
+                yield _at_update(seed, batch)
         finally:
             if begun:  # the learner has stopped: nobody waits for the answers on their way
                 begun[2].rest()

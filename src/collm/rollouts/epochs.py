@@ -5,14 +5,14 @@ The datasets have a length, and a seed for every rollout, so that a resumed run 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
 
-from collm.rollouts.ahead import Rollout, one_ahead
+from collm.rollouts.ahead import one_ahead, one_before
 from collm.trajectory import RolloutBatch, Task
 
 _EVALUATION_SEED = 2**40  # above the seeds of all training rollouts
@@ -36,12 +36,18 @@ class TrainRollouts(IterableDataset):
         first = data.trainer.current_epoch * data.rollouts_per_epoch
         played = data.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # before the run was resumed
         rollouts = map(self._seed_and_tasks, range(first + played, first + data.rollouts_per_epoch))
-        if data.max_staleness:
-            begun: Iterator[Rollout] = (
-                (seed, partial(data.play_aside, tasks=own, seed=seed)) for seed, _, own in rollouts
-            )
-            yield from one_ahead(begun, lambda: data.serving(data.sampler))
-            return
+        if not data.max_staleness:
+            yield from self._on_policy(rollouts)
+        elif data.generates_elsewhere:
+            aside = ((seed, partial(data.play_aside, tasks=own, seed=seed)) for seed, _, own in rollouts)
+            yield from one_ahead(aside, lambda: data.serving(data.sampler))
+        else:
+            play = partial(data.play, data.sampler, num_generations=data.num_generations)
+            yield from one_before((seed, partial(play, tasks=own, seed=seed)) for seed, _, own in rollouts)
+
+    def _on_policy(self, rollouts: Iterable[tuple[int, list[Task], list[Task]]]) -> Iterator[RolloutBatch]:
+        """Rollouts of the policies after the update before."""
+        data = self.data
         for seed, tasks, own in rollouts:
             # One seed per rollout, so that a resumed run repeats it.
             torch.manual_seed(seed)
