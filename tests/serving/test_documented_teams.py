@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from collm import cli
 from collm.serving.play import main as play
@@ -76,7 +77,7 @@ def test_one_agent_elsewhere_behind_a_key(folder: Path, monkeypatch, capsys) -> 
     """As on two machines, with an address of this one in place of the other's."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TEAM_KEY", "0123456789abcdef0123456789abcdef")
-    serve = documented("serve.py", "TEAM_KEY")
+    serve = documented("serve.py", "second.example.org")
     (port,) = free_ports("127.0.0.1", 1)
     for said, here in (("0.0.0.0", "127.0.0.1"), ("second.example.org", "127.0.0.1"), ("8002", str(port))):
         serve[serve.index(said)] = here
@@ -86,3 +87,25 @@ def test_one_agent_elsewhere_behind_a_key(folder: Path, monkeypatch, capsys) -> 
         monkeypatch.setenv("TEAM_KEY", "another key that is long enough")
         assert play(documented("play.py", "--endpoints endpoints.yaml")) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_same_agents_on_two_machines(folder: Path, monkeypatch, capsys) -> None:
+    """The documented command and the one that it prints, with two addresses of this machine."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TEAM_KEY", "0123456789abcdef0123456789abcdef")
+    serve = documented("serve.py", "--others")
+    port = max(free_ports("127.0.0.1", 1)[0], 20_000)
+    for said, here in (("0.0.0.0", "127.0.0.1"), ("gpu1", "127.0.0.1"), ("[gpu2]", "[127.0.0.2]"), ("8000", str(port))):
+        serve[serve.index(said)] = here
+    with served([*serve, "--endpoints", "both.yaml"], folder):
+        (line,) = [one for one in (folder / "serve.log").read_text().splitlines() if one.startswith("    collm serve")]
+        other = ["--host=127.0.0.2" if word == "--host=0.0.0.0" else word for word in shlex.split(line)[2:]]
+        with served(other, folder):
+            both = yaml.safe_load(Path("both.yaml").read_text())["model"]["init_args"]["policies"]
+            assert [policy["endpoint"]["url"] for policy in both.values()] == [
+                [f"http://127.0.0.{machine}:{number}/v1" for machine in (1, 2)] for number in (port, port + 1)
+            ]
+            for file in ("both.yaml", "endpoints.127.0.0.2.yaml"):
+                assert play(documented("play.py", "--endpoints endpoints.yaml")[:-1] + [file]) == 0
+                assert capsys.readouterr().out.count("absent/builder_2: 0\n") == 1

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from inspect import signature
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.runtime.naming import folder_name
 from collm.serving.folders import AGENT_VARIABLE, adapter_settings, agent_folders, model_path, settings_of
+from collm.serving.machines import check_machines, lines_for
 from collm.serving.processes import Server, free_ports, serving, wait_for_end, watched
 
 
@@ -39,6 +41,7 @@ def serve(
     vllm_arguments: str = "",
     seconds: float | None = None,
     trainable: bool = False,
+    others: list[str] | None = None,
 ) -> None:
     """Serve every agent of a run as an OpenAI-compatible endpoint, until the command is stopped.
 
@@ -63,7 +66,12 @@ def serve(
         seconds: Stop after this time; by default serve until stopped.
         trainable: Take new weights from a run whose agents have `endpoint.trained`. With vLLM, this package has to be
             installed in its environment too.
+        others: Names of other machines that serve the same agents too. The commands to start there are printed, plain
+            and for SLURM, and endpoints.yaml has their URLs, so that episodes spread over all servers of an agent.
     """
+    settings = {name: value for name, value in locals().items() if value != signature(serve).parameters[name].default}
+    others = others or []
+    check_machines(others, port, api_key_env)
     check_number("port", port, Range(0, 65535, whole=True))
     check_number("max_bytes", max_bytes, COUNT)
     check_number("patience", patience, POSITIVE)
@@ -88,16 +96,21 @@ def serve(
             command = own(folder, backend, host, number, api_key_env, max_bytes) + ["--trainable"] * trainable
             variables = {}
         servers.append(Server(folder_name(name), command, f"http://{_in_url(host)}:{number}/health", variables))
-        content[name] = client_settings(name, folder, f"http://{_in_url(advertise or host)}:{number}/v1", api_key_env)
+        urls = [f"http://{_in_url(machine)}:{number}/v1" for machine in (advertise or host, *others)]
+        content[name] = client_settings(name, folder, urls if others else urls[0], api_key_env)
     root = Path(run).parent if Path(run).name == "agents" else Path(run)
     target = Path(endpoints) if endpoints else root / "endpoints.yaml"
-    with serving(servers, root / "serving", patience) as running:
+    logs = root / "serving" / (advertise or "")  # machines may share the folder
+    with serving(servers, logs, patience) as running:
         write_text(target, _HEADER + yaml.safe_dump({"model": {"init_args": {"policies": content}}}, sort_keys=False))
-        for name, settings in content.items():
-            print(f"{name}: {settings['endpoint']['url']}")
+        for name, policy in content.items():
+            print(f"{name}: {policy['endpoint']['url']}")
+        for machine in others:
+            plain, slurm = lines_for(machine, settings)
+            print(f"on {machine}, where {api_key_env} holds the same key:\n    {plain}\nor with SLURM:\n    {slurm}")
         print(f"written to {target}; stop with ^C", flush=True)
         if seconds is None:
-            wait_for_end(running, root / "serving")
+            wait_for_end(running, logs)
         time.sleep(seconds or 0)
 
 
@@ -107,7 +120,7 @@ _HEADER = """# Endpoints of the agents of a run: give this file as a --config af
 """
 
 
-def client_settings(name: str, folder: Path, url: str, api_key_env: str | None) -> dict[str, Any]:
+def client_settings(name: str, folder: Path, url: str | list[str], api_key_env: str | None) -> dict[str, Any]:
     """The policy with which clients reach an agent, without values that are defaults."""
     settings = {key: value for key, value in settings_of(read_agent(folder)).items() if value not in (None, {}, False)}
     settings = {"engine": "endpoint", "path": model_path(folder), **settings}
