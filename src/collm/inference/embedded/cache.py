@@ -78,8 +78,12 @@ class ReservedLayer(DynamicLayer):
         self.lazy_initialization(*like)
         self.keys, self.values = (buffer[..., :length, :] for buffer in self._reserve(*like, rows, length))
         for layer, chosen, columns, targets in parts:
-            for own, other in zip(states_of(self), states_of(layer), strict=True):
-                own[targets] = other[chosen[:, None], :, columns].transpose(1, 2)
+            for own, other in zip(states_of(self), _stored(layer), strict=True):
+                _, heads, width, size = other.shape
+                first = chosen[:, None] * heads + torch.arange(heads, device=chosen.device)  # [n, H]
+                vectors = first[:, :, None] * width + columns[:, None]  # in [R H W, D]; indexing [R, H, W, D] is slow
+                copies = other.reshape(-1, size).index_select(0, vectors.flatten())
+                own.index_copy_(0, targets, copies.view(*vectors.shape, size))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
@@ -91,6 +95,11 @@ class ReservedLayer(DynamicLayer):
         new_keys, new_values = (like.new_zeros(rows, like.shape[1], capacity, like.shape[3]) for like in (keys, values))
         self._buffers = (new_keys, new_values)
         return self._buffers
+
+
+def _stored(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer with unused positions behind them, contiguous for `ReservedLayer`, [R, H, W', D]."""
+    return getattr(layer, "_buffers", None) or states_of(layer)
 
 
 def states_of(layer: Any) -> tuple[Tensor, Tensor]:
