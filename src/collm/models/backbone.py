@@ -233,10 +233,16 @@ class Backbone(Resident):
         return merged
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state dict of the language model with tied weights once, as transformers writes it."""
-        names = dict(self.lm.named_parameters(remove_duplicate=False)).keys()
-        duplicates = names - dict(self.lm.named_parameters()).keys()
-        return {name: value for name, value in self.lm.state_dict().items() if name not in duplicates}
+        """The state dict of the language model with tied weights once, as transformers writes it.
+
+        Of weights that are gathered to sample from them it has those; `state_dict` of sharded models gives them up.
+        """
+        state: dict[str, Tensor] = dict(self.lm.named_parameters())
+        for path, module in self.lm.named_modules():
+            for name, buffer in module.named_buffers(path, recurse=False):
+                if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                    state[name] = buffer
+        return {name: value.detach() for name, value in state.items()}
 
     def with_weights(self, work: Callable[[], T]) -> T:
         """Call `work`, which uses weights other than by calling the language model.
