@@ -184,8 +184,6 @@ class Server:
         except Exception as error:  # of many kinds, from an unknown architecture to too little memory
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise ConfigurationError(f"vLLM does not take the model {spec.path!r}: {reason}") from error
-        if num_ranks() > 1:  # what it would do at the end destroys the process group, which is that of the run
-            self.llm.llm_engine.engine_core._finalizer.detach()
         self.adapters: dict[str, Any] = {}  # LoRA requests
         self.loaded = 0  # adapters so far
         self.asleep = False
