@@ -89,6 +89,8 @@ class FullySharded(ModelParallelStrategy):
                 "trainer.inference_mode is true, but weights gathered in inference mode cannot be trained afterwards; "
                 "set it to false, as configs/strategies/fsdp.yaml does."
             )
+        if any(isinstance(one, Backbone) and one.quantization for one in module.modules()):
+            raise ConfigurationError("quantization is set, and quantized weights cannot be sharded; use strategy ddp.")
         if not sharded_modules(module):
             shard(
                 module,
