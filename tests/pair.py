@@ -104,16 +104,17 @@ def later(spec: str | dict[str, Any]) -> Any:
     return functools.partial(named(spec["class_path"]), **spec.get("init_args", {}))
 
 
-def fit_in_pair(folder: Path, runs: Sequence[Run], timeout: float = 300) -> None:
-    """Do `runs` one after another in two processes; the exit status of each is left in its folder."""
+def fit_in_pair(folder: Path, runs: Sequence[Run], timeout: float = 300, start: str = "fork") -> None:
+    """Do `runs` one after another in two processes; the exit status of each is left in its folder.
+
+    Processes are forked, as the imports take longer than many a run; `start` may be `spawn`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     logs = [folder / f"rank_{rank}.log" for rank in range(2)]
-    processes = [  # forked, as the imports take longer than many a run
-        multiprocessing.get_context("fork").Process(target=fit_as_rank, args=(rank, port, runs, log))
-        for rank, log in enumerate(logs)
-    ]
+    context: Any = multiprocessing.get_context(start)
+    processes = [context.Process(target=fit_as_rank, args=(rank, port, runs, log)) for rank, log in enumerate(logs)]
     for process in processes:
         process.start()
     deadline = time.monotonic() + timeout

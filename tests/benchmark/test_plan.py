@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,30 @@ def test_without_float32_copies_optimizer_states_are_half_as_large(monkeypatch: 
     needs = planned(monkeypatch, *files(*names), *args).needs(1, sharded=False)
     assert needs.parameters == needs.gradients == 2 * QWEN3_4B * 2
     assert needs.optimizer == pytest.approx(2 * QWEN3_4B * 4, rel=1e-6)
+
+
+def test_quantized_layers_take_a_seventh_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collm.models.specs.check_quantization", lambda *args: None)  # bitsandbytes may be missing
+    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3_4b")
+    args = ("--model.parameters=lora", "--model.policy.lora_rank=8", "--data.num_generations=4")
+    plain, small = (
+        planned(monkeypatch, *files(*names), *args, *more) for more in ((), ("--model.policy.quantization=nf4",))
+    )
+    layers = 36 * (2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728)
+    saved = plain.needs(1, sharded=False).parameters - small.needs(1, sharded=False).parameters
+    # half a byte and a 64th of 4 bytes in place of 2, and 16 numbers for each of 7 layers of 36 blocks
+    assert saved == layers * (2 - 0.5 - 4 / 64) - 36 * 7 * 16 * 4
+    assert not any("fsdp" in line for line in plan.table(small, [2], 80))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_moments_of_8_bits_take_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("algorithms/magrpo", "environments/house_build", "models/qwen3_4b")
+    args = ("--data.num_generations=4", "--model.float32_weights=false")
+    args += ("--model.optimizer=bitsandbytes.optim.AdamW8bit",)
+    needs = planned(monkeypatch, *files(*names), *args).needs(1, sharded=False)
+    # two moments of a byte, and a scale of 4 bytes for each 256 numbers of both
+    assert needs.optimizer == pytest.approx(2 * QWEN3_4B * 2 * (1 + 4 / 256), rel=1e-3)
 
 
 def test_shards_divide_what_replicas_repeat(house_build: Plan) -> None:

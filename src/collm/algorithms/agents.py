@@ -74,7 +74,7 @@ class Agents(Checkpointed):
 
         self.backbones: NamedModules[Backbone] = NamedModules()
         self.reference_backbones: NamedModules[Backbone] = NamedModules()  # initial policies, by learner name
-        self._shared_backbones: dict[tuple[Any, ...], str] = {}  # names by path, dtype, random_weights and dropout
+        self._shared_backbones: dict[tuple[Any, ...], str] = {}  # names by their settings
         self.policies: dict[str, Policy] = {}
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # trained parameters, by the name of their optimizer
@@ -138,13 +138,17 @@ class Agents(Checkpointed):
         """The language model of learner `name`, with `adapter` added; with `parameters: lora` learners share it."""
         dtype = dtype_on(spec.dtype, self.network_devices.get(name) or self.computes_on())
         if self.parameters_mode == "lora" and adapter is not None:
-            source = (spec.path, dtype, spec.random_weights, spec.dropout)
+            source = (spec.path, dtype, spec.random_weights, spec.dropout, spec.quantization)
             name = self._shared_backbones.setdefault(source, f"base {len(self._shared_backbones)}")
         if name not in self.backbones:
             weights = (spec.path, dtype, spec.random_weights)
             # backbones shared by several learners are on no device of their own
             self.backbones[name] = Backbone(
-                *weights, dropout=spec.dropout, home=self.network_devices.get(name), fast_updates=spec.fast_updates
+                *weights,
+                dropout=spec.dropout,
+                home=self.network_devices.get(name),
+                fast_updates=spec.fast_updates,
+                quantization=spec.quantization,
             )
         backbone = self.backbones[name]
         backbone.fast_updates = backbone.fast_updates and spec.fast_updates

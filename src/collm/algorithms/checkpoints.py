@@ -45,7 +45,11 @@ class Checkpointed(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = self.stored_names()
         frozen = {name for name, _ in self.named_parameters(remove_duplicate=False)} - stored
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["state_dict"] = {
+            name: value
+            for name, value in checkpoint["state_dict"].items()
+            if name not in frozen and f"{name.partition('.weight.')[0]}.weight" not in frozen  # nor scales
+        }
         rates = self.learning_rates()
         checkpoint["collm"] = {
             **self.identity(),

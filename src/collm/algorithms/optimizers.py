@@ -114,19 +114,20 @@ def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optim
         return {**state_dict, "state": state}
 
     @torch.no_grad()
-    def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    def restore(state_dict: dict[str, Any]) -> None:
         state = {}
         for number, entries in state_dict["state"].items():
             state[number] = {name: value for name, value in entries.items() if name != _COPY}
             if _COPY in entries:
                 copies[number].copy_(entries[_COPY])
         # torch takes any entry as the state of a weight that has been stepped
-        return {**state_dict, "state": {number: entries for number, entries in state.items() if entries}}
+        load({**state_dict, "state": {number: entries for number, entries in state.items() if entries}})
 
+    load = optimizer.load_state_dict  # in place of a hook, which optimizers of bitsandbytes do not call
     optimizer.register_step_pre_hook(take_gradients)
     optimizer.register_step_post_hook(round_weights)
     optimizer.register_state_dict_post_hook(store)
-    optimizer.register_load_state_dict_pre_hook(restore)
+    optimizer.load_state_dict = restore  # type: ignore[method-assign,assignment]
     return optimizer
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from collm.algorithms.base import MultiAgentModule
 from collm.models.backbone import Backbone
+from collm.models.quantized import quantized_bytes
 
 _LOGITS = 4 * 2**23 * 4  # four float32 copies of one chunk of logits
 _RESERVED = 1.5  # a full cache grows by a half
@@ -75,6 +76,9 @@ class Plan:
         self.module = module
         self.rows = rows
         self.history = history
+        self.quantized: dict[nn.Parameter, int] = {}  # bytes of quantized weights
+        for backbone in self.backbones():
+            self.quantized |= quantized_bytes(backbone.lm) if backbone.quantization else {}
         self.copied: set[nn.Parameter] = set()  # weights whose optimizers step a copy
         self.states = self.optimizer_states()
 
@@ -87,7 +91,7 @@ class Plan:
         agents = dict.fromkeys(policy.backbone for policy in self.module.policies.values() if policy.has_weights)
         rows = -(-self.rows // devices)
         return Needs(
-            parameters=sum(size(weight) / split[weight] for weight in split),
+            parameters=sum(self.held(weight) / split[weight] for weight in split),
             gradients=sum(size(weight) / split[weight] for weight in trains) * (1 if sharded or devices == 1 else 2)
             + max(sum(self.widening(w) / split[w] for w in weights) for weights in self.module.learners.values()),
             optimizer=sum(states / split[weight] for weight, states in self.states.items()),
@@ -108,7 +112,7 @@ class Plan:
         trains = self.module.learners[name]
         acts = name in self.module.team
         return Needs(
-            parameters=sum(map(size, {*trains, *(weight for one in backbones for weight in one.parameters())})),
+            parameters=sum(map(self.held, {*trains, *(weight for one in backbones for weight in one.parameters())})),
             gradients=sum(map(size, trains)) + sum(map(self.widening, trains)),
             optimizer=sum(self.states.get(weight, 0) for weight in trains),
             activations=max(map(self.activations, backbones)) + _LOGITS,
@@ -122,6 +126,10 @@ class Plan:
 
     def adapters(self) -> set[nn.Parameter]:
         return {w for one in self.backbones() for name in one.adapters for w in one.adapter_parameters(name)}
+
+    def held(self, weight: nn.Parameter) -> int:
+        """Bytes of a weight, in 4 bits where it is quantized."""
+        return self.quantized.get(weight, size(weight))
 
     def widening(self, weight: nn.Parameter) -> int:
         """Bytes by which the gradient of a weight grows if the optimizer steps a float32 copy of the weight."""

@@ -27,10 +27,11 @@ _CONTEXT = 1.5  # GB for CUDA, its libraries and the collectives
 def table(plan: Plan, devices: Sequence[int], memory: float) -> Iterator[str]:
     """The needs as a Markdown table, in GB (10^9 bytes) per device; the fullest device if they differ."""
     columns = ["parameters", "gradients", "optimizer", "activations", "gathered", "sampled", "cache", "peak"]
+    several = ("ddp",) if plan.quantized else ("ddp", "fsdp")  # quantized weights cannot be sharded
     rows = [
         (number, strategy, plan.needs(number, strategy == "fsdp"))
         for number in devices
-        for strategy in (("ddp", "fsdp") if number > 1 else ("one device",))
+        for strategy in (several if number > 1 else ("one device",))
     ]
     networks = plan.module.networks()
     if len(networks) > 1 and plan.module.parameters_mode != "lora":
@@ -99,7 +100,8 @@ def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
     for name, backbone in [*module.backbones.items(), *copies]:
         count = sum(weight.numel() for weight in backbone.lm.parameters())
         adapters = f", adapters {', '.join(backbone.adapters)}" if backbone.adapters else ""
-        yield f"{name}: {count:,} parameters in {backbone.lm.dtype}{adapters}".replace("torch.", "")
+        how = f"{backbone.lm.dtype}{f' and {backbone.quantization}' if backbone.quantization else ''}"
+        yield f"{name}: {count:,} parameters in {how}{adapters}".replace("torch.", "")
     trains = {name: sum(weight.numel() for weight in weights) for name, weights in module.learners.items()}
     yield "trains: " + ", ".join(f"{name} {count:,}" for name, count in trains.items())
     yield (

@@ -1,7 +1,7 @@
 """The engine that generates with vLLM in this process, an optional package for GPUs and processors.
 
-vLLM holds weights of its own. Before the first responses after every `sync` all weights are copied or, where only
-adapters train, the adapter is written to a folder from which vLLM reads it. Its forward pass rounds otherwise than the
+vLLM holds weights of its own. In every `sync` all weights are copied or, where only adapters train, the adapters are
+written to folders from which vLLM reads them. Its forward pass rounds otherwise than the
 one that trains, so log-probabilities differ slightly: see `PolicySpec.sampler_correction`.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from collm.models.backbone import Backbone
 from collm.models.loading import load_config
 from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
-from collm.runtime.collectives import num_ranks
+from collm.runtime.collectives import num_ranks, rank
 from collm.runtime.profiler import meter
 from collm.trajectory import Action
 
@@ -49,7 +50,7 @@ class VLLMEngine(Engine):
 
     def __init__(self, policies: Mapping[str, Policy]):
         super().__init__(policies)
-        self.servers: dict[Backbone, Server] = {}  # started when they are first asked
+        self.servers: dict[Backbone, Server] = {}  # started by the first `sync`
 
     @classmethod
     def check(cls, name: str, spec: PolicySpec) -> None:
@@ -73,6 +74,18 @@ class VLLMEngine(Engine):
                 "'sampled', or choose another engine."
             )
 
+    def sync(self, version: int, keep_cache: bool = False) -> None:
+        """Copy the weights of all policies; see `Engine.sync`.
+
+        In runs of several processes each has a vLLM of its own. They start together, and get sharded weights together.
+        """
+        super().sync(version, keep_cache)
+        for policy in self.policies.values():
+            if policy.backbone not in self.servers:
+                self.servers[policy.backbone] = Server(policy.backbone, policy.spec)
+        for backbone, adapter in dict.fromkeys((one.backbone, one.adapter) for one in self.policies.values()):
+            self.servers[backbone].copy_weights(adapter)
+
     def generate(
         self, prompts: Mapping[str, Prompts], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
@@ -84,12 +97,9 @@ class VLLMEngine(Engine):
             groups.setdefault(key, []).append(agent_id)
         actions: dict[str, list[Action]] = {}
         for (backbone, sampling, eos_ids), agent_ids in groups.items():
-            first = self.policies[agent_ids[0]]
-            if backbone not in self.servers:
-                self.servers[backbone] = Server(backbone, first.spec)
             asked = [prompt for agent_id in agent_ids for prompt in prompts[agent_id]]
             adapters = [self.policies[agent_id].adapter for agent_id in agent_ids for _ in prompts[agent_id]]
-            server, source = self.servers[backbone], on_device(generator, first)
+            server, source = self.servers[backbone], on_device(generator, self.policies[agent_ids[0]])
             responses = iter(server.generate(adapters, asked, sampling, sorted(eos_ids), source))
             for agent_id in agent_ids:
                 own = prompts[agent_id]
@@ -98,7 +108,7 @@ class VLLMEngine(Engine):
         return actions
 
     def rest(self) -> None:
-        """Forget which weights were copied: they may change from now on."""
+        """Free the memory of the GPU where that was asked for."""
         for server in self.servers.values():
             server.rest()
 
@@ -133,8 +143,6 @@ class Server:
     """
 
     def __init__(self, backbone: Backbone, spec: PolicySpec):
-        if num_ranks() > 1:
-            raise ConfigurationError("engine 'vllm' works in runs of one process only; choose collm.")
         prepare_environment()
         import vllm
 
@@ -150,7 +158,8 @@ class Server:
         on_cuda = torch.cuda.is_available()
         self.sleeps = on_cuda and spec.engine_sleep
         try:
-            with TemporaryDirectory() as folder:
+            seeded = torch.random.fork_rng([backbone.device] if on_cuda else [])  # vLLM sets the seeds of this process
+            with TemporaryDirectory() as folder, seeded, as_rank(backbone.device):
                 write_model(backbone, folder, backbone.dtype)
                 self.llm = vllm.LLM(
                     model=folder,
@@ -167,6 +176,7 @@ class Server:
                     enforce_eager=not on_cuda,
                     enable_sleep_mode=self.sleeps,
                     enable_lora=bool(backbone.adapters),
+                    distributed_executor_backend="external_launcher" if num_ranks() > 1 else None,
                     **(limits if backbone.adapters else {}),
                 )
         except ConfigurationError:
@@ -174,7 +184,6 @@ class Server:
         except Exception as error:  # of many kinds, from an unknown architecture to too little memory
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise ConfigurationError(f"vLLM does not take the model {spec.path!r}: {reason}") from error
-        self.current: set[str | None] = set()  # adapters whose weights are those of the backbone; None for all weights
         self.adapters: dict[str, Any] = {}  # LoRA requests
         self.loaded = 0  # adapters so far
         self.asleep = False
@@ -197,11 +206,6 @@ class Server:
 
         from collm.inference.vllm_masks import extra_args
 
-        if self.asleep:
-            self.llm.wake_up()
-            self.asleep = False
-        for adapter in dict.fromkeys(adapters):
-            self.copy_weights(adapter)
         seeds = torch.randint(2**31, (len(prompts),), generator=generator, device=generator.device).tolist()
         settings: dict[str, Any] = {
             "max_tokens": sampling.max_new_tokens,
@@ -231,17 +235,16 @@ class Server:
         return responses
 
     def rest(self) -> None:
-        """Weights may change from now on; free the memory of the GPU where that was asked for."""
-        self.current.clear()
+        """Free the memory of the GPU where that was asked for."""
         if self.sleeps and not self.asleep:
             self.llm.sleep(level=1 if self.backbone.adapters else 2)  # 2 forgets the weights, which are copied again
             self.asleep = True
 
     def copy_weights(self, adapter: str | None) -> None:
-        """Copy the weights of `adapter`, or for None all of them, unless they are current."""
-        if adapter in self.current:
-            return
-        self.current.add(adapter)
+        """Copy the weights of `adapter`, or for None all of them."""
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
         if adapter is None:
             weights = iter(weights_of(self.backbone).items())
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -260,6 +263,21 @@ class Server:
             self.backbone.save_adapter(folder, adapter)
             self.adapters[adapter] = LoRARequest(f"{adapter}_{self.loaded}", self.loaded, folder)
             self.llm.llm_engine.add_lora(self.adapters[adapter])  # reads the folder
+
+
+@contextmanager
+def as_rank(device: torch.device) -> Iterator[None]:
+    """The variables from which vLLM learns which process of a run it is in, and its GPU."""
+    given = {"RANK": str(rank()), "LOCAL_RANK": str(device.index or 0)} if num_ranks() > 1 else {}
+    before = {name: os.environ.pop(name, None) for name in given}
+    os.environ |= given
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def prepare_environment() -> None:

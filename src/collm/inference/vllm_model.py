@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from collm.models.backbone import Backbone
+from collm.runtime.collectives import full_tensor
 
 
 def write_model(backbone: Backbone, folder: str, dtype: str) -> None:
@@ -30,8 +31,10 @@ def write_model(backbone: Backbone, folder: str, dtype: str) -> None:
 def weights_of(backbone: Backbone) -> dict[str, Tensor]:
     """All weights by their names in a Hugging Face folder, the head's too where it is tied to the embedding.
 
-    vLLM keeps the head in another layout on processors, and does not renew it where it is tied.
+    vLLM keeps the head in another layout on processors, and does not renew it where it is tied. Where weights are
+    sharded, all ranks have to call for them.
     """
-    weights, head = backbone.own_state(), backbone.lm.get_output_embeddings()
+    head = backbone.lm.get_output_embeddings()
     (name,) = (name for name, module in backbone.lm.named_modules() if module is head)
-    return {**weights, f"{name}.weight": head.weight.clone()}  # a file must not hold one tensor twice
+    weights = {**backbone.own_state(), f"{name}.weight": head.weight.detach().clone()}  # no file holds a tensor twice
+    return {name: full_tensor(weight) for name, weight in weights.items()}

@@ -38,6 +38,7 @@ def agent_record(
         "agent_id": agent_id,
         "base": base,
         "dtype": spec.dtype,
+        "quantization": spec.quantization,
         "context": spec.max_tokens(),
         "max_new_tokens": spec.max_new_tokens,
         "min_new_tokens": spec.min_new_tokens,

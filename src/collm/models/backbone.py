@@ -25,6 +25,7 @@ from collm.architectures.forward import last_hidden_states, logits_of
 from collm.models.dropout import train_without_dropout
 from collm.models.dtypes import dtype_on
 from collm.models.loading import load_model, resolve_path, starts_at_random
+from collm.models.quantized import full_weights, quantizer_of, settle
 from collm.models.resident import Resident
 from collm.models.support import Support, support_of
 
@@ -42,6 +43,7 @@ class Backbone(Resident):
         dropout: Train with the dropout of the language model, where its configuration has any.
         home: Device on which it is loaded and stays; by default it moves with the module that holds it.
         fast_updates: Compute updates with the layers of `collm.kernels` and shared beginnings of rows once.
+        quantization: How its linear layers are quantized, if they are; see `ModelSpec`.
 
     Attributes:
         random_weights: Whether its weights were initialized at random, so that they cannot be loaded again.
@@ -60,11 +62,13 @@ class Backbone(Resident):
         dropout: bool = False,
         home: torch.device | None = None,
         fast_updates: bool = True,
+        quantization: str | None = None,
     ):
         super().__init__()
         self.path = path
         self.random_weights = starts_at_random(path, random_weights)
         self.dropout = dropout
+        self.quantization = quantization
         self.adapters: list[str] = []
         self.adapted: list[Any] = []  # LoraLayer, which is a module too
         # off where activations are recomputed, and where all ranks have to make the same forward passes
@@ -73,7 +77,9 @@ class Backbone(Resident):
         # Lightning creates everything on the first card, which another network may fill
         with home if home is not None and home.type == "cuda" else nullcontext():
             chosen = dtype_on(dtype, torch.get_default_device())
-            self.lm: PreTrainedModel = load_model(path, chosen, random_weights)
+            quantizer = quantizer_of(path, quantization, self.random_weights, chosen)
+            self.lm: PreTrainedModel = load_model(path, chosen, random_weights, quantizer)
+            settle(self.lm)
             self.support: Support = support_of(self.lm, path, fast_updates)
         if gradient_checkpointing:
             self.recompute_activations()
@@ -233,10 +239,17 @@ class Backbone(Resident):
         return merged
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state dict of the language model with tied weights once, as transformers writes it."""
-        names = dict(self.lm.named_parameters(remove_duplicate=False)).keys()
-        duplicates = names - dict(self.lm.named_parameters()).keys()
-        return {name: value for name, value in self.lm.state_dict().items() if name not in duplicates}
+        """The state dict of the language model with tied weights once, as transformers writes it.
+
+        Of weights that are gathered to sample from them it has those; `state_dict` of sharded models gives them up. Of
+        quantized layers it has the weights that they compute with.
+        """
+        state: dict[str, Tensor] = {**dict(self.lm.named_parameters()), **dict(full_weights(self.lm))}
+        for path, module in self.lm.named_modules():
+            for name, buffer in module.named_buffers(path, recurse=False):
+                if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                    state[name] = buffer
+        return {name: value.detach() for name, value in state.items()}
 
     def with_weights(self, work: Callable[[], T]) -> T:
         """Call `work`, which uses weights other than by calling the language model.

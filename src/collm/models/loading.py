@@ -209,8 +209,8 @@ def starts_at_random(path: str, random_weights: bool) -> bool:
     return random_weights or path == "relay"  # it ships without weights
 
 
-def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTrainedModel:
-    """The causal language model at `path`; with `random_weights` one of the same shape.
+def load_model(path: str, dtype: str, random_weights: bool = False, quantizer: Any = None) -> PreTrainedModel:
+    """The causal language model at `path`, quantized by `quantizer`; with `random_weights` one of the same shape.
 
     Raises:
         ConfigurationError: The weights cannot be read, are not those of this architecture, or are not all there.
@@ -228,6 +228,7 @@ def load_model(path: str, dtype: str, random_weights: bool = False) -> PreTraine
             weights_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            quantization_config=quantizer,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise

@@ -194,6 +194,8 @@ class Policy:
         self.backbone.save(folder, self.adapter, weights, merged, base)
         self.tokenizer.save_pretrained(folder)
         record = self.record()
+        if merged:
+            record["quantization"] = None
         Path(folder, AGENT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         generation_config(record, self.tokenizer, self.allowed_ids).save_pretrained(folder)
         make_readable(folder)

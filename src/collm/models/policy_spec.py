@@ -46,7 +46,7 @@ class PolicySpec(ModelSpec):
             log-probabilities are normalized over the tokens that were kept while sampling. `uncut` trains the
             log-probabilities before the cut, as many libraries do: the gradient is then biased.
         engine: What generates responses: `collm`; `transformers` for the `generate` of that library, which is slower;
-            `vllm`, on a GPU or a processor, which needs a package (docs/engines.md) and works in one process;
+            `vllm`, on a GPU or a processor, which needs a package (docs/engines.md);
             `endpoint` for servers anywhere, or `human` for somebody at the terminal, whose agents do not learn; or the
             import path of a subclass of `collm.inference.base.Engine`.
         endpoint: The servers, for `engine: endpoint`.

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from collm.errors import ConfigurationError
 from collm.models.dtypes import NAMES
 from collm.models.loading import check_source, load_config
+from collm.models.quantized import QUANTIZATIONS, check_quantization
 from collm.runtime.checks import COUNT, POSITIVE, SHARE_BELOW_ONE, Range, check_choice, check_numbers, shown
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")  # kinds of rotary embeddings that change for long sequences
@@ -33,6 +34,8 @@ class ModelSpec:
         lora_rank: Rank of the LoRA adapter; 0 trains all weights.
         lora_alpha: Scale of the LoRA adapter.
         lora_dropout: Dropout in front of the LoRA adapter.
+        quantization: `nf4` loads the linear layers but the head in 4 bits, frozen under a LoRA adapter (QLoRA); needs
+            `pip install "collm[lowbit]"`.
         lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear` but the head, or a list such as
             `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
@@ -49,6 +52,7 @@ class ModelSpec:
     lora_rank: int = 0
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
+    quantization: Literal["nf4"] | None = None
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
     gradient_checkpointing: bool = False
     fast_updates: bool = True
@@ -67,6 +71,9 @@ class ModelSpec:
         check_choice(f"{name}.dtype", self.dtype, NAMES)
         check_numbers(name, self, learning_rate=POSITIVE, lora_rank=Range(0, 2**16, whole=True), lora_alpha=POSITIVE)
         check_numbers(name, self, lora_dropout=SHARE_BELOW_ONE, context_length=COUNT.or_none)
+        if self.quantization is not None and not self.is_remote:
+            check_choice(f"{name}.quantization", self.quantization, QUANTIZATIONS)
+            check_quantization(f"{name}.quantization", self.quantization, self.lora_rank)
         check_source(self.path, self.random_weights or self.is_remote)
         if self.lora_target_modules != "all-linear":
             check_targets(f"{name}.lora_target_modules", self.lora_target_modules, self.path)

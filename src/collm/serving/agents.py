@@ -40,7 +40,7 @@ def load_agent(folder: str | Path, engine: str = "collm") -> Policy:
         targets: Any = lora.get("target_modules")
         spec.lora_target_modules = targets  # checked below
     spec.check(f"agent in {folder}")
-    backbone = Backbone(path, spec.dtype)
+    backbone = Backbone(path, spec.dtype, quantization=spec.quantization)
     if lora:
         backbone.add_adapter(_ADAPTER, spec.lora_rank, spec.lora_alpha, 0.0, spec.lora_target_modules)
         _load_adapter(backbone, folder / "adapter_model.safetensors")

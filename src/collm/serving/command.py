@@ -89,6 +89,10 @@ def serve(
     servers, content = [], {}
     for (name, folder), number in zip(chosen.items(), ports, strict=True):
         if backend == "vllm":
+            if read_agent(folder).get("quantization"):
+                raise ConfigurationError(
+                    f"backend is 'vllm', which would not quantize the model of {name!r} as in training; choose collm."
+                )
             more = trainable_arguments(folder) * trainable + shlex.split(vllm_arguments)
             command = vllm(name, folder, host, number, vllm_command, more)
             variables = vllm_variables(folder, os.environ[api_key_env] if api_key_env else None, trainable)

@@ -13,7 +13,7 @@ AGENT_VARIABLE = "COLLM_SERVED_AGENT"
 """Environment variable that tells vLLM's server the folder of the agent it serves."""
 
 _OF_SPEC = (
-    *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "dtype", "chat_template"),
+    *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "dtype", "quantization", "chat_template"),
     *("template_arguments", "system_prompt", "control_tokens_in_data", "allowed_words"),
 )
 

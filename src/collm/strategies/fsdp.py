@@ -89,6 +89,8 @@ class FullySharded(ModelParallelStrategy):
                 "trainer.inference_mode is true, but weights gathered in inference mode cannot be trained afterwards; "
                 "set it to false, as configs/strategies/fsdp.yaml does."
             )
+        if any(isinstance(one, Backbone) and one.quantization for one in module.modules()):
+            raise ConfigurationError("quantization is set, and quantized weights cannot be sharded; use strategy ddp.")
         if not sharded_modules(module):
             shard(
                 module,
@@ -110,7 +112,7 @@ class FullySharded(ModelParallelStrategy):
     # Sampling
 
     def _choose_sampling(self, module: Any) -> None:
-        lms = list(dict.fromkeys(policy.backbone.lm for policy in module.policies.values() if policy.has_weights))
+        lms = sampled_here(module)
         size = gathered_bytes(lms, self.param_dtype)
         stepped = [weight for opt in self.optimizers for group in opt.param_groups for weight in group["params"]]
         learners = {weight for weights in module.learners.values() for weight in weights}
@@ -136,7 +138,7 @@ class FullySharded(ModelParallelStrategy):
                 yield
             return
         module: Any = self.lightning_module
-        lms = dict.fromkeys(policy.backbone.lm for policy in module.policies.values() if policy.has_weights)
+        lms = sampled_here(module)
         for lm in lms:
             for one in sharded_modules(lm):
                 one.set_reshard_after_forward(False, recurse=False)
@@ -218,6 +220,12 @@ class FullySharded(ModelParallelStrategy):
                 for index, entries in state["state"].items()
             }
             optimizer.load_state_dict({"state": shards, "param_groups": state["param_groups"]})
+
+
+def sampled_here(module: Any) -> list[nn.Module]:
+    """The language models of the policies of an algorithm but those that servers sample."""
+    policies = [one for one in module.policies.values() if one.has_weights and one.spec.engine != "endpoint"]
+    return list(dict.fromkeys(policy.backbone.lm for policy in policies))
 
 
 def _is_elementwise(value: Any, weight: nn.Parameter) -> bool:

@@ -14,7 +14,7 @@ from collm.errors import ConfigurationError, TrainingError
 from collm.inference.base import Engine, Prompts
 from collm.inference.endpoint.loop import Loop, run
 from collm.inference.endpoint.mate import Mate, key_of
-from collm.inference.endpoint.weights import push
+from collm.inference.endpoint.weights import push, weights_of
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
@@ -58,14 +58,16 @@ class EndpointEngine(Engine):
 
     def push(self, mate: Mate, version: int) -> None:
         """Give the weights of an agent to its servers, unless they have them."""
-        name, problem = f"{self.run_id}:{version}", ""
-        if mate.wanted != name and rank() == 0:
+        name, problem, cause = f"{self.run_id}:{version}", "", None
+        weights = weights_of(mate.policy) if mate.wanted != name else {}
+        if weights and rank() == 0:
             try:
-                run(push(mate.endpoint.urls, key_of(mate.policy.spec), mate.policy, name))
-            except TrainingError as error:
-                problem = str(error)
+                run(push(mate.endpoint.urls, key_of(mate.policy.spec), mate.policy.agent_id, weights, name))
+            except Exception as error:  # whatever it is, or the others would wait for this process
+                problem = str(error) if isinstance(error, TrainingError) else f"weights were not pushed: {error!r}"
+                cause = error
         if problem := gather_objects(problem)[0]:  # on all, and none asks before the servers have them
-            raise TrainingError(problem)
+            raise TrainingError(problem) from cause
         mate.wanted, mate.policy_version = name, version
 
     async def _connect(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safetensors.torch import save
 from torch import Tensor
 
 from collm.errors import TrainingError
 from collm.models.policy import Policy
+from collm.runtime.collectives import full_state, rank
 
 VERSION_HEADER = "x-collm-version"
 _ATTEMPTS = 3
@@ -17,19 +18,26 @@ _SECONDS = 600.0
 
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
-    """The weights that make a policy what it is: its adapter, or its whole model."""
-    backbone = policy.backbone
-    weights = backbone.own_state() if policy.adapter is None else backbone.adapter_weights(policy.adapter)
-    return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    """The weights that make a policy what it is: its adapter, or its whole model.
+
+    Where they are sharded, all ranks have to call for them. The first gets them, and the others nothing.
+    """
+    backbone, adapter = policy.backbone, policy.adapter
+    state = backbone.own_state() if adapter is None else backbone.adapter_weights(adapter)
+    weights = full_state({name: weight.detach() for name, weight in state.items()}, rank() == 0) or {}
+    return {name: weight.contiguous() for name, weight in weights.items()}
 
 
-async def push(urls: Sequence[str], key: str | None, policy: Policy, version: str) -> None:
-    """Give the weights of a policy, as they are now, to all of its servers.
+async def push(
+    urls: Sequence[str], key: str | None, agent_id: str, weights: Mapping[str, Tensor], version: str
+) -> None:
+    """Give the weights of a policy to all of its servers.
 
     Args:
         urls: Addresses, which end in /v1.
         key: Their key.
-        policy: The policy.
+        agent_id: The agent, for the message.
+        weights: Its weights, as `weights_of` finds them.
         version: What responses of these weights will be called: the run, `:` and the number of updates.
 
     Raises:
@@ -37,7 +45,7 @@ async def push(urls: Sequence[str], key: str | None, policy: Policy, version: st
     """
     from collm.inference.endpoint.client import connection
 
-    content = save(weights_of(policy))
+    content = save(dict(weights))
     headers = {VERSION_HEADER: version, "content-type": "application/octet-stream"}
 
     async def give(url: str) -> str:
@@ -60,6 +68,6 @@ async def push(urls: Sequence[str], key: str | None, policy: Policy, version: st
         failed = [one for one in await asyncio.gather(*map(give, urls)) if one]
     if failed:
         raise TrainingError(
-            f"the weights of {policy.agent_id!r} did not reach {'; '.join(failed)}. Start the servers again with "
+            f"the weights of {agent_id!r} did not reach {'; '.join(failed)}. Start the servers again with "
             "serve.py --trainable; --ckpt_path with the run's last checkpoint continues."
         )
