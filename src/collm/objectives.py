@@ -117,8 +117,8 @@ def sampler_weights(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, 
     return _log_ratio(log_probs.detach(), sampler_log_probs, mask).exp().clamp(max=cap)
 
 
-def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
-    """Squared error of a critic, the sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
+def value_loss(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Squared error of a critic, the weighted sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
 
     This is the semi-gradient of TD(0): no gradient flows into the target. The paper does not say whether one flows
     into V(h_{t+1}).
@@ -126,24 +126,24 @@ def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
     Args:
         values: V(h_t), [B, T].
         targets: Regression target y of the critic, [B, T].
-        turn_mask: True at turns that count, [B, T].
+        weights: Weight of each turn, 0 at turns that do not count, [B, T].
 
     Returns:
         Sum over the turns that count, [].
     """
-    return _masked(values - targets.detach(), turn_mask).square().sum()
+    return (weights * _masked(values - targets.detach(), weights > 0).square()).sum()
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, turn_mask: Tensor, clip: float) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float) -> Tensor:
     """Squared error of a critic with PPO's value clipping.
 
-    The sum of max((V - y)^2, (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
+    The weighted sum of max((V - y)^2, (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
 
     Args:
         values: V(h_t), [B, T].
         old_values: V(h_t) at the time of the rollout; no gradient flows into it, [B, T].
         targets: Regression target y of the critic; no gradient flows into it, [B, T].
-        turn_mask: True at turns that count, [B, T].
+        weights: Weight of each turn, 0 at turns that do not count, [B, T].
         clip: Largest change of a value that can lower the loss.
 
     Returns:
@@ -151,8 +151,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, turn
     """
     old_values, targets = old_values.detach(), targets.detach()
     clipped = old_values + (values - old_values).clamp(-clip, clip)
-    error, clipped_error = _masked(values - targets, turn_mask), _masked(clipped - targets, turn_mask)
-    return torch.maximum(error.square(), clipped_error.square()).sum()
+    error, clipped_error = _masked(values - targets, weights > 0), _masked(clipped - targets, weights > 0)
+    return (weights * torch.maximum(error.square(), clipped_error.square())).sum()
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def actor_critic(cls: type[ActorCritic], folder: str, **kwargs: Any) -> ActorCri
     return cls(agent_ids=AGENTS, policy=spec, critic=critic, discount=0.5, **kwargs)
 
 
-BATCH = RolloutBatch([], REWARDS, MASK, torch.tensor([0, 0]))
+BATCH = RolloutBatch([], REWARDS, MASK, torch.tensor([0, 0]), torch.ones(2))
 
 
 def test_cc_by_hand(tiny_folder: str) -> None:

@@ -239,7 +239,7 @@ def test_advantages_are_centred_within_the_group_by_hand(tiny_folder: str) -> No
     module.log_critic = lambda *args: None
     module.num_rollouts = 1
     rewards = torch.tensor([[1.0], [3.0], [2.0], [2.0]])
-    module.training_step(RolloutBatch([], rewards, rewards > 0, torch.tensor([0, 0, 1, 1])), 0)
+    module.training_step(RolloutBatch([], rewards, rewards > 0, torch.tensor([0, 0, 1, 1]), torch.ones(4)), 0)
     for agent_id in AGENTS:
         assert_close(used[agent_id], torch.tensor([[-2.0], [2.0], [0.0], [0.0]]))
 

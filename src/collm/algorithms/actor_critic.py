@@ -146,7 +146,8 @@ class ActorCritic(MultiAgentModule):
     def initialize_critics(self, batch: RolloutBatch) -> None:
         """Initialize the value bias of critics to the mean return of the first rollout with a played turn."""
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
-        total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
+        weights = batch.turn_mask * batch.weights[:, None]
+        total, count = sum_over_ranks(torch.stack([(weights * returns).sum(), weights.sum()]), self.device)
         if count:
             for critic in self.critics.values():
                 critic.initialize(total / count)

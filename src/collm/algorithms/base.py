@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -206,6 +207,8 @@ class MultiAgentModule(RolloutHooks):
             log: Log entropy, KL divergence and log-probability drift after the last micro-batch.
         """
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
+        # with LoRA the initial policy is the backbone without adapters
+        reference_log_probs = reference.log_probs if reference else partial(policy.log_probs, adapter=None)
         device = self.device_of(policy)
         advantages = advantages.to(device)
         action_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
@@ -217,10 +220,7 @@ class MultiAgentModule(RolloutHooks):
             mask = chunk.action_mask
             if self.kl_weight:
                 with torch.no_grad():
-                    if reference is not None:
-                        reference_log_probs, _ = reference.log_probs(chunk)
-                    else:
-                        reference_log_probs, _ = policy.log_probs(chunk, adapter=None)
+                    initial_log_probs, _ = reference_log_probs(chunk)
             log_probs, entropies = policy.log_probs(chunk)
             turn_mask = chunk.sum_by_turn(mask.float(), shape) > 0
             weighted, before, shares = log_probs, chunk.old_log_probs, advantages
@@ -234,22 +234,14 @@ class MultiAgentModule(RolloutHooks):
                     weights = sampler_weights(ours, theirs, turn_mask, cap)
                     shares, weights = advantages * weights, chunk.per_turn(weights)
                 sums[3] += weights[mask].sum() / num_tokens
-            loss = (
-                policy_gradient_loss(
-                    chunk.sum_by_turn(weighted, shape),
-                    chunk.sum_by_turn(before, shape),
-                    shares,
-                    turn_mask,
-                    self.ratio_clip,
-                )
-                / num_rows
-            )
+            summed = chunk.sum_by_turn(weighted, shape), chunk.sum_by_turn(before, shape)
+            loss = policy_gradient_loss(*summed, shares, turn_mask, self.ratio_clip) / num_rows
             token_entropy = entropies[mask].sum() / num_tokens
             if self.entropy_weight:  # autograd would compute the gradient of a product with 0 too
                 loss = loss - self.entropy_weight * token_entropy
             sums[0] += token_entropy.detach()
             if self.kl_weight:
-                divergence = kl_penalty(log_probs, reference_log_probs, mask) / num_tokens
+                divergence = kl_penalty(log_probs, initial_log_probs, mask) / num_tokens
                 loss = loss + self.kl_weight * divergence
                 sums[1] += divergence.detach()
             sums[2] += (log_probs.detach() - chunk.old_log_probs)[mask].abs().sum() / num_tokens

@@ -61,10 +61,17 @@ class RolloutHooks(Agents):
         self.num_rollouts += 1
         played = int(sum_over_ranks(batch.joint_samples, self.device))
         self.joint_samples += played
+        self.weigh(batch)
         self.log_rollout(batch)
         self._empty_rollouts = 0 if played else self._empty_rollouts + 1
         if not played:
             self.skip_update(batch)
+
+    def weigh(self, batch: RolloutBatch) -> None:
+        """Scale the weights of trajectories to a mean of 1 over all ranks, so that all rollout trees weigh the same."""
+        weights = torch.tensor([trajectory.weight for trajectory in batch.trajectories], device=self.device)
+        num_rows, total = sum_over_ranks(torch.stack([torch.ones_like(weights).sum(), weights.sum()]), self.device)
+        batch.weights = weights * num_rows / total
 
     def check_policy_versions(self, batch: RolloutBatch) -> None:
         """Stop if actions were sampled by older policies than `data.max_staleness` allows, by default none."""
