@@ -115,16 +115,6 @@ class Backbone(Resident):
             self.train(self.training)
         self.fast_updates = False
 
-    def freeze(self) -> None:
-        """Train nothing of the language model itself."""
-        self.lm.requires_grad_(False)
-
-    def frozen_copy(self) -> Backbone:
-        """A copy that does not train, with the weights as they are now."""
-        frozen = deepcopy(self)
-        frozen.freeze()
-        return frozen
-
     def add_adapter(
         self, name: str, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear"
     ) -> None:

@@ -95,8 +95,7 @@ class Policy:
             responses: What was sampled.
             version: Number of updates behind the weights that generated them.
         """
-        drawn = [Response(*response) for response in responses]
-        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in drawn], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in responses], skip_special_tokens=True)
         return [
             Action(
                 text,
@@ -107,7 +106,7 @@ class Policy:
                 policy_version=version,
                 sampling_mask=one.sampling_mask,
             )
-            for text, prompt, one in zip(texts, prompts, drawn, strict=True)
+            for text, prompt, one in zip(texts, prompts, responses, strict=True)
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:

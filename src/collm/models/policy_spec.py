@@ -9,7 +9,7 @@ from collm.errors import ConfigurationError
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.specs import ModelSpec
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_choice, check_numbers
 
 ENGINES = ("collm", "transformers", "vllm", "endpoint", "human")
 """Short names of engines; `collm.inference.actors` knows their classes."""
@@ -115,12 +115,9 @@ class PolicySpec(ModelSpec):
                 f"{name}.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}, or give the import path "
                 "of a class like my_package.my_module.MyEngine."
             )
-        if self.trained_policy not in ("sampled", "uncut"):
-            raise ConfigurationError(f"{name}.trained_policy is {self.trained_policy!r}; choose sampled or uncut.")
-        if self.sampler_correction not in ("token", "response", "off", None):
-            raise ConfigurationError(
-                f"{name}.sampler_correction is {self.sampler_correction!r}; choose token, response or off."
-            )
+        check_choice(f"{name}.trained_policy", self.trained_policy, ("sampled", "uncut"))
+        if self.sampler_correction is not None:
+            check_choice(f"{name}.sampler_correction", self.sampler_correction, ("token", "response", "off"))
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(
