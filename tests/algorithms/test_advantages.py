@@ -154,6 +154,14 @@ def test_dc_by_hand(tiny_folder: str) -> None:
     assert_close(seen["second"], torch.tensor([[2.0, -2.0], [0.0, 0.0]]))
 
 
+def test_advantages_are_clipped_to_both_sides(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMDC, tiny_folder, advantage_clip=1.5)
+    with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
+    seen = step(algorithm, BATCH)
+    assert_close(seen["first"], torch.tensor([[1.5, 1.5], [1.0, 0.0]]))
+    assert_close(seen["second"], torch.tensor([[1.5, -1.5], [0.0, 0.0]]))
+
+
 def test_cc_q_by_hand(tiny_folder: str) -> None:
     algorithm = actor_critic(CoLLMCCQ, tiny_folder)
     # V(h_0), Q(h_0, a_0), V(h_1), Q(h_1, a_1)

@@ -29,7 +29,7 @@ from collm.packing import (
     signed_shares,
     similar_lengths,
 )
-from collm.returns import clip_advantages, normalize_advantages
+from collm.returns import normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import full_tensor, on_all_rows, padded_to_longest, sum_gradients, sum_over_ranks
 from collm.runtime.profiler import meter
@@ -48,8 +48,8 @@ class MultiAgentModule(RolloutHooks):
         ratio_clip: Clip the importance ratio to 1 - ratio_clip ... 1 + ratio_clip, as PPO does. By default the ratio is
             not clipped, as in the paper.
         normalize_advantage: Standardize advantages over the rollout to mean 0 and standard deviation 1.
-        advantage_clip: Clip advantages to -advantage_clip ... advantage_clip, after `normalize_advantage`. By default
-            they are not clipped.
+        advantage_clip: Clip advantages to -advantage_clip ... advantage_clip, after `normalize_advantage`; the paper
+            (appendix C.3) gives a size and no definition. By default they are not clipped.
         entropy_weight: Weight of the entropy bonus, averaged over tokens and added to the objective; 0 turns it off.
         gradient_clip_norm: Largest gradient norm of each network, as in torch's `clip_grad_norm_`; 0 turns clipping
             off.
@@ -137,7 +137,7 @@ class MultiAgentModule(RolloutHooks):
         if self.normalize_advantage:
             advantages = on_all_rows(normalize_advantages, advantages, turn_mask)
         if self.advantage_clip is not None:
-            advantages = clip_advantages(advantages, self.advantage_clip)
+            advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
         return advantages
 
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:

@@ -98,10 +98,6 @@ class Episode:
         shown = self.observations[agent_id] if shown is None else shown
         return [*(message.observation for message in own), shown], [message.action for message in own]
 
-    def act(self, joint_action: Mapping[str, Action]) -> None:
-        """Apply one response per agent."""
-        act_all([self], [joint_action])
-
     def receive(self, joint_action: Mapping[str, Action], step: Step | EpisodeFailure) -> None:
         """Record the outcome of `joint_action`."""
         if isinstance(step, EpisodeFailure):
