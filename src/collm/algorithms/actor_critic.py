@@ -68,6 +68,7 @@ class ActorCritic(MultiAgentModule):
         return self.critics["critic"]
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         for critic in self.critics.values():
             critic.check(self.trainer.datamodule.environment)  # type: ignore[attr-defined]
 
@@ -122,7 +123,7 @@ class ActorCritic(MultiAgentModule):
 
     def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """The critics' values at the turns of `batch` and the advantages before `shape_advantages`, by name, [B, T]."""
-        found: dict[str, Tensor] = {}
+        estimates: dict[str, Tensor] = {}
         for critic in (one for one in self.critics.values() if one.knows(batch)):
             whose = "" if critic.centralized else f"_{critic.agent_ids[0]}"
             values = critic.values(batch)
@@ -134,9 +135,9 @@ class ActorCritic(MultiAgentModule):
                 self.gae_lambda,
                 critic.next_values(batch, values),
             )
-            found[f"V{whose}({critic.depends_on})"] = values
-            found[f"advantage{whose}"] = advantages
-        return found
+            estimates[f"V{whose}({critic.depends_on})"] = values
+            estimates[f"advantage{whose}"] = advantages
+        return estimates
 
     @property
     def policies_learn(self) -> bool:

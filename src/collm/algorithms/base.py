@@ -168,19 +168,19 @@ class MultiAgentModule(RolloutHooks):
         policy = self.policies[agent_id]
         lengths = [len(sequence.ids) for sequence in sequences]
         groups = iter(similar_lengths(lengths, self.tokens_per_micro_batch))
-        found: list[tuple[list[float], list[float]]] = [([], [])] * len(sequences)
+        scores: list[tuple[list[float], list[float]]] = [([], [])] * len(sequences)
         for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
             log_probs, entropies = (values.tolist() for values in policy.log_probs(chunk))
             for row, index in enumerate(next(groups, [])):  # ranks without rows left take part, too
-                found[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
-        return found
+                scores[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
+        return scores
 
     def token_entropies(self, trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
         """Entropy of the distribution that each token of an action was drawn from, by the action's uid.
 
         All ranks call it, as weights may be sharded. There are none for agents whose weights are elsewhere.
         """
-        found = {}
+        by_action = {}
         for agent_id in [name for name, policy in self.policies.items() if policy.has_weights]:
             sequences = action_sequences(trajectories, agent_id)
             of_turns: dict[tuple[int, int], list[float]] = defaultdict(list)
@@ -191,8 +191,8 @@ class MultiAgentModule(RolloutHooks):
                 for index, played in enumerate(trajectory.turns):
                     if (row, index) in of_turns:  # not an action that an earlier trajectory shares
                         action, values = played.actions[agent_id], of_turns[row, index]
-                        found[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
-        return found
+                        by_action[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
+        return by_action
 
     def policy_losses(
         self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor, log: bool = True
@@ -271,8 +271,7 @@ class MultiAgentModule(RolloutHooks):
         """
         if self._empty_rollouts or name in self.frozen:  # the same on all ranks
             return
-        optimizers = self.optimizers()
-        optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[list(self.learners).index(name)]
+        optimizer = self.by_learner(self.optimizers())[name]
         with meter.phase("update/policy" if name in self.team else "update/critic"):
             drop_gradients(self.learners[name])
             total = torch.zeros((), device=self.device)

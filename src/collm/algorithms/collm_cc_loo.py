@@ -64,7 +64,7 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         returns = values + generalized_advantages(
             batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
         )
-        found = {"V(h)": values}
+        by_name = {"V(h)": values}
         for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
-            found |= {f"B_{agent_id}(h, a of others)": baseline, f"advantage_{agent_id}": returns - baseline}
-        return found
+            by_name |= {f"B_{agent_id}(h, a of others)": baseline, f"advantage_{agent_id}": returns - baseline}
+        return by_name

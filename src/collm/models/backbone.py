@@ -38,7 +38,6 @@ class Backbone(Resident):
         path: Built-in name, local folder or hub name of the weights.
         dtype: Number format of the weights, or `auto`: see `dtype_on`.
         random_weights: Start from random weights of the same shape.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dropout: Train with the dropout of the language model, where its configuration has any.
         home: Device on which it is loaded and stays; by default it moves with the module that holds it.
         fast_updates: Compute updates with the layers of `collm.kernels` and shared beginnings of rows once.
@@ -56,7 +55,6 @@ class Backbone(Resident):
         path: str,
         dtype: str,
         random_weights: bool = False,
-        gradient_checkpointing: bool = False,
         dropout: bool = False,
         home: torch.device | None = None,
         fast_updates: bool = True,
@@ -75,8 +73,6 @@ class Backbone(Resident):
             chosen = dtype_on(dtype, torch.get_default_device())
             self.lm: PreTrainedModel = load_model(path, chosen, random_weights)
             self.support: Support = support_of(self.lm, path, fast_updates)
-        if gradient_checkpointing:
-            self.recompute_activations()
         self.train()  # from_pretrained leaves it in evaluation mode
         self.keep_on(home)
 
