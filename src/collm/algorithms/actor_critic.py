@@ -100,12 +100,17 @@ class ActorCritic(MultiAgentModule):
                 rates[name] = critic.learning_rate
         return rates
 
+    def td_errors(
+        self, batch: RolloutBatch, values: Tensor, next_values: Tensor, gae_lambda: float | None = None
+    ) -> Tensor:
+        """Generalized advantages, r_t + gamma V(h_{t+1}) - V(h_t) at lambda 0; by default at `gae_lambda`, [B, T]."""
+        chosen = self.gae_lambda if gae_lambda is None else gae_lambda
+        return generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, chosen, next_values)
+
     def value_targets(self, batch: RolloutBatch, values: Tensor, next_values: Tensor, advantages: Tensor) -> Tensor:
         """Regression targets of `values`, [B, T]: lambda-returns at `critic_lambda`, detached from the graph."""
         if self.critic_lambda != self.gae_lambda:
-            advantages = generalized_advantages(
-                batch.rewards, values, batch.turn_mask, self.discount, self.critic_lambda, next_values
-            )
+            advantages = self.td_errors(batch, values, next_values, self.critic_lambda)
         return advantages + values
 
     def log_critic(self, name: str, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
@@ -127,16 +132,8 @@ class ActorCritic(MultiAgentModule):
         for critic in (one for one in self.critics.values() if one.knows(batch)):
             whose = "" if critic.centralized else f"_{critic.agent_ids[0]}"
             values = critic.values(batch)
-            advantages = generalized_advantages(
-                batch.rewards,
-                values,
-                batch.turn_mask,
-                self.discount,
-                self.gae_lambda,
-                critic.next_values(batch, values),
-            )
             estimates[f"V{whose}({critic.depends_on})"] = values
-            estimates[f"advantage{whose}"] = advantages
+            estimates[f"advantage{whose}"] = self.td_errors(batch, values, critic.next_values(batch, values))
         return estimates
 
     @property
