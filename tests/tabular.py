@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from collm.environments.base import Environment, EpisodeFailure, Step
-from collm.samplers.base import Episode
+from collm.samplers.base import Episode, act_all
 from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn
 
 NUM_ACTIONS = 2
@@ -117,12 +117,11 @@ def every_trajectory(game: TwoTurns, policies: Mapping[str, TabularPolicy]) -> l
         while not episode.done:
             choice = plan[len(played)]
             prompts = {agent_id: policies[agent_id].prompt(*episode.history(agent_id)) for agent_id in AGENTS}
-            episode.act(
-                {
-                    agent_id: policies[agent_id].encode_action(choice[place], prompts[agent_id])
-                    for place, agent_id in enumerate(AGENTS)
-                }
-            )
+            actions = {
+                agent_id: policies[agent_id].encode_action(choice[place], prompts[agent_id])
+                for place, agent_id in enumerate(AGENTS)
+            }
+            act_all([episode], [actions])
             played.append(choice)
         found[" ".join(played)] = (episode.trajectory, played)
     return list(found.values())

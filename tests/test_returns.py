@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from collm.objectives import generalized_advantages, next_turn
 from collm.returns import (
-    clip_advantages,
     discounted_returns,
     equal_groups,
     explained_variance,
@@ -55,8 +54,6 @@ def every_function(groups: Tensor) -> dict[str, Callable[[Tensor, Tensor, Tensor
         "leave_one_out": lambda r, v, m: leave_one_out_baseline(r, groups, m),
         "max": lambda r, v, m: group_max_baseline(r, groups, m),
         "normalize": lambda r, v, m: normalize_advantages(r, m),
-        "normalize_per_turn": lambda r, v, m: normalize_advantages(r, m, per_turn=True),
-        "scale": lambda r, v, m: normalize_advantages(r, m, center=False),
         "standardize": lambda r, v, m: group_standardize(r, groups, m),
     }
 
@@ -224,24 +221,13 @@ def test_leave_one_out_ignores_a_group_that_never_played() -> None:
 # Scaling
 
 
-def test_clip_advantages() -> None:
-    assert_close(clip_advantages(torch.tensor([-3.0, -0.1, 0.2, 3.0]), 0.2), torch.tensor([-0.2, -0.1, 0.2, 0.2]))
-
-
 def test_normalize_advantages() -> None:
     # Played: 1, 3, 5. Mean 3, population variance (4+0+4)/3, deviation sqrt(8/3): -2/sqrt(8/3) = -sqrt(3/2).
     advantages, mask = torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[True, True], [True, False]])
     root = math.sqrt(1.5)
     assert_close(normalize_advantages(advantages, mask), torch.tensor([[-root, 0.0], [root, 0.0]]))
-    # Not centered: 1, 3, 5 over sqrt(8/3) = 2*sqrt(2/3), so halves of root.
-    expected = torch.tensor([[0.5 * root, 1.5 * root], [2.5 * root, 0.0]])
-    assert_close(normalize_advantages(advantages, mask, center=False), expected)
-
-
-def test_normalize_advantages_per_turn() -> None:
-    # Turn 0: 1, 5: mean 3, deviation 2. Turn 1: a single entry, left alone.
-    advantages, mask = torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[True, True], [True, False]])
-    assert_close(normalize_advantages(advantages, mask, per_turn=True), torch.tensor([[-1.0, 3.0], [1.0, 0.0]]))
+    # a single entry is left alone
+    assert_close(normalize_advantages(advantages[:1, :1], mask[:1, :1]), advantages[:1, :1])
 
 
 def test_normalize_advantages_uses_the_population_deviation() -> None:
@@ -256,7 +242,6 @@ def test_equal_advantages_are_not_amplified() -> None:
     """Rounding noise of equal rewards must not become advantages of order one."""
     equal, mask = torch.full((7, 1), 0.1), torch.ones(7, 1, dtype=torch.bool)
     assert normalize_advantages(equal, mask).abs().max() < 1e-6
-    assert_close(normalize_advantages(equal, mask, center=False), equal)
     noise = equal - group_mean_baseline(equal, torch.zeros(7), mask)
     assert group_standardize(noise, torch.zeros(7), mask).abs().max() < 1e-6
 

@@ -153,6 +153,21 @@ def test_what_is_still_equal_in_the_end_is_kept() -> None:
     assert (batch.replaced_joint_samples, batch.joint_samples) == (8, 12)
 
 
+def test_failed_episodes_of_every_try_are_kept_with_their_groups() -> None:
+    data, _ = played(REWARDS, replace_equal_groups=1)
+    complete = data.play
+
+    def play(*args: Any) -> Any:
+        batch = complete(*args)
+        batch.left_out = [episode(0)]  # of the first task that was asked for
+        return batch
+
+    data.play = play
+    tasks = {task.task_id: task for task in data.train_tasks}
+    batch = data.play_until_different([tasks["train_1"], tasks["train_0"]], [tasks["train_3"]], seed=5)
+    assert [path.group for path in batch.left_out] == [0, 1]
+
+
 def test_nothing_is_replaced_unasked() -> None:
     data, asked = played(REWARDS)
     batch = data.play_until_different(data.train_tasks[:1], data.train_tasks[1:], seed=5)

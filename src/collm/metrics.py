@@ -147,7 +147,7 @@ def group_numbers(batch: RolloutBatch) -> Tensor:
     values, groups = batch.rewards, batch.groups
     if batch.tree is not None:
         returns = discounted_returns(batch.rewards, batch.turn_mask, 1.0)
-        values = node_returns(returns, batch.tree.nodes, batch.tree.weights, batch.turn_mask)[:, None]
+        values = node_returns(returns, batch.tree.nodes, batch.weights, batch.turn_mask)[:, None]
         groups = batch.tree.siblings
     sizes = (groups[:, None] == groups).sum(1)
     equal = equal_groups(values, groups)

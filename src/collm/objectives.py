@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from collm.returns import discounted_returns
+from collm.returns import discounted_returns, masked
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this magnitude to keep `exp` finite; a clamped ratio has no gradient."""
@@ -29,7 +29,7 @@ def next_turn(values: Tensor, turn_mask: Tensor) -> Tensor:
     Returns:
         Values of the next turn, [B, T].
     """
-    values = _masked(values, turn_mask)
+    values = masked(values, turn_mask)
     # The value after the last column is 0; a shorter row takes the 0 of its first masked turn.
     return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
 
@@ -63,8 +63,8 @@ def generalized_advantages(
     if next_values is None:
         next_values = next_turn(values, turn_mask)
     is_followed = torch.cat([turn_mask[:, 1:], torch.zeros_like(turn_mask[:, :1])], dim=1)
-    next_values = _masked(next_values, is_followed)
-    deltas = _masked(rewards + discount * next_values - values, turn_mask)
+    next_values = masked(next_values, is_followed)
+    deltas = masked(rewards + discount * next_values - values, turn_mask)
     return discounted_returns(deltas, turn_mask, discount * gae_lambda)
 
 
@@ -94,7 +94,7 @@ def policy_gradient_loss(
     surrogate = ratio * advantages
     if clip is not None:
         surrogate = torch.minimum(surrogate, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    return -_masked_sum(surrogate, turn_mask)
+    return -masked(surrogate, turn_mask).sum()
 
 
 def sampler_weights(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, cap: float) -> Tensor:
@@ -117,8 +117,8 @@ def sampler_weights(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, 
     return _log_ratio(log_probs.detach(), sampler_log_probs, mask).exp().clamp(max=cap)
 
 
-def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
-    """Squared error of a critic, the sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
+def value_loss(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Squared error of a critic, the weighted sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
 
     This is the semi-gradient of TD(0): no gradient flows into the target. The paper does not say whether one flows
     into V(h_{t+1}).
@@ -126,24 +126,24 @@ def value_loss(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
     Args:
         values: V(h_t), [B, T].
         targets: Regression target y of the critic, [B, T].
-        turn_mask: True at turns that count, [B, T].
+        weights: Weight of each turn, 0 at turns that do not count, [B, T].
 
     Returns:
         Sum over the turns that count, [].
     """
-    return _masked(values - targets.detach(), turn_mask).square().sum()
+    return (weights * masked(values - targets.detach(), weights > 0).square()).sum()
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, turn_mask: Tensor, clip: float) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float) -> Tensor:
     """Squared error of a critic with PPO's value clipping.
 
-    The sum of max((V - y)^2, (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
+    The weighted sum of max((V - y)^2, (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
 
     Args:
         values: V(h_t), [B, T].
         old_values: V(h_t) at the time of the rollout; no gradient flows into it, [B, T].
         targets: Regression target y of the critic; no gradient flows into it, [B, T].
-        turn_mask: True at turns that count, [B, T].
+        weights: Weight of each turn, 0 at turns that do not count, [B, T].
         clip: Largest change of a value that can lower the loss.
 
     Returns:
@@ -151,8 +151,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, turn
     """
     old_values, targets = old_values.detach(), targets.detach()
     clipped = old_values + (values - old_values).clamp(-clip, clip)
-    error, clipped_error = _masked(values - targets, turn_mask), _masked(clipped - targets, turn_mask)
-    return torch.maximum(error.square(), clipped_error.square()).sum()
+    error, clipped_error = masked(values - targets, weights > 0), masked(clipped - targets, weights > 0)
+    return (weights * torch.maximum(error.square(), clipped_error.square())).sum()
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -170,23 +170,9 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> 
         Sum over the tokens that count, [].
     """
     difference = _log_ratio(reference_log_probs.detach(), log_probs, mask)
-    return _masked_sum(difference.exp() - difference - 1, mask)
-
-
-def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` where `mask` is True, 0 elsewhere.
-
-    A product with the mask would keep NaN. The mask must also come before any operation that can overflow: a later
-    mask would multiply a zero gradient by an infinite derivative, which is NaN.
-    """
-    return torch.where(mask, values, 0.0)
-
-
-def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `values` where `mask` is True."""
-    return _masked(values, mask).sum()
+    return masked(difference.exp() - difference - 1, mask).sum()
 
 
 def _log_ratio(log_probs: Tensor, other_log_probs: Tensor, mask: Tensor) -> Tensor:
     """log p - log q within [-MAX_LOG_RATIO, MAX_LOG_RATIO], 0 at masked entries."""
-    return _masked(log_probs - other_log_probs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return masked(log_probs - other_log_probs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -97,7 +97,7 @@ def pool_shared_actions(advantages: Tensor, batch: RolloutBatch, agent_id: str) 
     for row, trajectory in enumerate(batch.trajectories):
         for source, turn in enumerate(trajectory.turns, start=row * advantages.shape[1]):
             targets[source] = first.setdefault(turn.actions[agent_id].uid, source)
-    weighted = advantages if batch.tree is None else advantages * batch.tree.weights[:, None]
+    weighted = advantages * batch.weights[:, None]
     pooled = torch.zeros_like(advantages).flatten()
     index = torch.tensor(targets, dtype=torch.long, device=pooled.device)  # may be empty on a rank
     return pooled.index_add(0, index, weighted.flatten()).view(advantages.shape)

@@ -29,7 +29,7 @@ def discounted_returns(rewards: Tensor, turn_mask: Tensor, discount: float) -> T
     Returns:
         G, 0 at masked turns, [B, T].
     """
-    rewards = _masked(rewards, turn_mask)
+    rewards = masked(rewards, turn_mask)
     returns = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for turn in reversed(range(rewards.shape[1])):
@@ -72,7 +72,7 @@ def group_mean_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> T
         Baselines, 0 at masked turns, [B, T].
     """
     peers = _peers(groups, turn_mask)
-    return _masked(_sum_over_peers(returns, peers, turn_mask) / _num_peers(peers), turn_mask)
+    return masked(_sum_over_peers(returns, peers, turn_mask) / _num_peers(peers), turn_mask)
 
 
 def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ def leave_one_out_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -
     Arguments and result are those of `group_mean_baseline`.
     """
     peers = _peers(groups, turn_mask)
-    others = _sum_over_peers(returns, peers, turn_mask) - _masked(returns, turn_mask)
+    others = _sum_over_peers(returns, peers, turn_mask) - masked(returns, turn_mask)
     num_others = _num_peers(peers) - 1
-    return _masked(torch.where(num_others > 0, others / num_others.clamp(min=1), returns), turn_mask)
+    return masked(torch.where(num_others > 0, others / num_others.clamp(min=1), returns), turn_mask)
 
 
 def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
@@ -99,40 +99,28 @@ def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Te
     Arguments and result are those of `group_mean_baseline`.
     """
     peers = _peers(groups, turn_mask)[:, :, None]
-    candidates = torch.where(peers, _masked(returns, turn_mask)[None], -torch.inf)
-    return _masked(candidates.amax(dim=1), turn_mask)
+    candidates = torch.where(peers, masked(returns, turn_mask)[None], -torch.inf)
+    return masked(candidates.amax(dim=1), turn_mask)
 
 
-def clip_advantages(advantages: Tensor, bound: float) -> Tensor:
-    """Clamp advantages to [-bound, bound]: the "advantage clip" of arXiv 2601.21972, appendix C.3.
-
-    The paper gives the size of the clip but not its definition; a clamp is the plain reading.
-    """
-    return advantages.clamp(-bound, bound)
-
-
-def normalize_advantages(advantages: Tensor, turn_mask: Tensor, per_turn: bool = False, center: bool = True) -> Tensor:
-    """Divide advantages by their population standard deviation, after subtracting their mean if `center`.
+def normalize_advantages(advantages: Tensor, turn_mask: Tensor) -> Tensor:
+    """Subtract the mean of all played turns from advantages, and divide by the population standard deviation.
 
     A single entry is returned unchanged: it has no deviation, and centering would make it 0.
 
     Args:
         advantages: Advantages, [B, T].
         turn_mask: True at played turns, [B, T].
-        per_turn: Whether each turn has its own mean and deviation instead of one for all played turns.
-        center: Whether to subtract the mean.
 
     Returns:
         Normalized advantages, 0 at masked turns, [B, T].
     """
-    # Entries of a column share their statistics: one column per turn, or a single column.
-    mask = turn_mask if per_turn else turn_mask.reshape(-1, 1)
-    entries = _masked(advantages, turn_mask).reshape(mask.shape)
-    count = mask.sum(dim=0)
-    mean = entries.sum(dim=0) / count.clamp(min=1)
-    std = (_masked(entries - mean, mask).square().sum(dim=0) / count.clamp(min=1)).sqrt()
-    scaled = (entries - mean if center else entries) / torch.where(std > _ROUNDING, std, 1.0)
-    return _masked(torch.where(count > 1, scaled, entries), mask).reshape(turn_mask.shape)
+    count = turn_mask.sum()
+    if count < 2:
+        return masked(advantages, turn_mask)
+    centered = masked(advantages - masked(advantages, turn_mask).sum() / count, turn_mask)
+    std = (centered.square().sum() / count).sqrt()
+    return centered / torch.where(std > _ROUNDING, std, 1.0)
 
 
 def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
@@ -154,10 +142,10 @@ def group_standardize(advantages: Tensor, groups: Tensor, turn_mask: Tensor) -> 
     # product, which autocast or TF32 would round to a few digits.
     peers = (groups[:, None] == groups)[:, :, None] & turn_mask[None]
     count = peers.sum(dim=1).clamp(min=1)
-    entries = _masked(advantages, turn_mask)
+    entries = masked(advantages, turn_mask)
     mean = torch.where(peers, entries[None], 0.0).sum(dim=1) / count
     std = (torch.where(peers, entries[None] - mean[:, None], 0.0).square().sum(dim=1) / count).sqrt()
-    return _masked(entries / torch.where(std > _ROUNDING, std, 1.0), turn_mask)
+    return masked(entries / torch.where(std > _ROUNDING, std, 1.0), turn_mask)
 
 
 def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Tensor:
@@ -176,8 +164,8 @@ def explained_variance(values: Tensor, targets: Tensor, turn_mask: Tensor) -> Te
     """
     if not len(targets):
         return targets.new_full((1 + targets.shape[1],), torch.nan)
-    errors = _within_turns(_masked(targets - values, turn_mask), turn_mask)
-    spread = _within_turns(_masked(targets, turn_mask), turn_mask)
+    errors = _within_turns(masked(targets - values, turn_mask), turn_mask)
+    spread = _within_turns(masked(targets, turn_mask), turn_mask)
     # Equality, not a zero variance: rounding gives seven equal targets of 0.1 a tiny positive one.
     high = torch.where(turn_mask, targets, -torch.inf).amax(0)
     low = torch.where(turn_mask, targets, torch.inf).amin(0)
@@ -204,15 +192,19 @@ def equal_groups(rewards: Tensor, groups: Tensor) -> Tensor:
     return ~differ.any(1) & (peers.sum(1) > 1)
 
 
-def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` where `mask` is True, 0 elsewhere; a product with the mask would keep NaN."""
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is True, 0 elsewhere.
+
+    A product with the mask would keep NaN. In a loss the mask must also come before any operation that can overflow: a
+    later mask would multiply a zero gradient by an infinite derivative, which is NaN.
+    """
     return torch.where(mask, values, 0.0)
 
 
 def _within_turns(entries: Tensor, mask: Tensor) -> Tensor:
     """Sum of squared deviations from the mean of each turn, over the rows where `mask` is True, [T]."""
     mean = entries.sum(0) / mask.sum(0).clamp(min=1)
-    return _masked(entries - mean, mask).square().sum(0)
+    return masked(entries - mean, mask).square().sum(0)
 
 
 def _peers(groups: Tensor, turn_mask: Tensor) -> Tensor:
@@ -228,4 +220,4 @@ def _num_peers(peers: Tensor) -> Tensor:
 def _sum_over_peers(returns: Tensor, peers: Tensor, turn_mask: Tensor) -> Tensor:
     """Sum of the group's returns, 0 for episodes that are over, [B, T]."""
     # Not a matrix product, which autocast or TF32 would round to a few digits.
-    return torch.where(peers[:, :, None], _masked(returns, turn_mask)[None], 0.0).sum(dim=1)
+    return torch.where(peers[:, :, None], masked(returns, turn_mask)[None], 0.0).sum(dim=1)

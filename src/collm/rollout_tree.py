@@ -32,22 +32,19 @@ class RolloutTree:
     Args:
         nodes: Joint action at each turn of each path, numbered from 0 to M - 1; 0 at turns not played, [B, T].
         siblings: Group of each joint action: those sampled after the same history, [M].
-        weights: Weight of each path, with mean 1, [B].
     """
 
     nodes: Tensor
     siblings: Tensor
-    weights: Tensor
 
     def to(self, device: torch.device) -> RolloutTree:
         """The tree with its tensors on `device`."""
-        return RolloutTree(self.nodes.to(device), self.siblings.to(device), self.weights.to(device))
+        return RolloutTree(self.nodes.to(device), self.siblings.to(device))
 
     @classmethod
-    def of(cls, paths: Sequence[Sequence[Branch]], weights: Sequence[float], width: int) -> RolloutTree:
-        """The structure of rollout trees, given the joint actions and the weight of each path, with T = `width`."""
+    def of(cls, paths: Sequence[Sequence[Branch]], width: int) -> RolloutTree:
+        """The structure of rollout trees, given the joint actions of each path, with T = `width`."""
         distinct = list({branch.node: branch for path in paths for branch in path}.values())
         numbers = {branch.node: index for index, branch in enumerate(distinct)}
         nodes = torch.tensor([[numbers[b.node] for b in path] + [0] * (width - len(path)) for path in paths])
-        shares = torch.tensor(weights)
-        return cls(nodes, torch.tensor([branch.parent for branch in distinct]), shares / shares.mean())
+        return cls(nodes, torch.tensor([branch.parent for branch in distinct]))

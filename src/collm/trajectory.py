@@ -206,6 +206,7 @@ class RolloutBatch:
         rewards: Team reward of each turn, 0 at turns not played, [B, T].
         turn_mask: True at played turns, [B, T].
         groups: Group of each trajectory, [B].
+        weights: Weight of each trajectory, with mean 1: equal, or that of its path in a rollout tree, [B].
         seconds: Time of the rollout in seconds.
         tree: Structure of the rollout trees; None if every trajectory is an independent episode.
         left_out: Failed episodes, which are not among `trajectories` and not learned from.
@@ -217,6 +218,7 @@ class RolloutBatch:
     rewards: Tensor
     turn_mask: Tensor
     groups: Tensor
+    weights: Tensor
     seconds: float = 0.0
     tree: RolloutTree | None = None
     left_out: list[Trajectory] = field(default_factory=list)
@@ -231,7 +233,7 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The batch with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("rewards", "turn_mask", "groups")}
+        moved = {name: getattr(self, name).to(device) for name in ("rewards", "turn_mask", "groups", "weights")}
         return replace(self, **moved, tree=self.tree and self.tree.to(device))
 
 
@@ -263,8 +265,10 @@ def collate(
             turn_mask[row, index] = True
     groups = torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.long)
     paths = [[turn.branch for turn in trajectory.turns if turn.branch] for trajectory in trajectories]
-    tree = RolloutTree.of(paths, [trajectory.weight for trajectory in trajectories], width) if any(paths) else None
-    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, seconds, tree, [*left_out])
+    tree = RolloutTree.of(paths, width) if any(paths) else None
+    weights = torch.tensor([trajectory.weight for trajectory in trajectories])
+    weights = weights / weights.mean()
+    return RolloutBatch(list(trajectories), rewards, turn_mask, groups, weights, seconds, tree, [*left_out])
 
 
 def distinct_actions(trajectories: Iterable[Trajectory]) -> list[Action]:

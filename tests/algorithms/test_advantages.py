@@ -130,7 +130,7 @@ def actor_critic(cls: type[ActorCritic], folder: str, **kwargs: Any) -> ActorCri
     return cls(agent_ids=AGENTS, policy=spec, critic=critic, discount=0.5, **kwargs)
 
 
-BATCH = RolloutBatch([], REWARDS, MASK, torch.tensor([0, 0]))
+BATCH = RolloutBatch([], REWARDS, MASK, torch.tensor([0, 0]), torch.ones(2))
 
 
 def test_cc_by_hand(tiny_folder: str) -> None:
@@ -152,6 +152,14 @@ def test_dc_by_hand(tiny_folder: str) -> None:
     assert_close(targets["critic/second"], torch.tensor([[6.0, 8.0], [2.0, 0.0]]))
     assert_close(seen["first"], torch.tensor([[2.0, 6.0], [1.0, 0.0]]))
     assert_close(seen["second"], torch.tensor([[2.0, -2.0], [0.0, 0.0]]))
+
+
+def test_advantages_are_clipped_to_both_sides(tiny_folder: str) -> None:
+    algorithm = actor_critic(CoLLMDC, tiny_folder, advantage_clip=1.5)
+    with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
+    seen = step(algorithm, BATCH)
+    assert_close(seen["first"], torch.tensor([[1.5, 1.5], [1.0, 0.0]]))
+    assert_close(seen["second"], torch.tensor([[1.5, -1.5], [0.0, 0.0]]))
 
 
 def test_cc_q_by_hand(tiny_folder: str) -> None:

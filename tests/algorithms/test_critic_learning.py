@@ -26,7 +26,9 @@ SPEC = {"agent_ids": ["a", "b"], "policy": PolicySpec("tiny"), "critic": Languag
 
 def test_critic_lambda_sets_the_targets_only() -> None:
     """Rewards 1, 2 and values 5, 3: TD targets 1 + 3 and 2, Monte-Carlo ones 3 and 2."""
-    batch = RolloutBatch([], torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([0]))
+    batch = RolloutBatch(
+        [], torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([0]), torch.ones(1)
+    )
     values = torch.tensor([[5.0, 3.0]])
     errors = torch.tensor([[-1.0, -1.0]])  # of lambda 0
     for setting, expected in ((None, [[4.0, 2.0]]), (1.0, [[3.0, 2.0]]), (0.5, [[3.5, 2.0]])):
@@ -47,7 +49,7 @@ def test_critics_start_at_the_mean_return_of_played_turns(tiny_folder: str) -> N
     module = with_one_agent(tiny_folder, discount=0.5)
     played = torch.tensor([[True, True], [True, False]])
     for rewards in ([[1.0, 2.0], [4.0, 0.0]], [[9.0, 9.0], [9.0, 0.0]]):
-        module.initialize_critics(RolloutBatch([], torch.tensor(rewards), played, torch.tensor([0, 1])))
+        module.initialize_critics(RolloutBatch([], torch.tensor(rewards), played, torch.tensor([0, 1]), torch.ones(2)))
         assert module.critic.network.head.bias.item() == pytest.approx(8 / 3)
 
 
@@ -59,7 +61,7 @@ def test_what_is_logged_of_a_critic(tiny_folder: str) -> None:
     """
     module = with_one_agent(tiny_folder)
     played = torch.tensor([[True, True], [True, True], [True, False]])
-    batch = RolloutBatch([], torch.tensor([[1.0, 2.0], [1.0, 4.0], [1.0, 0.0]]), played, torch.arange(3))
+    batch = RolloutBatch([], torch.tensor([[1.0, 2.0], [1.0, 4.0], [1.0, 0.0]]), played, torch.arange(3), torch.ones(3))
     values = torch.tensor([[3.0, 1.0], [4.0, 1.0], [2.0, 99.0]])
     targets = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 99.0]])
     module.log_critic("critic", batch, values, targets)

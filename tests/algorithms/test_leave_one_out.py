@@ -87,7 +87,7 @@ def build(folder: str, **kwargs: Any) -> CoLLMCCLeaveOneOut:
 def test_advantages_by_hand(tiny_folder: str) -> None:
     algorithm = build(tiny_folder, discount=0.5)
     mask = torch.tensor([[True, True], [True, False]])
-    batch = RolloutBatch([], torch.tensor([[1.0, 8.0], [2.0, 0.0]]), mask, torch.tensor([0, 0]))
+    batch = RolloutBatch([], torch.tensor([[1.0, 8.0], [2.0, 0.0]]), mask, torch.tensor([0, 0]), torch.ones(2))
     # V, without the first, without the second; then the second turn
     targeted = torch.tensor([[3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [1.5, 1.0, 2.5, 0.0, 0.0, 0.0]]).view(2, 2, 3)
     regressed, advantages = [], {}

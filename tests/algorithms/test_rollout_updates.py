@@ -61,7 +61,7 @@ def test_critic_lambda_differs_from_gae_lambda(
         critic_lambda=critic_lambda,
     )
     played = torch.ones(1, 2, dtype=torch.bool)
-    batch = RolloutBatch([], torch.tensor([[1.0, 8.0]]), played, torch.zeros(1))
+    batch = RolloutBatch([], torch.tensor([[1.0, 8.0]]), played, torch.zeros(1), torch.ones(1))
     values, next_values = torch.tensor([[7.0, 4.0]]), torch.tensor([[4.0, 0.0]])
     advantages = torch.tensor([[1 + 0.5 * 4 - 7, 8.0 - 4]])  # one-step TD errors
     # 1 + 0.5 * 4; 1 + 0.5 * 8; halfway 1 + 0.5 * (0.5 * 4 + 0.5 * 8)

@@ -42,7 +42,7 @@ def test_it_is_on_for_engines_with_other_numbers(engine: str, given: str | None,
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(ConfigurationError, match="sampler_correction is 'sometimes'; choose token, response or off"):
+    with pytest.raises(ConfigurationError, match="'sometimes'; choose one of token, response, off"):
         PolicySpec(sampler_correction="sometimes").check("policy")
     with pytest.raises(ConfigurationError, match="sampler_weight_cap is 0"):
         PolicySpec(sampler_weight_cap=0.0).check("policy")

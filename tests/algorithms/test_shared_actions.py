@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from actors import actors_of
 from collm.algorithms.base import MultiAgentModule
+from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc_shared import CoLLMDCShared
 from collm.algorithms.magrpo import MAGRPO
 from collm.critics.language_model import LanguageModelCritic
@@ -58,7 +59,7 @@ def uneven_tree() -> RolloutBatch:
 
 def test_shared_actions_are_pooled_with_the_weights_of_their_paths() -> None:
     batch = uneven_tree()
-    assert_close(batch.tree.weights, torch.tensor([1.5, 0.75, 0.75]))
+    assert_close(batch.weights, torch.tensor([1.5, 0.75, 0.75]))
     advantages = torch.tensor([[2.0, 0.0], [4.0, -8.0], [-12.0, 16.0]])
     # 1.5 * 2; 0.75 * 4 + 0.75 * -12, -0.75 * 8; nothing, 0.75 * 16
     expected = torch.tensor([[3.0, 0.0], [-6.0, -6.0], [0.0, 12.0]])
@@ -85,10 +86,41 @@ def test_a_clipped_loss_of_pooled_advantages_is_the_sum_over_the_paths(ratio: fl
     by_hand = -(1.5 * term(2) + 0.75 * (term(4) + term(-12) + term(-8) + term(16)))
     loss, slope = loss_and_slope(signed_shares(advantages, batch, "a"))
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
-    each_loss, each_slope = loss_and_slope(advantages * batch.tree.weights[:, None])
+    each_loss, each_slope = loss_and_slope(advantages * batch.weights[:, None])
     assert_close((loss, slope), (each_loss, each_slope))
     pooled = loss_and_slope(pool_shared_actions(advantages, batch, "a"))[0].item()
     assert (pooled == pytest.approx(by_hand, rel=1e-5)) == (0.8 <= ratio <= 1.2)
+
+
+# Uneven trees: the path that ends early weighs as much as the two that go on from the other action
+
+
+def test_trees_weigh_the_same_on_every_rank(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank has one tree of four paths: each tree has half of the 7, and the paths 1/2, 1/4 and 1/4 of it."""
+    module, batch = build(tiny_folder), uneven_tree()
+    others = torch.tensor([4.0, 1.0])  # paths, and their probabilities
+    monkeypatch.setattr("collm.algorithms.rollout_hooks.sum_over_ranks", lambda value, device: value + others)
+    module.weigh(batch)
+    assert_close(batch.weights, torch.tensor([7 / 4, 7 / 8, 7 / 8]))
+
+
+@pytest.mark.parametrize("options", [{}, {"value_clip": 1.0}, {"normalize": True}])
+def test_critics_weigh_paths(tiny_folder: str, options: dict[str, Any]) -> None:
+    """Only the path that ends early is paid, 1: of the turns' weights, 3/2 and 4 times 3/4, it has 1/3, not 1/5."""
+    critic = LanguageModelCritic(ModelSpec(tiny_folder), **options)
+    module = build(tiny_folder, CoLLMCC, agent_ids=["a"], critic=critic)
+    batch, targets, values = uneven_tree(), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), torch.zeros(3, 2)
+    record = module.critic.record(batch, values, targets)
+    if options == {"normalize": True}:  # mean 1/3, mean square 1/3; all values are still 0
+        assert_close(module.critic.network.moments, torch.tensor([1 / 3, 1 / 3, 1.0]))
+        assert_close(module.critic.network.scale.square(), torch.tensor(2 / 9))
+        expected = 1 / 3 / (2 / 9)
+    else:
+        expected = 1 / 3
+    assert float(sum(module.critic.losses(record, {0, 1, 2})).detach()) == pytest.approx(expected, rel=1e-5)
+    batch.rewards[0, 0] = 1.0
+    module.initialize_critics(batch)
+    assert module.critic.network.head.bias.item() == pytest.approx(1 / 3, rel=1e-5)
 
 
 # Whole updates
@@ -99,7 +131,8 @@ def build(folder: str, cls: type[MultiAgentModule] = MAGRPO, **kwargs: Any) -> M
     specs = {"policy": PolicySpec(folder, learning_rate=0.05, max_new_tokens=4)}
     if cls is not MAGRPO:
         kwargs.setdefault("critic", LanguageModelCritic(ModelSpec(folder)))
-    made = cls(agent_ids=Toy().agent_ids, optimizer=torch.optim.SGD, gradient_clip_norm=0.0, **specs, **kwargs)
+    kwargs.setdefault("agent_ids", Toy().agent_ids)
+    made = cls(optimizer=torch.optim.SGD, gradient_clip_norm=0.0, **specs, **kwargs)
     return without_trainer(made)
 
 

@@ -207,6 +207,13 @@ def world_mean(returns: Tensor, world: Described, first: str) -> float:
     return float(returns[rows, 1].mean())
 
 
+def test_the_loss_of_a_network_weighs_paths() -> None:
+    """A fresh network says 0: of returns 1 and 3 with weights 3 and 1, (3 * 1 + 1 * 9) / 4."""
+    critic = network_critic(FeatureNetworkCritic([4]))
+    (loss,) = critic.losses(torch.zeros(2, 7), torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]))
+    assert loss.item() == pytest.approx(3.0)
+
+
 def test_a_resumed_network_goes_on_as_it_would_have() -> None:
     world = Described(FULL)
     critic = network_critic(FeatureNetworkCritic([4], steps=3))
@@ -239,7 +246,7 @@ def test_advantages_are_centred_within_the_group_by_hand(tiny_folder: str) -> No
     module.log_critic = lambda *args: None
     module.num_rollouts = 1
     rewards = torch.tensor([[1.0], [3.0], [2.0], [2.0]])
-    module.training_step(RolloutBatch([], rewards, rewards > 0, torch.tensor([0, 0, 1, 1])), 0)
+    module.training_step(RolloutBatch([], rewards, rewards > 0, torch.tensor([0, 0, 1, 1]), torch.ones(4)), 0)
     for agent_id in AGENTS:
         assert_close(used[agent_id], torch.tensor([[-2.0], [2.0], [0.0], [0.0]]))
 

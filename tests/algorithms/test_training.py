@@ -143,6 +143,23 @@ def test_c3_refuses_samplers_without_counterfactual_responses(
     assert "Loading weights" not in message
 
 
+def test_policy_gradients_refuse_scripted_actions_and_behavior_cloning_needs_them(
+    play: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ["--data.sampler=collm.samplers.alone.Alone", "--data.sampler.agent_id=player_1"]
+    for args, wrong in (
+        (["magrpo", *alone], "Alone, but MAGRPO learns from what its policies sample; use collm"),
+        (
+            ["magrpo", "--model=BehaviorCloning"],
+            "Parallel, but BehaviorCloning learns from scripts; use collm.samplers.d",
+        ),
+    ):
+        assert play(*args) == 2
+        message = capsys.readouterr().err
+        assert f"data.sampler is {wrong}" in message
+        assert "Loading weights" not in message
+
+
 def test_a_tree_that_is_too_large_loads_nothing(play: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--data.environment=toy.Toy", "--data.environment.horizon=6", "--data.sampler=collm.samplers.tree.Tree"]
     assert play("magrpo", *args) == 2

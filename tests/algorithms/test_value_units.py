@@ -57,7 +57,7 @@ def batch() -> RolloutBatch:
 def loss(module: CoLLMCC, rows: set[int]) -> float:
     played = batch()
     histories = module.critic.encode(played.trajectories)
-    record = Record(histories, torch.full((3, 2), 1.0), TARGETS, played.turn_mask)
+    record = Record(histories, torch.full((3, 2), 1.0), TARGETS, played.turn_mask.float())
     return float(sum(module.critic.losses(record, rows)))
 
 

@@ -119,6 +119,13 @@ def test_precision_of_turns_by_hand() -> None:
     assert_close(weights, torch.tensor([1.6, 0.4, 1.0], dtype=torch.float64))
 
 
+def test_a_turn_that_is_predicted_exactly_has_a_bounded_weight() -> None:
+    """Residuals 0 and 0, then 2 and -2: the pooled variance is 2, so the first counts as 0.02, beside 4."""
+    moments = torch.stack([torch.diag(torch.tensor([2.0, 0.0, squares])) for squares in (0.0, 8.0)]).double()
+    weights = precision_of_turns(moments, torch.zeros(2, dtype=torch.float64))
+    assert_close(weights, torch.tensor([50.0, 0.25], dtype=torch.float64) / ((50 + 0.25) / 2))
+
+
 def test_inputs_by_hand() -> None:
     batch = collate([episode(0, [0, 0], [{"x": 2, "y": -1}, {"x": 4, "y": 0.5}]), episode(1, [0], [{"x": 1, "y": 1}])])
     expected = torch.tensor([[[3, 2, -1, 6, -3], [2, 4, 0.5, 8, 1]], [[3, 1, 1, 3, 3], [0] * 5]], dtype=torch.float64)
@@ -213,7 +220,12 @@ def test_paths_of_a_tree_are_left_out_together_and_count_by_their_weights() -> N
     batch = collate(paths)
     # returns 3, 5 with mean 4; 5, 8 of weights 1 and 3 with mean 7.25; then 2, 4 and 0, 3
     expected = torch.tensor([[7.25, 2.25], [7.25, 2.25], [4.0, 3.0], [4.0, 3.0]])
-    assert_close(make().values(batch), expected)
+    critic = make()
+    assert_close(critic.values(batch), expected)
+    critic.update(batch, batch.rewards, batch.rewards)
+    # sums of 1 and of returns at the first turn: 3 + 5 + 0.5 * 5 + 1.5 * 8, and 2 + 4 + 0 + 1.5 * 3 at the second
+    assert_close(critic.moments[:2, 0, 0], torch.tensor([4.0, 4.0], dtype=torch.float64))
+    assert_close(critic.moments[:2, 0, -1], torch.tensor([22.5, 10.5], dtype=torch.float64))
 
 
 def test_values_change_nothing_and_the_discount_counts() -> None:

@@ -11,7 +11,7 @@ def record(first: int, num_rows: int, width: int) -> Record:
     """Row r holds the token, the value and the target `first + r` (times 1, 10 and 100)."""
     numbers = torch.arange(first, first + num_rows).float()[:, None].expand(num_rows, width)
     histories = [TokenSequence(row, [first + row] * 3, [-1, -1, 0]) for row in range(num_rows)]
-    return Record(histories, 10 * numbers, 100 * numbers, torch.ones(num_rows, width, dtype=torch.bool))
+    return Record(histories, 10 * numbers, 100 * numbers, torch.ones(num_rows, width))
 
 
 def test_what_is_drawn_belongs_together_and_short_rows_are_padded() -> None:
@@ -27,7 +27,7 @@ def test_what_is_drawn_belongs_together_and_short_rows_are_padded() -> None:
             number = sequence.ids[0]
             seen.add(number)
             width = 2 if number < 5 else 4
-            assert drawn.turn_mask[sequence.row].tolist() == [True] * width + [False] * (4 - width)
+            assert drawn.weights[sequence.row].tolist() == [1.0] * width + [0.0] * (4 - width)
             assert_close(drawn.values[sequence.row, :width], torch.full((width,), 10.0 * number))
             assert_close(drawn.targets[sequence.row, :width], torch.full((width,), 100.0 * number))
             assert not drawn.targets[sequence.row, width:].any()

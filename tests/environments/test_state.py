@@ -23,7 +23,7 @@ from collm.environments.games.matrix_game import MatrixGame
 from collm.environments.games.relay import Relay, State
 from collm.environments.workload import Workload
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode
+from collm.samplers.base import Episode, act_all
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
 from collm.trajectory import Action, Task
@@ -230,7 +230,7 @@ def test_states_are_noted_before_each_turn_and_no_agent_sees_them(sampler: Paral
 def test_a_described_game_shows_agents_what_it_showed_before() -> None:
     game = StrBuild(words=["L"], eval_words=["I"], horizon=2, persistent=True, feedback="none")
     episode = Episode(game, game.tasks("train")[0], 0, 0)
-    episode.act({agent_id: Action("/setblock 0 0 0 stone") for agent_id in OWN})
+    act_all([episode], [{agent_id: Action("/setblock 0 0 0 stone") for agent_id in OWN}])
     shown = [*episode.trajectory.turns[0].observations.values(), *episode.observations.values()]
     assert not any("covered" in text or "score" in text.lower() for text in shown)
     assert "covered 1 of 9" in episode.state_text

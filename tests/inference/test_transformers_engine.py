@@ -13,7 +13,7 @@ from collm.inference.embedded import generation
 from collm.inference.embedded.forward import CachedModel, cached_model
 from collm.inference.sampling import Sampling
 from collm.models.backbone import Backbone
-from collm.models.policy import Policy
+from collm.models.policy import Policy, Response
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.progress import progress
 
@@ -113,7 +113,7 @@ def test_one_switch_chooses(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -
 
     def generate(lm: object, prompts: list, *args: object) -> list:
         asked.append(len(prompts))
-        return [([1], [0.0])] * len(prompts)
+        return [Response([1], [0.0])] * len(prompts)
 
     monkeypatch.setattr(transformers_engine, "generate", generate)
     for engine in ("collm", "transformers"):

@@ -134,7 +134,7 @@ class TestAdapters:
 
     def test_every_agent_has_its_own_adapter_as_it_is_now(self, folder: str) -> None:
         backbone = Backbone(folder, "float32", random_weights=True)  # which no folder has
-        backbone.freeze()
+        backbone.requires_grad_(False)
         for name in ("first", "second"):
             backbone.add_adapter(name, 4, 8.0, 0.0)
             change(backbone.adapter_parameters(name))

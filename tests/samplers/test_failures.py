@@ -208,7 +208,7 @@ def test_paths_of_a_tree_that_are_left_share_the_weight_of_those_that_are_not() 
     left, failed = without_failed(found)
     assert [one.weight for one in left] == [1 / 4, 1 / 4, *[1 / 6] * 3]  # half of it at each node left, then evenly
     batch = collate(left, 0.0, failed)
-    assert_close(batch.tree.weights, torch.tensor([5 / 4, 5 / 4, *[5 / 6] * 3]))  # mean 1
+    assert_close(batch.weights, torch.tensor([5 / 4, 5 / 4, *[5 / 6] * 3]))  # mean 1
     assert batch.joint_samples == 7
     assert groups_of_one(batch) == 0
     found[1].error = "broke"

@@ -75,7 +75,7 @@ def test_paths_share_the_turns_of_their_common_beginning() -> None:
     assert_close(batch.tree.siblings[batch.tree.nodes[:, 0]], torch.tensor([-1] * 9 + [-2] * 9))
     parents = [path.turns[0].branch.node for path in paths]
     assert batch.tree.siblings[batch.tree.nodes[:, 1]].tolist() == parents
-    assert_close(batch.tree.weights, torch.ones(18))
+    assert_close(batch.weights, torch.ones(18))
 
 
 def test_crossed_joint_actions_are_all_combinations() -> None:
@@ -109,7 +109,7 @@ def test_one_turn_is_what_independent_episodes_are() -> None:
 def test_the_return_of_a_joint_action_is_its_reward_and_the_mean_of_its_children() -> None:
     batch, _ = grow(Tree(), 3)
     returns = discounted_returns(batch.rewards, batch.turn_mask, 0.5)
-    nodes = node_returns(returns, batch.tree.nodes, batch.tree.weights, batch.turn_mask)
+    nodes = node_returns(returns, batch.tree.nodes, batch.weights, batch.turn_mask)
     for first in range(3):
         rows = range(3 * first, 3 * first + 3)
         expected = batch.rewards[3 * first, 0] + 0.5 * sum(batch.rewards[row, 1] for row in rows) / 3
@@ -126,7 +126,7 @@ def test_paths_that_end_early_weigh_as_much_as_those_that_would_have_followed() 
     assert long == 4 * (4 - short)
     # descents: 1/4 for a short path, 1/16 for a long one; mean 1 over the paths
     scale = (long + short) / 1.0
-    assert_close(batch.tree.weights, torch.where(ended, scale / 4, scale / 16))
+    assert_close(batch.weights, torch.where(ended, scale / 4, scale / 16))
     assert batch.joint_samples == 4 + long
 
 
@@ -170,7 +170,7 @@ def test_scoring_once_is_scoring_every_path_with_its_weight(joint: str) -> None:
         once = scored_mask(batch, agent_id)
         pooled = pool_shared_actions(advantages, batch, agent_id)
         assert not pooled[~once].any()
-        everywhere = gradient(batch, agent_id, advantages * batch.tree.weights[:, None], batch.turn_mask)
+        everywhere = gradient(batch, agent_id, advantages * batch.weights[:, None], batch.turn_mask)
         assert_close(gradient(batch, agent_id, pooled, once), everywhere)
 
 
@@ -184,8 +184,8 @@ def test_independent_episodes_pool_nothing() -> None:
 
 
 def test_a_tree_moves_with_its_batch() -> None:
-    tree = grow(Tree(), 2)[0].to(torch.device("meta")).tree
-    assert {tree.nodes.device.type, tree.siblings.device.type, tree.weights.device.type} == {"meta"}
+    batch = grow(Tree(), 2)[0].to(torch.device("meta"))
+    assert {batch.tree.nodes.device.type, batch.tree.siblings.device.type, batch.weights.device.type} == {"meta"}
 
 
 @pytest.mark.parametrize(

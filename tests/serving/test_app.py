@@ -15,7 +15,7 @@ import torch
 
 from actors import sampled
 from collm.inference.sampling import Sampling
-from collm.models.policy import Policy
+from collm.models.policy import Policy, Response
 from collm.serving.app import Service, make_app
 from collm.serving.decoding import Job, responder
 from collm.serving.guard import Guard, Impatient
@@ -100,7 +100,7 @@ def test_a_chat_has_the_tokens_of_training_over_four_turns(url: str, policy: Pol
         body = {"messages": messages, "seed": turn, "return_token_ids": True}
         choice = httpx.post(f"{url}/chat/completions", json=body, timeout=60).json()["choices"][0]
         assert choice["prompt_token_ids"] == list(prompt)
-        response = (choice["token_ids"], [0.0] * len(choice["token_ids"]))
+        response = Response(choice["token_ids"], [0.0] * len(choice["token_ids"]))
         actions += policy.actions([prompt], [response])
         assert choice["message"]["content"] == actions[-1].text
         messages.append(choice["message"])

@@ -68,6 +68,7 @@ class ActorCritic(MultiAgentModule):
         return self.critics["critic"]
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         for critic in self.critics.values():
             critic.check(self.trainer.datamodule.environment)  # type: ignore[attr-defined]
 
@@ -99,12 +100,17 @@ class ActorCritic(MultiAgentModule):
                 rates[name] = critic.learning_rate
         return rates
 
+    def td_errors(
+        self, batch: RolloutBatch, values: Tensor, next_values: Tensor, gae_lambda: float | None = None
+    ) -> Tensor:
+        """Generalized advantages, r_t + gamma V(h_{t+1}) - V(h_t) at lambda 0; by default at `gae_lambda`, [B, T]."""
+        chosen = self.gae_lambda if gae_lambda is None else gae_lambda
+        return generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, chosen, next_values)
+
     def value_targets(self, batch: RolloutBatch, values: Tensor, next_values: Tensor, advantages: Tensor) -> Tensor:
         """Regression targets of `values`, [B, T]: lambda-returns at `critic_lambda`, detached from the graph."""
         if self.critic_lambda != self.gae_lambda:
-            advantages = generalized_advantages(
-                batch.rewards, values, batch.turn_mask, self.discount, self.critic_lambda, next_values
-            )
+            advantages = self.td_errors(batch, values, next_values, self.critic_lambda)
         return advantages + values
 
     def log_critic(self, name: str, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
@@ -122,21 +128,13 @@ class ActorCritic(MultiAgentModule):
 
     def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """The critics' values at the turns of `batch` and the advantages before `shape_advantages`, by name, [B, T]."""
-        found: dict[str, Tensor] = {}
+        estimates: dict[str, Tensor] = {}
         for critic in (one for one in self.critics.values() if one.knows(batch)):
             whose = "" if critic.centralized else f"_{critic.agent_ids[0]}"
             values = critic.values(batch)
-            advantages = generalized_advantages(
-                batch.rewards,
-                values,
-                batch.turn_mask,
-                self.discount,
-                self.gae_lambda,
-                critic.next_values(batch, values),
-            )
-            found[f"V{whose}({critic.depends_on})"] = values
-            found[f"advantage{whose}"] = advantages
-        return found
+            estimates[f"V{whose}({critic.depends_on})"] = values
+            estimates[f"advantage{whose}"] = self.td_errors(batch, values, critic.next_values(batch, values))
+        return estimates
 
     @property
     def policies_learn(self) -> bool:
@@ -146,7 +144,8 @@ class ActorCritic(MultiAgentModule):
     def initialize_critics(self, batch: RolloutBatch) -> None:
         """Initialize the value bias of critics to the mean return of the first rollout with a played turn."""
         returns = discounted_returns(batch.rewards, batch.turn_mask, self.discount)
-        total, count = sum_over_ranks(torch.stack([returns.sum(), batch.turn_mask.float().sum()]), self.device)
+        weights = batch.turn_mask * batch.weights[:, None]
+        total, count = sum_over_ranks(torch.stack([(weights * returns).sum(), weights.sum()]), self.device)
         if count:
             for critic in self.critics.values():
                 critic.initialize(total / count)

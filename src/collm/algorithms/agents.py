@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -131,7 +132,7 @@ class Agents(Checkpointed):
             self.learners[name] = policy.parameters()
             if self.kl_weight and adapter is None:
                 if name not in self.reference_backbones:
-                    self.reference_backbones[name] = policy.backbone.frozen_copy()
+                    self.reference_backbones[name] = deepcopy(policy.backbone).requires_grad_(False)
                 self.references[agent_id] = Policy(agent_id, spec, self.reference_backbones[name], None)
 
     def backbone(self, name: str, spec: ModelSpec, adapter: str | None) -> Backbone:

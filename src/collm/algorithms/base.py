@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -28,7 +29,7 @@ from collm.packing import (
     signed_shares,
     similar_lengths,
 )
-from collm.returns import clip_advantages, normalize_advantages
+from collm.returns import normalize_advantages
 from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_numbers
 from collm.runtime.collectives import full_tensor, on_all_rows, padded_to_longest, sum_gradients, sum_over_ranks
 from collm.runtime.profiler import meter
@@ -47,8 +48,8 @@ class MultiAgentModule(RolloutHooks):
         ratio_clip: Clip the importance ratio to 1 - ratio_clip ... 1 + ratio_clip, as PPO does. By default the ratio is
             not clipped, as in the paper.
         normalize_advantage: Standardize advantages over the rollout to mean 0 and standard deviation 1.
-        advantage_clip: Clip advantages to -advantage_clip ... advantage_clip, after `normalize_advantage`. By default
-            they are not clipped.
+        advantage_clip: Clip advantages to -advantage_clip ... advantage_clip, after `normalize_advantage`; the paper
+            (appendix C.3) gives a size and no definition. By default they are not clipped.
         entropy_weight: Weight of the entropy bonus, averaged over tokens and added to the objective; 0 turns it off.
         gradient_clip_norm: Largest gradient norm of each network, as in torch's `clip_grad_norm_`; 0 turns clipping
             off.
@@ -136,7 +137,7 @@ class MultiAgentModule(RolloutHooks):
         if self.normalize_advantage:
             advantages = on_all_rows(normalize_advantages, advantages, turn_mask)
         if self.advantage_clip is not None:
-            advantages = clip_advantages(advantages, self.advantage_clip)
+            advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
         return advantages
 
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
@@ -167,19 +168,19 @@ class MultiAgentModule(RolloutHooks):
         policy = self.policies[agent_id]
         lengths = [len(sequence.ids) for sequence in sequences]
         groups = iter(similar_lengths(lengths, self.tokens_per_micro_batch))
-        found: list[tuple[list[float], list[float]]] = [([], [])] * len(sequences)
+        scores: list[tuple[list[float], list[float]]] = [([], [])] * len(sequences)
         for chunk in self.micro_batches(sequences, {sequence.row for sequence in sequences}, policy):
             log_probs, entropies = (values.tolist() for values in policy.log_probs(chunk))
             for row, index in enumerate(next(groups, [])):  # ranks without rows left take part, too
-                found[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
-        return found
+                scores[index] = (log_probs[row][: lengths[index]], entropies[row][: lengths[index]])
+        return scores
 
     def token_entropies(self, trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
         """Entropy of the distribution that each token of an action was drawn from, by the action's uid.
 
         All ranks call it, as weights may be sharded. There are none for agents whose weights are elsewhere.
         """
-        found = {}
+        by_action = {}
         for agent_id in [name for name, policy in self.policies.items() if policy.has_weights]:
             sequences = action_sequences(trajectories, agent_id)
             of_turns: dict[tuple[int, int], list[float]] = defaultdict(list)
@@ -190,8 +191,8 @@ class MultiAgentModule(RolloutHooks):
                 for index, played in enumerate(trajectory.turns):
                     if (row, index) in of_turns:  # not an action that an earlier trajectory shares
                         action, values = played.actions[agent_id], of_turns[row, index]
-                        found[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
-        return found
+                        by_action[action.uid] = values[len(values) - len(action.token_ids) :]  # messages come before it
+        return by_action
 
     def policy_losses(
         self, agent_id: str, sequences: Sequence[TokenSequence], rows: set[int], advantages: Tensor, log: bool = True
@@ -206,6 +207,8 @@ class MultiAgentModule(RolloutHooks):
             log: Log entropy, KL divergence and log-probability drift after the last micro-batch.
         """
         policy, reference = self.policies[agent_id], self.references.get(agent_id)
+        # with LoRA the initial policy is the backbone without adapters
+        reference_log_probs = reference.log_probs if reference else partial(policy.log_probs, adapter=None)
         device = self.device_of(policy)
         advantages = advantages.to(device)
         action_tokens = sum(turn >= 0 for s in sequences if s.row in rows for turn in s.turns)
@@ -217,10 +220,7 @@ class MultiAgentModule(RolloutHooks):
             mask = chunk.action_mask
             if self.kl_weight:
                 with torch.no_grad():
-                    if reference is not None:
-                        reference_log_probs, _ = reference.log_probs(chunk)
-                    else:
-                        reference_log_probs, _ = policy.log_probs(chunk, adapter=None)
+                    initial_log_probs, _ = reference_log_probs(chunk)
             log_probs, entropies = policy.log_probs(chunk)
             turn_mask = chunk.sum_by_turn(mask.float(), shape) > 0
             weighted, before, shares = log_probs, chunk.old_log_probs, advantages
@@ -234,22 +234,14 @@ class MultiAgentModule(RolloutHooks):
                     weights = sampler_weights(ours, theirs, turn_mask, cap)
                     shares, weights = advantages * weights, chunk.per_turn(weights)
                 sums[3] += weights[mask].sum() / num_tokens
-            loss = (
-                policy_gradient_loss(
-                    chunk.sum_by_turn(weighted, shape),
-                    chunk.sum_by_turn(before, shape),
-                    shares,
-                    turn_mask,
-                    self.ratio_clip,
-                )
-                / num_rows
-            )
+            summed = chunk.sum_by_turn(weighted, shape), chunk.sum_by_turn(before, shape)
+            loss = policy_gradient_loss(*summed, shares, turn_mask, self.ratio_clip) / num_rows
             token_entropy = entropies[mask].sum() / num_tokens
             if self.entropy_weight:  # autograd would compute the gradient of a product with 0 too
                 loss = loss - self.entropy_weight * token_entropy
             sums[0] += token_entropy.detach()
             if self.kl_weight:
-                divergence = kl_penalty(log_probs, reference_log_probs, mask) / num_tokens
+                divergence = kl_penalty(log_probs, initial_log_probs, mask) / num_tokens
                 loss = loss + self.kl_weight * divergence
                 sums[1] += divergence.detach()
             sums[2] += (log_probs.detach() - chunk.old_log_probs)[mask].abs().sum() / num_tokens
@@ -279,8 +271,7 @@ class MultiAgentModule(RolloutHooks):
         """
         if self._empty_rollouts or name in self.frozen:  # the same on all ranks
             return
-        optimizers = self.optimizers()
-        optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[list(self.learners).index(name)]
+        optimizer = self.by_learner(self.optimizers())[name]
         with meter.phase("update/policy" if name in self.team else "update/critic"):
             drop_gradients(self.learners[name])
             total = torch.zeros((), device=self.device)

@@ -28,6 +28,8 @@ class BehaviorCloning(MultiAgentModule):
             effect.
     """
 
+    imitates = True
+
     def __init__(self, observations: bool = False, **kwargs):
         super().__init__(**kwargs)
         refuse_foreign(self.specs, "agents that imitate demonstrations")

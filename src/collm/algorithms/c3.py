@@ -73,8 +73,7 @@ class C3(MultiAgentModule):
         played = [len(batch.trajectories), len(batch.groups.unique())]
         rows, episodes = sum_over_ranks(torch.tensor(played), groups.device).clamp(min=1)
         members = (groups.flatten()[:, None] == groups.flatten()).sum(1).view_as(groups)
-        weights = 1.0 if batch.tree is None else batch.tree.weights[:, None]
-        return torch.where(groups >= 0, rows / episodes / members / weights, 0.0)
+        return torch.where(groups >= 0, rows / episodes / members / batch.weights[:, None], 0.0)
 
 
 def counterfactual_groups(batch: RolloutBatch, agent_id: str) -> Tensor:

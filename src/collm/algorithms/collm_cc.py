@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.errors import ConfigurationError
-from collm.objectives import generalized_advantages
 from collm.returns import leave_one_out_baseline
 from collm.runtime.checks import COUNT, check_numbers
 from collm.trajectory import RolloutBatch
@@ -54,9 +53,7 @@ class CoLLMCC(ActorCritic):
         fitted = self.critic.differentiable_values(batch)
         values = fitted.detach()  # V(h_t), [B, T]
         next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
-        advantages = generalized_advantages(  # delta_t of (4) at gae_lambda 0
-            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
-        )
+        advantages = self.td_errors(batch, values, next_values)  # delta_t of (4) at gae_lambda 0
         targets = self.value_targets(batch, values, next_values, advantages)  # of (5)
         self.log_critic("critic", batch, values, targets)
 

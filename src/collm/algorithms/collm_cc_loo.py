@@ -24,7 +24,6 @@ from torch import Tensor
 
 from collm.algorithms.actor_critic import ActorCritic
 from collm.critics.counterfactual import CounterfactualEncoder
-from collm.objectives import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 
@@ -43,9 +42,7 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         all_values = self.critic.differentiable_values(batch)  # [B, T, N + 1]
         values, *baselines = all_values.detach().unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
         next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
-        errors = generalized_advantages(
-            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
-        )
+        errors = self.td_errors(batch, values, next_values)
         estimates = errors + values  # y_t at gae_lambda 0
         targets = self.value_targets(batch, values, next_values, errors)
         self.log_critic("critic", batch, values, targets)
@@ -60,11 +57,8 @@ class CoLLMCCLeaveOneOut(ActorCritic):
 
     def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
         values, *baselines = self.critic.values(batch).unbind(-1)
-        next_values = self.critic.next_values(batch, values)
-        returns = values + generalized_advantages(
-            batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
-        )
-        found = {"V(h)": values}
+        returns = values + self.td_errors(batch, values, self.critic.next_values(batch, values))
+        by_name = {"V(h)": values}
         for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
-            found |= {f"B_{agent_id}(h, a of others)": baseline, f"advantage_{agent_id}": returns - baseline}
-        return found
+            by_name |= {f"B_{agent_id}(h, a of others)": baseline, f"advantage_{agent_id}": returns - baseline}
+        return by_name

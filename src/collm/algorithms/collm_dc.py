@@ -13,7 +13,6 @@ released code (1.3.2) combines Monte-Carlo targets with the TD errors of (2): `g
 from __future__ import annotations
 
 from collm.algorithms.actor_critic import ActorCritic
-from collm.objectives import generalized_advantages
 from collm.trajectory import RolloutBatch
 
 
@@ -34,9 +33,7 @@ class CoLLMDC(ActorCritic):
             fitted = critic.differentiable_values(batch)
             values = fitted.detach()  # V_i(h_{i,t}), [B, T]
             next_values = critic.next_values(batch, values)  # V_i(h_{i,t+1})
-            errors = generalized_advantages(  # delta_{i,t} of (2) at gae_lambda 0
-                batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
-            )
+            errors = self.td_errors(batch, values, next_values)  # delta_{i,t} of (2) at gae_lambda 0
             targets = self.value_targets(batch, values, next_values, errors)  # of (3)
             self.log_critic(critic.name, batch, values, targets)
 

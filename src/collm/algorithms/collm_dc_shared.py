@@ -20,7 +20,6 @@ from collm.algorithms.actor_critic import ActorCritic
 from collm.algorithms.settings import refuse_foreign
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
-from collm.objectives import generalized_advantages
 from collm.packing import action_sequences, signed_shares
 from collm.trajectory import RolloutBatch
 
@@ -69,9 +68,7 @@ class CoLLMDCShared(ActorCritic):
         for agent_id, critic in self.own_critics.items():
             values = critic.values(batch)  # V_i(h_{i,t}), [B, T]
             next_values = critic.next_values(batch, values)  # V_i(h_{i,t+1})
-            errors = generalized_advantages(  # delta_{i,t} of (2) at gae_lambda 0
-                batch.rewards, values, batch.turn_mask, self.discount, self.gae_lambda, next_values
-            )
+            errors = self.td_errors(batch, values, next_values)  # delta_{i,t} of (2) at gae_lambda 0
             targets = self.value_targets(batch, values, next_values, errors)  # of (3)
             self.log_critic(critic.name, batch, values, targets)
             actions[agent_id] = action_sequences(batch.trajectories, agent_id)

@@ -16,14 +16,7 @@ from collm.returns import group_mean_baseline
 
 
 class MAGRPO(MonteCarlo):
-    """Group-relative Monte-Carlo policy gradient: the return minus the group's mean (MAGRPO; GRPO with one agent).
-
-    Args:
-        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    """Group-relative Monte-Carlo policy gradient: the return minus the group's mean (MAGRPO; GRPO with one agent)."""
 
     def baseline(self, returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
         return group_mean_baseline(returns, groups, turn_mask)

@@ -15,16 +15,9 @@ from collm.algorithms.monte_carlo import MonteCarlo
 
 
 class MAREINFORCE(MonteCarlo):
-    """Monte-Carlo policy gradient without baseline (MAREINFORCE).
-
-    Args:
-        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
-    """
+    """Monte-Carlo policy gradient without baseline (MAREINFORCE)."""
 
     min_generations = 1
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
 
     def baseline(self, returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
         return torch.zeros_like(returns)

@@ -21,14 +21,7 @@ from collm.returns import group_max_baseline
 
 
 class MAReMax(MonteCarlo):
-    """Monte-Carlo policy gradient with the group's largest return as baseline (MAReMax); biased.
-
-    Args:
-        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    """Monte-Carlo policy gradient with the group's largest return as baseline (MAReMax); biased."""
 
     def baseline(self, returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
         return group_max_baseline(returns, groups, turn_mask)

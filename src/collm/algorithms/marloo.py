@@ -16,14 +16,7 @@ from collm.returns import leave_one_out_baseline
 
 
 class MARLOO(MonteCarlo):
-    """Monte-Carlo policy gradient with a leave-one-out baseline: the return minus the mean of the others (MARLOO).
-
-    Args:
-        kwargs: Arguments of every Monte-Carlo algorithm; see `MonteCarlo`.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    """Monte-Carlo policy gradient with a leave-one-out baseline: the return minus the mean of the others (MARLOO)."""
 
     def baseline(self, returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Tensor:
         return leave_one_out_baseline(returns, groups, turn_mask)

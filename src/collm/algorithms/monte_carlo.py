@@ -67,7 +67,7 @@ class MonteCarlo(MultiAgentModule):
             advantages = self.advantages(returns, batch.groups, batch.turn_mask)
         else:  # M joint actions as rows, [M, 1]; the siblings of a joint action are its group
             tree = batch.tree
-            nodes = node_returns(returns, tree.nodes, tree.weights, batch.turn_mask)[:, None]
+            nodes = node_returns(returns, tree.nodes, batch.weights, batch.turn_mask)[:, None]
             all_played = torch.ones_like(nodes, dtype=torch.bool)
             advantages = self.advantages(nodes, tree.siblings, all_played)[tree.nodes, 0]
         shared = self.shape_advantages(advantages, batch.turn_mask)

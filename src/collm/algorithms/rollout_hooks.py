@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
 from collm.algorithms.agents import Agents
-from collm.errors import TrainingError
+from collm.errors import ConfigurationError, TrainingError
 from collm.metrics import BootstrapMean, episode_numbers, group_numbers, groups_of_one, merged, summarized
 from collm.runtime.collectives import gather_objects, sum_over_ranks
 from collm.runtime.files import write_text
@@ -31,12 +31,24 @@ class RolloutHooks(Agents):
         kwargs: Arguments of `Agents`.
     """
 
+    imitates = False  # whether it learns from scripts instead of what its policies sample
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._evaluation: dict[str, list[float]] = {}
         self._rollout: Sequence[Trajectory] = ()
         self._updated: set[str] = set()  # learners whose optimizer made a step in this rollout
         self._empty_rollouts = 0  # consecutive, including the current one
+
+    def setup(self, stage: str) -> None:
+        """Refuse a sampler whose actions the algorithm cannot learn from; runs before any weights load."""
+        sampler = self.trainer.datamodule.sampler  # type: ignore[attr-defined]
+        if stage == "fit" and sampler.scripted != self.imitates:
+            needed = "demonstrations.Demonstrations" if self.imitates else "parallel.Parallel"
+            raise ConfigurationError(
+                f"data.sampler is {type(sampler).__name__}, but {type(self).__name__} learns from "
+                f"{'scripts' if self.imitates else 'what its policies sample'}; use collm.samplers.{needed}."
+            )
 
     def stop(self, reason: str, trajectories: Sequence[Trajectory]) -> None:
         """Raise `TrainingError` on all ranks, after writing `trajectories` to offending_episodes.jsonl."""
@@ -61,10 +73,17 @@ class RolloutHooks(Agents):
         self.num_rollouts += 1
         played = int(sum_over_ranks(batch.joint_samples, self.device))
         self.joint_samples += played
+        self.weigh(batch)
         self.log_rollout(batch)
         self._empty_rollouts = 0 if played else self._empty_rollouts + 1
         if not played:
             self.skip_update(batch)
+
+    def weigh(self, batch: RolloutBatch) -> None:
+        """Scale the weights of trajectories to a mean of 1 over all ranks, so that all rollout trees weigh the same."""
+        weights = torch.tensor([trajectory.weight for trajectory in batch.trajectories], device=self.device)
+        num_rows, total = sum_over_ranks(torch.stack([torch.ones_like(weights).sum(), weights.sum()]), self.device)
+        batch.weights = weights * num_rows / total
 
     def check_policy_versions(self, batch: RolloutBatch) -> None:
         """Stop if actions were sampled by older policies than `data.max_staleness` allows, by default none."""
@@ -92,19 +111,18 @@ class RolloutHooks(Agents):
         rank_zero_warn(f"{message}: nothing is learned from this rollout.")
 
     def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        schedules: Any = self.lr_schedulers() or []  # schedules that step on a metric are refused at construction
-        optimizers: Any = self.optimizers()
-        for name, optimizer in zip(
-            self.learners, optimizers if isinstance(optimizers, list) else [optimizers], strict=True
-        ):
+        for name, optimizer in self.by_learner(self.optimizers()).items():
             self.log(f"optim/learning_rate/{name}", float(optimizer.param_groups[0]["lr"]))
-        for name, schedule in zip(
-            self.learners, schedules if isinstance(schedules, list) else [schedules], strict=False
-        ):
+        # schedules that step on a metric are refused at construction
+        for name, schedule in self.by_learner(self.lr_schedulers() or []).items():
             if name in self._updated:  # during `critic_warmup` those of policies wait
                 schedule.step()
         self._updated.clear()
         self._rollout = ()
+
+    def by_learner(self, given: Any) -> dict[str, Any]:
+        """Optimizers or schedules by the name of the learner, from Lightning's list, or from the only one itself."""
+        return dict(zip(self.learners, given if isinstance(given, list) else [given], strict=False))
 
     def log_rollout(self, batch: RolloutBatch) -> None:
         """Log statistics of the rollout under `rollout/`, with the number of joint samples as `step`, the x axis."""

@@ -36,25 +36,20 @@ class Learner(Protocol):
 
     def backbone(self, name: str, spec: ModelSpec, adapter: str | None) -> Backbone:
         """The language model of learner `name`; learners share models if `model.parameters` is `lora`."""
-        ...
 
     def minibatches(self, num_rows: int, num_epochs: int) -> Iterator[set[int]]:
         """The rows (trajectories) of each optimizer step."""
-        ...
 
     def serves_first_step(self, sequences: Sequence[TokenSequence]) -> bool:
         """Whether one forward pass over `sequences` may be kept for the first optimizer step on them."""
-        ...
 
     def micro_batches(
         self, sequences: Iterable[TokenSequence], rows: set[int], network: Any
     ) -> Iterator[SequenceBatch]:
         """The sequences of `rows`, padded, in batches that fit into memory."""
-        ...
 
     def optimize(self, name: str, losses: Iterable[Tensor], metric: str) -> None:
         """One optimizer step on the sum of `losses`."""
-        ...
 
 
 class StateSource(Protocol):
@@ -65,12 +60,10 @@ class StateSource(Protocol):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the state features; empty if the environment has none."""
-        ...
 
     @property
     def has_state_text(self) -> bool:
         """Whether the environment describes its states as text."""
-        ...
 
 
 class Critic(nn.Module, ABC):

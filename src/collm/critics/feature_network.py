@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from collm.critics.base import StateSource
-from collm.critics.features import StateCritic, row_weights
+from collm.critics.features import StateCritic
 from collm.errors import ConfigurationError
 from collm.runtime.checks import COUNT, POSITIVE, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
@@ -86,7 +86,7 @@ class FeatureNetworkCritic(StateCritic):
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
         """Store the rollout and train on all stored ones, on their returns; `values` and `targets` are not used."""
         mask = batch.turn_mask.cpu()
-        weights = row_weights(batch)[:, None].expand(mask.shape)
+        weights = batch.weights.double().cpu()[:, None].expand(mask.shape)
         self.kept.append((self.inputs(batch)[mask], self.returns(batch)[mask], weights[mask]))
         inputs, returns, weights = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         self.standardize(torch.cat([inputs, returns[:, None]], dim=1), weights)

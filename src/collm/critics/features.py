@@ -123,7 +123,7 @@ class StateCritic(Critic):
 
         0 at a turn that no other group has played.
         """
-        mask = batch.turn_mask.cpu().double() * row_weights(batch)[:, None]
+        mask = batch.turn_mask.cpu().double() * batch.weights.double().cpu()[:, None]
         sums = torch.stack([self.returns(batch) * mask, mask])  # [2, B, T]
         groups, index = batch.groups.cpu().unique(return_inverse=True)
         by_group = sums.new_zeros(2, len(groups), sums.shape[2]).index_add(1, index, sums)
@@ -213,7 +213,7 @@ class FeaturesCritic(StateCritic):
         inputs, returns = self.inputs(batch), self.returns(batch)
         rows = torch.cat([torch.ones_like(inputs[..., :1]), inputs, returns[..., None]], dim=-1)
         mask = batch.turn_mask.cpu().double()
-        return rows * mask[..., None], mask * row_weights(batch)[:, None]
+        return rows * mask[..., None], mask * batch.weights.double().cpu()[:, None]
 
     def products(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Sums over trajectories of the products of (1, x, G) at every turn of the horizon, [T, D + 2, D + 2]."""
@@ -235,12 +235,6 @@ class FeaturesCritic(StateCritic):
         for name in ("moments", "turn_weights"):
             setattr(self, name, self.checked(name, state[name], getattr(self, name).shape))
         self.num_rollouts = int(state["num_rollouts"])
-
-
-def row_weights(batch: RolloutBatch) -> Tensor:
-    """Weight of each trajectory: 1, or the weight of a path of a rollout tree, [B]."""
-    weights = torch.ones(len(batch.rewards)) if batch.tree is None else batch.tree.weights
-    return weights.double().cpu()
 
 
 def solve_ridge(products: Tensor, penalty: float) -> Tensor:

@@ -167,9 +167,10 @@ class LanguageModelCritic(Critic):
 
     def record(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> Record:
         """Inputs and targets of the regression; with `normalize`, update the normalization of the value head first."""
+        weights = batch.turn_mask * batch.weights[:, None]
         if self.normalize:
-            played = targets[batch.turn_mask]
-            sums = torch.stack([torch.ones_like(played).sum(), played.sum(), played.square().sum()])
+            played = torch.where(batch.turn_mask, targets, 0.0)
+            sums = torch.stack([(weights * powers).sum() for powers in (played**0, played, played**2)])
             count, total, squares = sum_over_ranks(sums, self.learner.device)
             if count:
                 self.network.rescale(total / count, squares / count)
@@ -177,11 +178,11 @@ class LanguageModelCritic(Critic):
             self.encode(batch.trajectories),
             values.flatten(1),
             targets.repeat_interleave(self.encoder.num_kinds, dim=1),
-            batch.turn_mask,
+            weights,
         )
 
     def losses(self, record: Record, rows: set[int], kept: Tensor | None = None) -> Iterator[Tensor]:
-        """Losses on some rows of a record, one per micro-batch; their sum is the mean over the played turns.
+        """Losses on some rows of a record, one per micro-batch; their sum is the weighted mean over the played turns.
 
         With K values per turn it is the sum of K means, as all values of a turn are regressed on the same target.
 
@@ -194,16 +195,17 @@ class LanguageModelCritic(Critic):
         shape, scale = (num_rows, num_values), self.network.scale
         device = self.network.backbone.home or self.learner.device
         old_values, targets = record.values.to(device), record.targets.to(device)
-        num_turns = sum_over_ranks(record.turn_mask[sorted(rows)].sum().cpu(), device).clamp(min=1)
+        weights = record.weights.to(device).repeat_interleave(self.encoder.num_kinds, dim=1)
+        total = sum_over_ranks(record.weights[sorted(rows)].sum().cpu(), device).clamp(min=1e-9)
         if kept is not None:  # another adapter may have been selected since
             self.network.backbone.activate(self.network.adapter)
         for values, is_scored in self.passes(record, rows, shape) if kept is None else [(kept, scored(record))]:
-            values, is_scored = values.to(device), is_scored.to(device)
+            values, counted = values.to(device), weights * is_scored.to(device)
             if self.value_clip is None:
-                loss = value_loss(values, targets, is_scored)
+                loss = value_loss(values, targets, counted)
             else:
-                loss = clipped_value_loss(values, old_values, targets, is_scored, self.value_clip * float(scale))
-            yield self.loss_weight * loss / scale.square() / num_turns
+                loss = clipped_value_loss(values, old_values, targets, counted, self.value_clip * float(scale))
+            yield self.loss_weight * loss / scale.square() / total
 
     def passes(self, record: Record, rows: set[int], shape: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Values of each micro-batch, 0 elsewhere, and where they are, [B, T K] each."""

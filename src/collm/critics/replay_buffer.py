@@ -25,13 +25,13 @@ class Record:
         histories: Token sequences of the histories.
         values: Values before the update, [B, T], or [B, T K] for a critic with K values per turn.
         targets: Value targets, of the same shape.
-        turn_mask: True at played turns, [B, T].
+        weights: Weight of each played turn, that of its trajectory, and 0 at turns not played, [B, T].
     """
 
     histories: Sequence[TokenSequence]
     values: Tensor
     targets: Tensor
-    turn_mask: Tensor
+    weights: Tensor
 
 
 class ReplayBuffer:
@@ -63,7 +63,7 @@ class ReplayBuffer:
         ]
         tensors = (
             _stacked([getattr(record, name) for record in self.records])[list(rows)]
-            for name in ("values", "targets", "turn_mask")
+            for name in ("values", "targets", "weights")
         )
         return Record(histories, *tensors)
 
@@ -72,7 +72,7 @@ class ReplayBuffer:
         return [
             {
                 "histories": [(sequence.row, sequence.ids, sequence.turns) for sequence in record.histories],
-                "tensors": [tensor.cpu() for tensor in (record.values, record.targets, record.turn_mask)],
+                "tensors": [tensor.cpu() for tensor in (record.values, record.targets, record.weights)],
             }
             for record in self.records
         ]

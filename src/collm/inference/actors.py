@@ -76,20 +76,18 @@ class Actors:
             if not kind.serves(policy):
                 kind = engine_class("transformers")
             groups.setdefault((policy.device, kind), {})[agent_id] = policy
-        self.devices: dict[torch.device, list[Engine]] = {}  # engines by their device
+        self.engines: dict[str, Engine] = {}  # by agent id
+        self._by_device: dict[torch.device, list[Engine]] = {}
         for (device, kind), members in groups.items():
-            self.devices.setdefault(device, []).append(kind(members))
-
-    @property
-    def engines(self) -> dict[str, Engine]:
-        """The engine of each agent."""
-        engines = [engine for group in self.devices.values() for engine in group]
-        return {agent_id: engine for engine in engines for agent_id in engine.policies}
+            engine = kind(members)
+            self._by_device.setdefault(device, []).append(engine)
+            self.engines |= dict.fromkeys(members, engine)
+        self._distinct = list(dict.fromkeys(self.engines.values()))
 
     @property
     def answers_at_once(self) -> int:
         """How many responses may be asked for at once, each for itself; 0 if one engine is better asked in batches."""
-        numbers = [engine.answers_at_once for group in self.devices.values() for engine in group]
+        numbers = [engine.answers_at_once for engine in self._distinct]
         return sum(numbers) if all(numbers) else 0
 
     def slower(self) -> dict[str, str]:
@@ -106,22 +104,19 @@ class Actors:
 
     def take_numbers(self) -> dict[str, list[float]]:
         """What engines counted since the last call; see `Engine.take_numbers`."""
-        engines = [engine for group in self.devices.values() for engine in group]
-        return {name: values for engine in engines for name, values in engine.take_numbers().items()}
+        return {name: values for engine in self._distinct for name, values in engine.take_numbers().items()}
 
     def rest(self) -> None:
         """Give up what is being generated, and free what engines hold; see `Engine.rest`."""
-        for group in self.devices.values():
-            for engine in group:
-                engine.rest()
+        for engine in self._distinct:
+            engine.rest()
 
     @contextmanager
     def serving(self, version: int, keep_cache: bool = False) -> Iterator[Actors]:
         """Generate with the weights as they are now; see `Engine.sync`."""
-        engines = [engine for group in self.devices.values() for engine in group]
         self._is_serving = True
         try:
-            for engine in engines:
+            for engine in self._distinct:
                 engine.sync(version, keep_cache)
             yield self
         finally:
@@ -149,7 +144,7 @@ class Actors:
         if not self._is_serving:
             raise RuntimeError("agents can be sampled while `serving` only: engines hold no weights at other times.")
         groups = []
-        for engines in self.devices.values():
+        for engines in self._by_device.values():
             asked = [(one, {name: prompts[name] for name in one.policies if name in prompts}) for one in engines]
             groups.append([(engine, own) for engine, own in asked if own])
         groups = [group for group in groups if group]

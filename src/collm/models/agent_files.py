@@ -16,50 +16,15 @@ from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from collm.models.loading import resolve_path
-from collm.models.policy_spec import PolicySpec
 
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
-
-
-def agent_record(
-    agent_id: str, spec: PolicySpec, tokenizer: Tokenizer, eos_ids: Iterable[int], base: str
-) -> dict[str, Any]:
-    """How the prompts of an agent are written and how it samples, as plain data.
-
-    Args:
-        agent_id: Its name in the environment.
-        spec: Its settings.
-        tokenizer: Its tokenizer.
-        eos_ids: Tokens that end its responses.
-        base: Where its weights began: a hub name, or the last part of a folder.
-    """
-    ends = sorted(eos_ids)
-    return {
-        "agent_id": agent_id,
-        "base": base,
-        "dtype": spec.dtype,
-        "quantization": spec.quantization,
-        "context": spec.max_tokens(),
-        "max_new_tokens": spec.max_new_tokens,
-        "min_new_tokens": spec.min_new_tokens,
-        "temperature": spec.temperature,
-        "top_p": spec.top_p,
-        "top_k": spec.top_k,
-        "end_ids": ends,
-        "ends": [tokenizer.convert_ids_to_tokens(end) for end in ends],
-        "chat_template": spec.chat_template,
-        "template_arguments": spec.template_arguments,
-        "system_prompt": spec.system_prompt,
-        "control_tokens_in_data": spec.control_tokens_in_data,
-        "allowed_words": spec.allowed_words,
-    }
 
 
 def generation_config(record: dict[str, Any], tokenizer: Tokenizer, allowed_ids: Iterable[int] | None) -> Any:
     """The `GenerationConfig` with which `generate` of transformers samples as in training.
 
     Args:
-        record: The agent, as `agent_record` makes it.
+        record: The agent, as `Policy.record` gives it.
         tokenizer: Its tokenizer.
         allowed_ids: The only tokens it may write; None for all.
     """

@@ -9,6 +9,11 @@ from typing import Any
 from collm.errors import ConfigurationError
 
 AGENT_FILE = "collm_agent.json"
+SETTINGS = (
+    *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "dtype", "quantization", "chat_template"),
+    *("template_arguments", "system_prompt", "control_tokens_in_data", "allowed_words"),
+)
+"""The settings of a `PolicySpec` that a record holds."""
 _LONGEST = 1_000_000  # bytes
 
 

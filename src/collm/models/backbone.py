@@ -39,7 +39,6 @@ class Backbone(Resident):
         path: Built-in name, local folder or hub name of the weights.
         dtype: Number format of the weights, or `auto`: see `dtype_on`.
         random_weights: Start from random weights of the same shape.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dropout: Train with the dropout of the language model, where its configuration has any.
         home: Device on which it is loaded and stays; by default it moves with the module that holds it.
         fast_updates: Compute updates with the layers of `collm.kernels` and shared beginnings of rows once.
@@ -58,7 +57,6 @@ class Backbone(Resident):
         path: str,
         dtype: str,
         random_weights: bool = False,
-        gradient_checkpointing: bool = False,
         dropout: bool = False,
         home: torch.device | None = None,
         fast_updates: bool = True,
@@ -81,8 +79,6 @@ class Backbone(Resident):
             self.lm: PreTrainedModel = load_model(path, chosen, random_weights, quantizer)
             settle(self.lm)
             self.support: Support = support_of(self.lm, path, fast_updates)
-        if gradient_checkpointing:
-            self.recompute_activations()
         self.train()  # from_pretrained leaves it in evaluation mode
         self.keep_on(home)
 
@@ -120,16 +116,6 @@ class Backbone(Resident):
             self.lm.enable_input_require_grads()
             self.train(self.training)
         self.fast_updates = False
-
-    def freeze(self) -> None:
-        """Train nothing of the language model itself."""
-        self.lm.requires_grad_(False)
-
-    def frozen_copy(self) -> Backbone:
-        """A copy that does not train, with the weights as they are now."""
-        frozen = deepcopy(self)
-        frozen.freeze()
-        return frozen
 
     def add_adapter(
         self, name: str, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_choice, check_numbers
 
 PROTOCOLS = ("completions", "chat")
 LATE = ("wait", "silent", "last", "fail")
@@ -69,11 +69,8 @@ class EndpointSpec:
                 raise ConfigurationError(f"{name}.url is {url!r}; give an address such as http://127.0.0.1:8001/v1.")
             if parts.username or parts.password:
                 raise ConfigurationError(f"{name}.url holds a password; name a variable with api_key_env instead.")
-        for setting, allowed in (("protocol", PROTOCOLS), ("late", LATE)):
-            if getattr(self, setting) not in allowed:
-                raise ConfigurationError(
-                    f"{name}.{setting} is {getattr(self, setting)!r}; choose one of {', '.join(allowed)}."
-                )
+        check_choice(f"{name}.protocol", self.protocol, PROTOCOLS)
+        check_choice(f"{name}.late", self.late, LATE)
         if self.trained and (self.protocol != "completions" or self.late not in ("fail", "wait") or self.version):
             raise ConfigurationError(
                 f"{name}.trained needs the tokens that were sampled, by the weights that train: use protocol "

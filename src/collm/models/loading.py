@@ -172,7 +172,7 @@ def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
         pieces = (text[end : match.start() + 1], match.group()[1:])
         end = match.end()
         for piece in pieces:
-            if pattern.search(piece):  # a control token within another one
+            if pattern.search(piece):  # a control token inside another one
                 ids += [token for letter in piece for token in tokens_of(tokenizer, letter)]
             else:
                 ids += tokens_of(tokenizer, piece)
@@ -193,8 +193,8 @@ def control_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     Added runs of spaces, which some tokenizers have, are text.
     """
     added = tokenizer.added_tokens_decoder.values()
-    found = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
-    contents = sorted((text for text in found if len(text) > 1), key=len, reverse=True)
+    texts = {one.content for one in added if one.special or re.fullmatch(r"<.+>", one.content, re.DOTALL)}
+    contents = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, contents))) if contents else None
 
 

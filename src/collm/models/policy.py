@@ -10,14 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from collm.models.agent_files import (
-    agent_record,
-    base_name,
-    copy_model,
-    generation_config,
-    make_readable,
-)
-from collm.models.agent_record import AGENT_FILE
+from collm.models.agent_files import base_name, copy_model, generation_config, make_readable
+from collm.models.agent_record import AGENT_FILE, SETTINGS
 from collm.models.backbone import Backbone
 from collm.models.dialogue import Dialogue
 from collm.models.loading import encode_data, load_tokenizer
@@ -95,8 +89,7 @@ class Policy:
             responses: What was sampled.
             version: Number of updates behind the weights that generated them.
         """
-        drawn = [Response(*response) for response in responses]
-        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in drawn], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in responses], skip_special_tokens=True)
         return [
             Action(
                 text,
@@ -107,7 +100,7 @@ class Policy:
                 policy_version=version,
                 sampling_mask=one.sampling_mask,
             )
-            for text, prompt, one in zip(texts, prompts, drawn, strict=True)
+            for text, prompt, one in zip(texts, prompts, responses, strict=True)
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
@@ -153,8 +146,19 @@ class Policy:
         return log_probs, entropies
 
     def record(self) -> dict[str, Any]:
-        """How prompts are written and responses sampled, as plain data; see `agent_record`."""
-        return agent_record(self.agent_id, self.spec, self.tokenizer, self.eos_ids, base_name(self.spec.path))
+        """How prompts are written and responses sampled, as plain data.
+
+        `base` is where the weights began, a hub name or the last part of a folder, and `end_ids` end a response.
+        """
+        ends = sorted(self.eos_ids)
+        return {
+            "agent_id": self.agent_id,
+            "base": base_name(self.spec.path),
+            "context": self.spec.max_tokens(),
+            "end_ids": ends,
+            "ends": self.tokenizer.convert_ids_to_tokens(ends),
+            **{name: getattr(self.spec, name) for name in SETTINGS},
+        }
 
     def copy_base(self, folder: str | Path, names: dict[str, str]) -> str:
         """Copy the model under the adapter to `folder` unless it is on the hub.

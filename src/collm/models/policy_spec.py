@@ -9,7 +9,7 @@ from collm.errors import ConfigurationError
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.specs import ModelSpec
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZERO, Range, check_choice, check_numbers
 
 ENGINES = ("collm", "transformers", "vllm", "endpoint", "human")
 """Short names of engines; `collm.inference.actors` knows their classes."""
@@ -17,25 +17,9 @@ ENGINES = ("collm", "transformers", "vllm", "endpoint", "human")
 
 @dataclass
 class PolicySpec(ModelSpec):
-    """The model an agent starts from and how it writes.
+    """The model an agent starts from, with the settings of `ModelSpec`, and how it writes.
 
     Args:
-        path: Weights to start from: `tiny`, `tiny_house`, `tiny_games`, `smollm2`, a local folder or a hub name;
-            `relay` begins at random.
-        random_weights: Start from random weights of the same shape instead.
-        dtype: Number format of the weights: float32, bfloat16, float16, or `auto` for bfloat16 where the device has
-            instructions for it and float32 elsewhere, which a line then says.
-        learning_rate: Step size of the agent's optimizer.
-        lora_rank: Rank of the LoRA adapter; 0 trains all weights.
-        lora_alpha: Scale of the LoRA adapter.
-        lora_dropout: Dropout in front of the LoRA adapter.
-        lora_target_modules: Linear layers that the LoRA adapter is put on: `all-linear` but the head, or a list such as
-            `[q_proj, v_proj]`; a longer name such as `layers.0.self_attn.q_proj` picks fewer.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
-        fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
-            false uses the modules of transformers and peft as they are.
-        dropout: Train with the dropout that the model's configuration has, although it samples without: importance
-            ratios then differ from 1 before the first step.
         max_new_tokens: Longest response, in tokens.
         min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
             responses have the same length, for measuring speed.
@@ -60,7 +44,6 @@ class PolicySpec(ModelSpec):
         sampler_weight_cap: Largest such weight.
         keep_cache: Keep key/value states from turn to turn, so that only new tokens are computed: faster, and more
             memory while episodes of several turns are played.
-        context_length: Longest prompt and response together, in tokens; by default what the model allows.
         chat_template: Use the tokenizer's chat template at every turn, if it has one.
         template_arguments: Extra arguments of the chat template, such as `enable_thinking: false`.
         system_prompt: First message of every dialogue, if any.
@@ -115,12 +98,9 @@ class PolicySpec(ModelSpec):
                 f"{name}.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}, or give the import path "
                 "of a class like my_package.my_module.MyEngine."
             )
-        if self.trained_policy not in ("sampled", "uncut"):
-            raise ConfigurationError(f"{name}.trained_policy is {self.trained_policy!r}; choose sampled or uncut.")
-        if self.sampler_correction not in ("token", "response", "off", None):
-            raise ConfigurationError(
-                f"{name}.sampler_correction is {self.sampler_correction!r}; choose token, response or off."
-            )
+        check_choice(f"{name}.trained_policy", self.trained_policy, ("sampled", "uncut"))
+        if self.sampler_correction is not None:
+            check_choice(f"{name}.sampler_correction", self.sampler_correction, ("token", "response", "off"))
         self.allowed_ids(name)
         if self.prompt_room() < 1:
             raise ConfigurationError(

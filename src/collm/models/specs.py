@@ -41,7 +41,8 @@ class ModelSpec:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         fast_updates: Compute updates with this project's memory-saving layers, and common beginnings of sequences once;
             false uses the modules of transformers and peft as they are.
-        dropout: Train with the dropout that the model's configuration has, although it samples and values without.
+        dropout: Train with the dropout that the model's configuration has, although responses are sampled without: the
+            importance ratios of a policy then differ from 1 before the first step.
         context_length: Longest sequence it reads, in tokens; by default what the model allows.
     """
 

@@ -1,4 +1,4 @@
-"""One agent acts alone: what it can do without its mates."""
+"""One agent acts alone: what it can do without the others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Alone(Sampler):
         agent_id: The agent that answers.
         others_write: What every other agent writes.
     """
+
+    scripted = True
 
     def __init__(self, agent_id: str, others_write: str = ""):
         self.agent_id = agent_id

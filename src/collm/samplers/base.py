@@ -27,21 +27,17 @@ class Actors(Protocol):
     @property
     def answers_at_once(self) -> int:
         """How many responses may be asked for at once from threads of their own; 0 if agents are asked in batches."""
-        ...
 
     def prompt(self, agent_id: str, observations: Sequence[str], actions: Sequence[Action]) -> list[int]:
         """Tokens of the history o_0, a_0, ..., o_t of one agent."""
-        ...
 
     def sample(
         self, prompts: Mapping[str, Sequence[Sequence[int]]], generator: torch.Generator, greedy: bool
     ) -> dict[str, list[Action]]:
         """One response to each prompt of each agent, by agent id."""
-        ...
 
     def encode_action(self, agent_id: str, text: str, prompt: Sequence[int]) -> Action:
         """A text that was not generated as an action of one agent."""
-        ...
 
 
 class Sampler(ABC):
@@ -51,6 +47,8 @@ class Sampler(ABC):
     """Whether every trajectory is an episode of its own; False where those of a task begin as one and share turns."""
     counterfactual = False
     """Whether several responses of one agent are played beside the same actions of the others, as C3 needs them."""
+    scripted = False
+    """Whether actions come from scripts as well, which no policy gradient may learn from."""
     runs_free = True
     """Whether `joint_actions` may be asked for one episode at a time, from several threads; see `samplers.free`."""
     asks_once = True

@@ -17,7 +17,7 @@ from collm.trajectory import Action, Message
 
 
 class Conversation(Sampler):
-    """A sampler whose agents read each other. Subclasses decide who is asked when, with `ask`."""
+    """A sampler whose agents read each other. Subclasses decide whom to `ask` when."""
 
     asks_once = False
 
@@ -31,7 +31,7 @@ class Conversation(Sampler):
             )
 
     @staticmethod
-    def ask_all(
+    def ask(
         episodes: Sequence[Episode],
         actors: Actors,
         shown: Mapping[str, Sequence[str]],
@@ -63,19 +63,6 @@ class Conversation(Sampler):
             [Message(name, text, action, round) for text, action in zip(texts, answers[name], strict=True)]
             for name, texts in shown.items()
         ]
-
-    def ask(
-        self,
-        episodes: Sequence[Episode],
-        actors: Actors,
-        agent_id: str,
-        shown: Sequence[str],
-        round: int,
-        generator: torch.Generator,
-        greedy: bool,
-    ) -> list[Message]:
-        """Messages of one agent in every episode when it is `shown` these texts; they are not added to the episodes."""
-        return self.ask_all(episodes, actors, {agent_id: shown}, round, generator, greedy)[0]
 
     @staticmethod
     def last_words(episode: Episode) -> dict[str, Action]:

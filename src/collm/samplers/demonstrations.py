@@ -16,6 +16,7 @@ from collm.trajectory import Action
 class Demonstrations(Sampler):
     """The environment's scripted demonstrators act; the policies only tokenize their texts."""
 
+    scripted = True
     runs_free = False  # environments are asked in one thread
 
     def check(self, environment: Environment, num_tasks: int, num_generations: int) -> None:

@@ -29,7 +29,7 @@ class Discussion(Conversation):
         for round in range(self.rounds):
             shown = {name: [self.shown(episode, name, round) for episode in episodes] for name in actors.policies}
             # asked together: no agent reads an answer of the same round
-            for messages in self.ask_all(episodes, actors, shown, round, generator, greedy):
+            for messages in self.ask(episodes, actors, shown, round, generator, greedy):
                 for episode, message in zip(episodes, messages, strict=True):
                     episode.messages.append(message)
         return [self.last_words(episode) for episode in episodes]

@@ -98,10 +98,6 @@ class Episode:
         shown = self.observations[agent_id] if shown is None else shown
         return [*(message.observation for message in own), shown], [message.action for message in own]
 
-    def act(self, joint_action: Mapping[str, Action]) -> None:
-        """Apply one response per agent."""
-        act_all([self], [joint_action])
-
     def receive(self, joint_action: Mapping[str, Action], step: Step | EpisodeFailure) -> None:
         """Record the outcome of `joint_action`."""
         if isinstance(step, EpisodeFailure):
@@ -137,15 +133,15 @@ def act_all(episodes: Sequence[Episode], joint_actions: Sequence[Mapping[str, Ac
     environment fails, the same joint action is applied again in a fresh episode, as often as episodes may retry: an
     outage says nothing about what the agents wrote.
     """
-    whole = []
+    complete = []
     for episode, joint_action in zip(episodes, joint_actions, strict=True):
         if failure := absence(episode, joint_action):
             episode.receive(joint_action, failure)
         else:
-            whole.append((episode, joint_action))
-    if not whole:
+            complete.append((episode, joint_action))
+    if not complete:
         return
-    episodes, joint_actions = [episode for episode, _ in whole], [joint_action for _, joint_action in whole]
+    episodes, joint_actions = [episode for episode, _ in complete], [joint_action for _, joint_action in complete]
     texts = [{name: action.text for name, action in joint_action.items()} for joint_action in joint_actions]
     with meter.phase("environment"):
         environment = episodes[0].environment

@@ -1,4 +1,4 @@
-"""Episodes that run free of one another: each goes on as soon as its own answers have come.
+"""Episodes that do not wait for one another: each goes on as soon as its own answers have come.
 
 Where servers answer, a turn that all episodes end together costs the slowest answer of all of them.
 """

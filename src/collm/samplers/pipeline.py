@@ -36,7 +36,7 @@ class Pipeline(Conversation):
     ) -> list[dict[str, Action]]:
         for round, agent_id in enumerate(self.order or actors.policies):
             shown = [episode.observations[agent_id] + self.before(episode) for episode in episodes]
-            messages = self.ask(episodes, actors, agent_id, shown, round, generator, greedy)
+            (messages,) = self.ask(episodes, actors, {agent_id: shown}, round, generator, greedy)
             for episode, message in zip(episodes, messages, strict=True):
                 episode.messages.append(message)
         return [self.last_words(episode) for episode in episodes]

@@ -20,6 +20,7 @@ class StandIns(Sampler):
         stand_ins: Functions that answer instead of agents, by agent id.
     """
 
+    scripted = True
     runs_free = False  # environments are asked in one thread
 
     def __init__(self, stand_ins: Mapping[str, StandIn]):

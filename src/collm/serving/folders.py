@@ -7,24 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from collm.errors import ConfigurationError
-from collm.models.agent_record import AGENT_FILE, read_agent
+from collm.models.agent_record import AGENT_FILE, SETTINGS, read_agent
 
 AGENT_VARIABLE = "COLLM_SERVED_AGENT"
 """Environment variable that tells vLLM's server the folder of the agent it serves."""
 
-_OF_SPEC = (
-    *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "dtype", "quantization", "chat_template"),
-    *("template_arguments", "system_prompt", "control_tokens_in_data", "allowed_words"),
-)
-
 
 def settings_of(record: dict[str, Any]) -> dict[str, Any]:
     """The settings of `PolicySpec` that a record of an agent holds."""
-    return {name: record[name] for name in _OF_SPEC if name in record} | {"context_length": record.get("context")}
+    return {name: record[name] for name in SETTINGS if name in record} | {"context_length": record.get("context")}
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the adapter in a folder; empty where it holds a whole model."""
+    """The settings of the adapter in a folder; empty where it holds a complete model."""
     path = folder / "adapter_config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 

@@ -115,8 +115,8 @@ def play_command(
 
 def report(played: Sequence[Trajectory], actors: Actors, seconds: float) -> None:
     """Print what came of the episodes."""
-    whole, failed = without_failed(played)
-    batch = collate(whole, seconds, failed)
+    finished, failed = without_failed(played)
+    batch = collate(finished, seconds, failed)
     batch.numbers = actors.take_numbers()
     mean, low, high = stratified_interval([batch.rewards.sum(1)])
     print(f"\n{len(played)} episodes in {seconds:.1f} s, return {mean:.3f} [{low:.3f}, {high:.3f}]")

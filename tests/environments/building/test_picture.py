@@ -11,7 +11,7 @@ import pytest
 from collm.environments.building.house_build import HouseBuild
 from collm.environments.building.picture import MARGIN, SIDE, TITLE, draw_builds
 from collm.environments.building.str_build import StrBuild
-from collm.samplers.base import Episode
+from collm.samplers.base import Episode, act_all
 from collm.trajectory import Action
 
 # One row: right by agent 0, right by agent 1, wrong, missing, extra by agent 0, extra by agent 1, empty
@@ -53,7 +53,7 @@ def test_an_svg_is_well_formed_whatever_agents_are_called():
 def played(game, *joint_actions) -> Episode:
     episode = Episode(game, game.tasks("eval")[0], 0, 0, pictures=True)
     for texts in joint_actions:
-        episode.act({agent_id: Action(text) for agent_id, text in zip(game.agent_ids, texts, strict=True)})
+        act_all([episode], [{agent_id: Action(text) for agent_id, text in zip(game.agent_ids, texts, strict=True)}])
     return episode
 
 
@@ -84,5 +84,5 @@ def test_every_turn_has_a_picture_and_the_episode_an_image(game, line):
 def test_training_episodes_keep_no_pictures():
     game = StrBuild(horizon=1)
     episode = Episode(game, game.tasks("train")[0], 0, 0)
-    episode.act({agent_id: Action("") for agent_id in game.agent_ids})
+    act_all([episode], [{agent_id: Action("") for agent_id in game.agent_ids}])
     assert episode.trajectory.turns[0].picture == ""

@@ -12,7 +12,7 @@ from collm.environments.base import check_tasks
 from collm.environments.games.relay import Relay
 from collm.environments.games.relay_values import history_values
 from collm.errors import ConfigurationError
-from collm.samplers.base import Episode
+from collm.samplers.base import Episode, act_all
 from collm.trajectory import Action, Trajectory
 
 
@@ -22,7 +22,7 @@ def play(game: Relay, right: Sequence[Sequence[bool]], seed: int = 0, wrong: str
     for who in right:
         best = game.demonstrate(episode.state, random.Random(0))
         texts = [text if ok else wrong for text, ok in zip(best.values(), who, strict=True)]
-        episode.act(dict(zip(game.agent_ids, map(Action, texts), strict=True)))
+        act_all([episode], [dict(zip(game.agent_ids, map(Action, texts), strict=True))])
     assert episode.done
     episode.trajectory.metrics = game.metrics(episode.trajectory)
     return episode.trajectory

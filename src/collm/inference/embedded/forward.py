@@ -30,7 +30,6 @@ class CachedModel(Protocol):
 
     def active(self) -> AbstractContextManager[None]:
         """The context in which forward passes are made."""
-        ...
 
     def forward(
         self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, owners: Sequence[int]
@@ -44,7 +43,6 @@ class CachedModel(Protocol):
             cache: States of the earlier tokens; those of the new ones are added.
             owners: Index of the policy that each row belongs to; the rows of a policy are adjacent.
         """
-        ...
 
 
 class TransformersModel:
