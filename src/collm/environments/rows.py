@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from collm.environments.base import check_tasks
 from collm.environments.sources import FILE_SUFFIX, HUB_NAME, csv_rows, json_rows, jsonl_rows, read_text
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, WHOLE, check_number
 from collm.runtime.hub import ask_hub
 from collm.trajectory import Task
 
@@ -196,9 +195,6 @@ def split_rows(
     Raises:
         ConfigurationError: There are too few rows, or the splits share one.
     """
-    check_number(f"{owner}.num_train", num_train, COUNT.or_none)
-    check_number(f"{owner}.num_eval", num_eval, COUNT)
-    check_number(f"{owner}.seed", seed, WHOLE.or_none)
     rows = list(load(dataset))
     others = rows if eval_dataset is None else list(load(eval_dataset))
     for each in (rows,) if others is rows else (rows, others):
