@@ -30,7 +30,7 @@ from collm.data import RolloutDataModule
 from collm.environments.base import Step
 from collm.environments.contract import begun, check_environment, measured, pictured, stepped, tasks_of
 from collm.environments.games.relay import Relay
-from collm.environments.sources import load_sources
+from collm.environments.writing.texts import load_texts
 from collm.errors import ConfigurationError, shortened
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
@@ -250,20 +250,20 @@ def test_a_lone_surrogate_is_named_with_file_and_line(tmp_path: Path, name: str)
     (tmp_path / name).write_text("\n".join(rows) if name == "a.jsonl" else f"[{','.join(rows)}]")
     where = "line 2" if name == "a.jsonl" else "entry 2"
     with pytest.raises(ConfigurationError, match=rf"{name} {where}, field 'prompt': character 3 .*\\ud83d"):
-        load_sources(str(tmp_path / name), "prompt", "")
+        load_texts(str(tmp_path / name), "prompt", "")
 
 
 def test_both_halves_of_a_surrogate_pair_are_a_character(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "\\ud83d\\ude00"}\n')
-    (source,) = load_sources(str(tmp_path / "a.jsonl"), "prompt", "")
-    assert source.text == "\U0001f600"
+    (source,) = load_texts(str(tmp_path / "a.jsonl"), "prompt", "")
+    assert source.fields["prompt"] == "\U0001f600"
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"])
 def test_rows_that_a_json_parser_cannot_take_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
     with pytest.raises(ConfigurationError, match=r"a\.jsonl line 2 is not JSON"):
-        load_sources(str(tmp_path / "a.jsonl"), "prompt", "")
+        load_texts(str(tmp_path / "a.jsonl"), "prompt", "")
 
 
 # Numbers of every constructor

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, Turns
 from collm.environments.calls import TooSlow, described
-from collm.environments.rows import Row, load_rows, named, split_rows
+from collm.environments.rows import Row, load_rows
+from collm.environments.splits import named, split_rows
 from collm.environments.templates import Template, text_of
 from collm.environments.user_function import RewardState, Score, UserFunction, read_score
 from collm.environments.written import lines_as_svg

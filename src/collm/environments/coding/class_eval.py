@@ -16,7 +16,7 @@ from collm.environments.coding.class_data import load_classes
 from collm.environments.coding.class_program import Skeleton, read_methods, read_skeleton
 from collm.environments.coding.class_score import OVERLAP, PASSED, WRITTEN, ClassScore, Team
 from collm.environments.pay import Density, paid
-from collm.environments.rows import split_rows
+from collm.environments.splits import split_rows
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
 from collm.runtime.checks import Count, Finite, Whole, checked

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, Tasks, Turns, check_tasks
+from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, Tasks, Turns
 from collm.environments.coding.data import load_problems
 from collm.environments.coding.picture import draw_results
 from collm.environments.coding.prompts import feedback_text, first_alone, first_helper, first_main
 from collm.environments.coding.reward import MAXIMUM, READINGS, SINGLE_MAXIMUM, CodingScore
 from collm.environments.pay import Density, paid
-from collm.errors import ConfigurationError
+from collm.environments.splits import split_rows
 from collm.runtime.checks import CountOrZero, Finite, Whole, checked
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.trajectory import Task, Trajectory
@@ -88,7 +88,8 @@ class Coding(BatchEnvironment):
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.agent_ids = ("main",) if single_agent else ("helper", "main")
         self.min_reward, self.max_reward = 0.0, SINGLE_MAXIMUM if single_agent else MAXIMUM
-        self.splits = split_problems(dataset, num_train, num_eval, eval_dataset, seed)
+        name = type(self).__name__
+        self.splits = split_rows(name, load_problems, dataset, eval_dataset, num_train, num_eval, seed, same=_asked)
         # Raise now, before models load, if this machine cannot confine programs.
         _ = self.sandbox.protections
 
@@ -209,33 +210,5 @@ class Coding(BatchEnvironment):
         return numbers
 
 
-def split_problems(
-    dataset: str, num_train: int, num_eval: int, eval_dataset: str | None, seed: int | None
-) -> dict[str, list[Task]]:
-    """Training and held-out problems; see `Coding`."""
-    problems = load_problems(dataset)
-    others = problems if eval_dataset is None else load_problems(eval_dataset)
-    for tasks in (problems,) if others is problems else (problems, others):
-        if seed is not None:
-            random.Random(seed).shuffle(tasks)
-    wanted = num_train + (num_eval if eval_dataset is None else 0)
-    if wanted > len(problems):
-        raise ConfigurationError(
-            f"dataset {dataset!r} has {len(problems)} problems, but num_train={num_train} and num_eval={num_eval} ask "
-            f"for {wanted}; lower one of them."
-        )
-    if num_eval > len(others):
-        raise ConfigurationError(
-            f"eval_dataset {eval_dataset!r} has {len(others)} problems; lower num_eval={num_eval}."
-        )
-    evaluation = problems[num_train:wanted] if eval_dataset is None else others[:num_eval]
-    train = problems[:num_train]
-    check_tasks("Coding", train, evaluation)
-    asked = {" ".join(task.data["prompt"].split()): task.task_id for task in train}
-    for task in evaluation:
-        twin = asked.get(" ".join(task.data["prompt"].split()))
-        if twin is not None:
-            raise ConfigurationError(
-                f"the held-out problem {task.task_id!r} is the same as {twin!r}; remove one of them."
-            )
-    return {"train": train, "eval": evaluation}
+def _asked(problem: Mapping[str, Any]) -> str:
+    return " ".join(problem["prompt"].split())

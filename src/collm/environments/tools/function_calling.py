@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from collm.environments.base import Agents, Environment, Step
-from collm.environments.rows import split_rows
+from collm.environments.splits import split_rows
 from collm.environments.tools.calls import Call, read_calls, written
 from collm.environments.tools.data import load_requests
 from collm.environments.tools.matching import LEFT_OUT, MAXIMUM, MINIMUM, Expected, score_calls

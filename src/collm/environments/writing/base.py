@@ -13,12 +13,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from collm.environments.base import Environment, Step, check_tasks
-from collm.environments.sources import load_sources, split_sources
 from collm.environments.writing.pair_score import Form, measure, ratio, score_pair
-from collm.environments.writing.words import (
-    content_words,
-    vocabulary,
-)
+from collm.environments.writing.texts import load_texts, split_texts
+from collm.environments.writing.words import content_words, vocabulary
 from collm.errors import ConfigurationError
 from collm.runtime.checks import Count, Whole, checked
 from collm.trajectory import Task, Trajectory
@@ -96,10 +93,10 @@ class Writing(Environment):
         self.agent_ids = tuple(self.prompts)
         self.max_reward = self.form.maximum
         try:
-            splits = split_sources(load_sources(dataset, self.field, self.sample_file), num_train, num_eval, seed)
+            rows = load_texts(dataset, self.field, self.sample_file)
+            train, evaluation = split_texts(rows, self.field, num_train, num_eval, seed)
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}: {error}") from error
-        train, evaluation = ([Task(source.task_id, {"source": source.text}) for source in split] for split in splits)
         check_tasks(name, train, evaluation)
         self.splits = {"train": train, "eval": evaluation}
 
