@@ -74,7 +74,7 @@ RULES = {
         never=TORCH | MODELS | LIGHTNING,
     ),
     # Workers that run a model's code start fast because nothing large is imported.
-    "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
+    "collm.sandbox": Rule(rooms("errors", "runtime.checks", "sandbox"), never=TORCH | MODELS | LIGHTNING),
     # What trains knows nothing of what generates; `models` import `kernels` inside functions only, behind a switch.
     "collm.architectures": Rule(rooms("architectures"), never=LIGHTNING),
     "collm.kernels": Rule(rooms("architectures", "kernels"), never=LIGHTNING),

@@ -70,13 +70,13 @@ def _packaged(argument: str) -> str:
     return argument if is_here else f"{option}{sign}{inside}"
 
 
-def helped(module: str, name: str) -> bool:
+def helped(module: str, name: str, positional: bool = False) -> bool:
     """Print the short help of the command that is a function of `module`, and say so, if the arguments ask for it."""
     if not wants_help():
         return False
     from collm.runtime.quick_help import function_help
 
-    print(function_help(module, name))
+    print(function_help(module, name, positional))
     return True
 
 

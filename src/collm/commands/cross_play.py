@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collm.commands import wants_help
+from collm.commands import helped
 
 
 def main() -> int:
     """The command."""
-    if wants_help():
-        from collm.runtime.quick_help import function_help
-
-        print(function_help("collm.studies.cross_play", "cross_play"))
+    if helped("collm.studies.cross_play", "cross_play"):
         return 0
     from collm.studies.cross_play import main
 

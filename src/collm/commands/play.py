@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collm.commands import wants_help
+from collm.commands import helped
 
 
 def main() -> int:
     """The command."""
-    if wants_help():
-        from collm.runtime.quick_help import function_help
-
-        print(function_help("collm.serving.play", "play_command", positional=True))
+    if helped("collm.serving.play", "play_command", positional=True):
         return 0
     from collm.serving.play import main
 
