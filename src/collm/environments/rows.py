@@ -79,7 +79,8 @@ def open_rows(
             f"either; {give} existing path, or a hub name like owner/name."
         )
     if not rows:
-        raise ConfigurationError(f"dataset {dataset!r} holds no rows; write one object per row.")
+        fields = f" with the field {text_field!r}" if text_field else ""
+        raise ConfigurationError(f"dataset {dataset!r} holds no rows; write one object{fields} per row.")
     return rows
 
 

@@ -128,14 +128,16 @@ def checked(constructor: Constructor) -> Constructor:
     """Decorator of an `__init__` that refuses arguments which their annotations do not allow.
 
     Numbers are checked where the annotation holds a `Range`, texts against `Literal`, and values of the type bool; each
-    may also be None where the annotation says so. The call raises `ConfigurationError` before the body runs.
+    may also be None where the annotation says so. The call raises `ConfigurationError` before the body runs. Messages
+    name the class, or what its attribute `setting` says.
     """
 
     @functools.wraps(constructor)
     def check_and_call(self: Any, *args: Any, **kwargs: Any) -> None:
         signature = inspect.signature(constructor, eval_str=True)
         for name, value in signature.bind(self, *args, **kwargs).arguments.items():
-            _check_argument(f"{type(self).__name__}.{name}", value, signature.parameters[name].annotation)
+            owner = getattr(self, "setting", type(self).__name__)
+            _check_argument(f"{owner}.{name}", value, signature.parameters[name].annotation)
         constructor(self, *args, **kwargs)
 
     return cast(Constructor, check_and_call)
