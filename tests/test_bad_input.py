@@ -7,12 +7,13 @@ import inspect
 import json
 import pkgutil
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import pytest
@@ -29,11 +30,11 @@ from collm.data import RolloutDataModule
 from collm.environments.base import Step
 from collm.environments.contract import begun, check_environment, measured, pictured, stepped, tasks_of
 from collm.environments.games.relay import Relay
-from collm.environments.sources import load_sources
+from collm.environments.writing.texts import load_texts
 from collm.errors import ConfigurationError, shortened
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
-from collm.runtime.checks import Range, check_number, shown
+from collm.runtime.checks import Count, Range, ShareAboveZero, check_number, checked, shown
 from collm.runtime.command import run_command
 from collm.samplers.tree import Tree
 from collm.trajectory import Action, Task, Trajectory, Turn
@@ -249,20 +250,20 @@ def test_a_lone_surrogate_is_named_with_file_and_line(tmp_path: Path, name: str)
     (tmp_path / name).write_text("\n".join(rows) if name == "a.jsonl" else f"[{','.join(rows)}]")
     where = "line 2" if name == "a.jsonl" else "entry 2"
     with pytest.raises(ConfigurationError, match=rf"{name} {where}, field 'prompt': character 3 .*\\ud83d"):
-        load_sources(str(tmp_path / name), "prompt", "")
+        load_texts(str(tmp_path / name), "prompt", "")
 
 
 def test_both_halves_of_a_surrogate_pair_are_a_character(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "\\ud83d\\ude00"}\n')
-    (source,) = load_sources(str(tmp_path / "a.jsonl"), "prompt", "")
-    assert source.text == "\U0001f600"
+    (source,) = load_texts(str(tmp_path / "a.jsonl"), "prompt", "")
+    assert source.fields["prompt"] == "\U0001f600"
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"])
 def test_rows_that_a_json_parser_cannot_take_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
     with pytest.raises(ConfigurationError, match=r"a\.jsonl line 2 is not JSON"):
-        load_sources(str(tmp_path / "a.jsonl"), "prompt", "")
+        load_texts(str(tmp_path / "a.jsonl"), "prompt", "")
 
 
 # Numbers of every constructor
@@ -291,10 +292,9 @@ def constructors() -> Iterator[tuple[type, str, bool]]:
     for cls in classes:
         for owner in [cls, *cls.__mro__[1:]]:
             if owner.__module__.startswith("collm.") and "__init__" in vars(owner):
-                for parameter in inspect.signature(owner).parameters.values():
-                    kind = str(parameter.annotation).removesuffix(" | None")
-                    if kind in ("int", "float"):
-                        yield cls, parameter.name, kind == "int"
+                for name, kind in get_type_hints(owner.__init__).items():
+                    if kind in (int, float, int | None, float | None):
+                        yield cls, name, kind in (int, int | None)
                 if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(owner).parameters.values()):
                     break
 
@@ -379,6 +379,32 @@ def test_ranges(allowed: Range, inside: list[Any], outside: list[Any], text: str
         with pytest.raises(ConfigurationError) as raised:
             check_number("x", value, allowed)
         assert text in str(raised.value)
+
+
+class Annotated:
+    """A class whose arguments are checked against their annotations."""
+
+    @checked
+    def __init__(
+        self, turns: Count, share: ShareAboveZero | None = None, kind: Literal["a", "b"] = "a", on: bool = False
+    ) -> None:
+        self.given = (turns, share, kind, on)
+
+
+def test_arguments_are_checked_against_their_annotations() -> None:
+    assert Annotated(3).given == (3, None, "a", False)
+    assert Annotated(1, 0.5, kind="b", on=True).given == (1, 0.5, "b", True)
+    for arguments, message in (
+        ({"turns": 0}, "Annotated.turns is 0; it must be a whole number of at least 1 and at most 1,000,000,000."),
+        ({"turns": None}, "Annotated.turns is None; it must be a whole number"),
+        ({"turns": 1, "share": 0}, "Annotated.share is 0; it must be a number in (0, 1], or null."),
+        ({"turns": 1, "kind": "c"}, "Annotated.kind is 'c'; choose one of a, b."),
+        ({"turns": 1, "on": 1}, "Annotated.on is 1; give true or false."),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(message)):
+            Annotated(**arguments)
+    with pytest.raises(TypeError, match="turns"):
+        Annotated()
 
 
 def test_messages_have_a_bounded_length() -> None:

@@ -65,7 +65,7 @@ MISTAKES = {
     ),
     "dataset_empty": (
         ["--data.environment=collm.environments.writing.tldr.TLDR", "--data.environment.dataset=empty.jsonl"],
-        ["TLDR", "empty.jsonl is empty", "'prompt'"],
+        ["TLDR", "empty.jsonl' holds no rows", "'prompt'"],
     ),
     "dataset_without_field": (
         ["--data.environment=collm.environments.writing.tldr.TLDR", "--data.environment.dataset=other.jsonl"],

@@ -74,7 +74,7 @@ def calls() -> list[list[str]]:
 @pytest.mark.parametrize("call", calls(), ids=" ".join)
 def test_commands_and_configurations_of_the_documentation_exist(call):
     name, *arguments = call
-    assert name == "--help" or name in commands.names()
+    assert name == "--help" or name in commands.COMMANDS
     named = [word.partition("=")[2] or word for word in arguments if re.search(r"configs/.*\.yaml$", word)]
     assert [path for path in named if not (REPOSITORY / path).is_file()] == []
 

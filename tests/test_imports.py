@@ -74,7 +74,7 @@ RULES = {
         never=TORCH | MODELS | LIGHTNING,
     ),
     # Workers that run a model's code start fast because nothing large is imported.
-    "collm.sandbox": Rule(rooms("errors", "sandbox"), never=TORCH | MODELS | LIGHTNING),
+    "collm.sandbox": Rule(rooms("errors", "runtime.checks", "sandbox"), never=TORCH | MODELS | LIGHTNING),
     # What trains knows nothing of what generates; `models` import `kernels` inside functions only, behind a switch.
     "collm.architectures": Rule(rooms("architectures"), never=LIGHTNING),
     "collm.kernels": Rule(rooms("architectures", "kernels"), never=LIGHTNING),
@@ -145,7 +145,7 @@ RULES = {
     "collm.studies.runs": Rule(rooms("errors", "metrics")),
     "collm.studies.plots": Rule(rooms("errors", "runtime.files") | studies("runs")),
     "collm.studies.statistics": Rule(rooms("errors"), only=frozenset({"numpy", "scipy"})),
-    "collm.studies.claims": Rule(rooms("errors") | studies("statistics"), only=frozenset({"numpy"})),
+    "collm.studies.claims": Rule(rooms("errors", "runtime.checks") | studies("statistics"), only=frozenset({"numpy"})),
     "collm.studies.outcomes": Rule(rooms("errors") | studies("claims", "runs", "statistics")),
     "collm.studies.gradient_page": Rule(rooms("runtime.files") | studies("gradients", "plots", "tables")),
     "collm.studies.gradient_test": Rule(

@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.commands.fit import run
+from collm.commands.fit import main
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

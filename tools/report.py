@@ -2,7 +2,7 @@
 
 import sys
 
-from collm.commands.report import main
+from collm.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("report"))

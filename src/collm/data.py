@@ -17,13 +17,13 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from collm.environments.base import SPLITS, Environment, EpisodeFailure, check_tasks
+from collm.environments.base import Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, check_size, measured, tasks_of
 from collm.errors import ConfigurationError
 from collm.inference.actors import Actors, all_elsewhere, check_engines
 from collm.returns import equal_groups
 from collm.rollouts.epochs import EvalRollouts, TrainRollouts
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, SEED, check_choice, check_numbers
+from collm.runtime.checks import Count, CountOrZero, Seed, checked
 from collm.runtime.collectives import sum_over_ranks
 from collm.runtime.profiler import meter
 from collm.runtime.progress import progress
@@ -66,23 +66,26 @@ class RolloutDataModule(L.LightningDataModule):
         seed: Seed of the order of tasks, of environments and of sampling.
     """
 
+    setting = "data"
+
+    @checked
     def __init__(
         self,
         environment: Environment,
         sampler: Sampler | None = None,
         eval_sampler: Sampler | None = None,
-        tasks_per_rollout: int = 16,
-        num_generations: int = 1,
-        replace_equal_groups: int = 0,
-        rollouts_per_epoch: int = 10,
-        eval_episodes_per_task: int = 4,
+        tasks_per_rollout: Count = 16,
+        num_generations: Count = 1,
+        replace_equal_groups: CountOrZero = 0,
+        rollouts_per_epoch: Count = 10,
+        eval_episodes_per_task: Count = 4,
         eval_greedy: bool = False,
-        eval_batch_size: int = 64,
+        eval_batch_size: Count = 64,
         predict_split: Literal["train", "eval"] = "eval",
-        episode_retries: int = 1,
+        episode_retries: CountOrZero = 1,
         max_staleness: int = 0,
         failed_episodes: Literal["drop", "zero"] = "drop",
-        seed: int = 0,
+        seed: Seed = 0,
     ):
         super().__init__()
         self.environment = environment
@@ -104,16 +107,11 @@ class RolloutDataModule(L.LightningDataModule):
         self.on_progress: Callable[[str], None] | None = None  # the same, within a turn
         self._actors: Actors | None = None
         self._serving = threading.Lock()  # one rollout at a time
-        check_numbers("data", self, tasks_per_rollout=COUNT, num_generations=COUNT, rollouts_per_epoch=COUNT)
-        check_numbers("data", self, eval_episodes_per_task=COUNT, eval_batch_size=COUNT, seed=SEED)
-        check_numbers("data", self, episode_retries=COUNT_OR_ZERO, replace_equal_groups=COUNT_OR_ZERO)
         if max_staleness not in (0, 1):
             raise ConfigurationError(
                 f"data.max_staleness is {max_staleness!r}; choose 0 or 1: with 1 an iteration takes as long as the "
                 "slower of rollout and update, which policies that are older still would not make shorter."
             )
-        check_choice("data.failed_episodes", failed_episodes, ("drop", "zero"))
-        check_choice("data.predict_split", predict_split, SPLITS)
         if replace_equal_groups and (num_generations < 2 or not self.sampler.independent):
             raise ConfigurationError(
                 f"data.replace_equal_groups is {replace_equal_groups}, but {type(self.sampler).__name__} with "

@@ -284,7 +284,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "dataset": ({"dataset": "row.jsonl"}, "there is no such file or folder"),
     "too many": ({"num_eval": 9}, r"num_train=1 and num_eval=9 ask for more rows than there are \(4 in 'rows.jsonl'\)"),
     "id": ({"id_field": "name"}, "rows.jsonl line 1: the field 'name' must be an id, got None; give every row one, or"),
-    "on_error": ({"on_error": "ignore"}, "on_error is 'ignore'; use 'stop' or 'drop'"),
+    "on_error": ({"on_error": "ignore"}, "on_error is 'ignore'; choose one of stop, drop"),
     "seconds": ({"seconds": 0}, "seconds is 0; it must be"),
 }
 

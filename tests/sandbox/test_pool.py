@@ -302,5 +302,5 @@ def test_a_broken_protection_is_detected() -> None:
     ],
 )
 def test_arguments_that_cannot_work_are_refused(arguments: dict) -> None:
-    with pytest.raises(ConfigurationError, match="sandbox: "):
+    with pytest.raises(ConfigurationError, match=f"Sandbox.{next(iter(arguments))}"):
         Sandbox(**arguments)

@@ -75,7 +75,7 @@ def test_more_claims_make_wider_intervals() -> None:
         (Rule(claims=[Claim("?", "other", "C", "B")]), "'C', but there are A, B"),
         (Rule(claims=[Claim("?", "other", "A", "B", expect="equal")]), "margin 0.0"),
         (Rule(window=0), "rule.window is 0"),
-        (Rule(min_runs=1), "rule.min_runs 1"),
+        (Rule(min_runs=1), "rule.min_runs is 1"),
     ],
 )
 def test_invalid_rules_are_refused(rule: Rule, named: str) -> None:

@@ -48,13 +48,7 @@ class LogSamples(L.Callback):
         trainer.datamodule.eval_sampler.pictures = True  # type: ignore[attr-defined]
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: RolloutBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int, *args: Any
     ) -> None:
         assert trainer.state.stage is not None  # only while no loop runs
         name = f"transcripts/{trainer.state.stage.value}-{pl_module.joint_samples:08d}.jsonl"
@@ -65,13 +59,7 @@ class LogSamples(L.Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: RolloutBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int, *args: Any
     ) -> None:
         self._keep(trainer, pl_module, "predictions.jsonl", batch, batch_idx)
 

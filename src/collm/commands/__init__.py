@@ -1,39 +1,95 @@
-"""The command `collm`: every module of this package is one of its commands, and its docstring says what it does.
-
-A command is a module with a function `main` that reads `sys.argv` and returns the exit status. It imports what it needs
-inside that function, so that `collm --help` does not wait for torch.
-"""
+"""The command `collm`. What a command needs is imported when it runs, so that no help waits for torch."""
 
 from __future__ import annotations
 
-import ast
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any, NamedTuple
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = CONFIGS / "base.yaml"
 """The configuration that is read before all others."""
+FIT = Path(__file__).with_name("fit.py")
+"""The script that trains one run of a study."""
 
 
-def names() -> dict[str, str]:
-    """All commands, each with the first line of its docstring."""
-    paths = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
-    found = {}
-    for path in paths:
-        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-    return found
+COMMANDS = {
+    "bench": "Measure training speed against a plain implementation: collm bench run --config FILE",
+    "ceiling": "Measure how much of the return can be known at each turn: collm ceiling --config FILE --out DIR",
+    "compare": "Compare runs and untrained protocols on the same held-out tasks: collm compare --config FILE",
+    "cross_play": "Teams with a mate missing, late or of another run: collm cross_play --runs '[A, B]' --out DIR",
+    "fit": "Train agents: collm fit --config FILE [--config FILE ...] [--name=value ...]",
+    "gradient": "Measure noise and bias of policy gradients at fixed policies: collm gradient --config FILE --jobs 2",
+    "plan": "Print the memory that a configuration needs on 1, 2 and 8 devices: collm plan --config FILE",
+    "play": "Play an environment with any team: collm play RUN --agent builder_2=human",
+    "predict": "Play held-out tasks and keep the episodes: collm predict --config RUN/config.yaml --ckpt_path ...",
+    "replay": "Show recorded episodes in one HTML page: collm replay RUN_OR_JSONL --out replay.html",
+    "report": "Report a study of claims: collm report --study logs/studies/relay --out results/claims/relay",
+    "score": "Score recorded cases without any model: collm score cases.jsonl [--reward paper|released]",
+    "serve": "Serve the agents of a run as OpenAI-compatible endpoints: collm serve RUN",
+    "study": "Train methods with several seeds in parallel and compare them: collm study --config FILE --jobs 2",
+    "test": "The same as validate, under the name that Lightning gives to the last evaluation: collm test --config ...",
+    "validate": "Evaluate agents on held-out tasks: collm validate --config RUN/config.yaml --ckpt_path FILE.ckpt",
+}
+"""What every command does, and a call of it."""
+
+
+class Call(NamedTuple):
+    """How a command is called.
+
+    Args:
+        module: The module whose `main` it is.
+        function: The function of that module whose arguments are the command's; empty if `main` has its own help.
+        positional: Whether arguments of the function without a default are positional.
+        given: What `main` is called with.
+    """
+
+    module: str
+    function: str = ""
+    positional: bool = False
+    given: tuple[Any, ...] = ()
+
+
+CALLS = {
+    "bench": Call("collm.commands.bench"),
+    "ceiling": Call("collm.commands.ceiling"),
+    "compare": Call("collm.studies.comparison", "compare", given=(BASE,)),
+    "cross_play": Call("collm.studies.cross_play", "cross_play"),
+    "fit": Call("collm.commands.fit", given=("fit",)),
+    "gradient": Call("collm.studies.gradient_test", "gradient_test", given=(FIT, BASE)),
+    "plan": Call("collm.commands.plan"),
+    "play": Call("collm.serving.play", "play_command", positional=True),
+    "predict": Call("collm.commands.fit", given=("predict",)),
+    "replay": Call("collm.replay.command"),
+    "report": Call("collm.studies.report", "report"),
+    "score": Call("collm.scoring.command"),
+    "serve": Call("collm.serving.command", "serve", positional=True),
+    "study": Call("collm.studies.study", "study", given=(FIT, BASE)),
+    "test": Call("collm.commands.fit", given=("test",)),
+    "validate": Call("collm.commands.fit", given=("validate",)),
+}
+
+
+def run(name: str) -> int:
+    """Run a command with the arguments of the process, or print its short help if they ask for it."""
+    call = CALLS[name]
+    if call.function and wants_help():
+        from collm.runtime.quick_help import function_help
+
+        print(function_help(call.module, call.function, call.positional))
+        return 0
+    return import_module(call.module).main(*call.given)
 
 
 def main() -> int:
     """Run the command that the first argument names."""
-    known = names()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        width = max(map(len, known))
+        width = max(map(len, COMMANDS))
         print("usage: collm COMMAND ...\n\nLanguage models learn to work together. Commands:\n")
-        print("\n".join(f"  {command:{width}}  {words}" for command, words in known.items()))
+        print("\n".join(f"  {command:{width}}  {words}" for command, words in COMMANDS.items()))
         print(
             "\n`collm COMMAND --help` says more; `collm fit --help` lists algorithms, environments and configurations."
         )
@@ -43,16 +99,16 @@ def main() -> int:
 
         print(f"collm {collm.__version__}")
         return 0
-    if name not in known:
+    if name not in COMMANDS:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, known, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+        near = get_close_matches(name, COMMANDS, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
         print(f"error: collm has no command {name!r}; {remedy}", file=sys.stderr)
         return 2
     sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
     prepare()
-    return import_module(f"{__name__}.{name}").main()
+    return run(name)
 
 
 def prepare() -> None:
@@ -68,16 +124,6 @@ def _packaged(argument: str) -> str:
     inside = CONFIGS.parent / path
     is_here = not path.startswith("configs/") or Path(path).exists() or not inside.is_file()
     return argument if is_here else f"{option}{sign}{inside}"
-
-
-def helped(module: str, name: str) -> bool:
-    """Print the short help of the command that is a function of `module`, and say so, if the arguments ask for it."""
-    if not wants_help():
-        return False
-    from collm.runtime.quick_help import function_help
-
-    print(function_help(module, name))
-    return True
 
 
 def wants_help() -> bool:

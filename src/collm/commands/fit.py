@@ -6,15 +6,8 @@ import sys
 
 from collm.commands import BASE, prepare, wants_help
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
-
-def main() -> int:
-    """The command."""
-    return run("fit")
-
-
-def run(subcommand: str | None = None) -> int:
+def main(subcommand: str | None = None) -> int:
     """Check the installed versions, then run the command line.
 
     Args:
@@ -42,4 +35,4 @@ def run(subcommand: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

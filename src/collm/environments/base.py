@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from collm.trajectory import Task, Trajectory
 SPLITS = ("train", "eval")
 AGENTS = Range(1, 1000, whole=True)
 TURNS = Range(1, 1_000_000, whole=True)
-TASKS = Range(1, 1_000_000, whole=True)
+Agents = Annotated[int, AGENTS]
+Turns = Annotated[int, TURNS]
+Tasks = Annotated[int, Range(1, 1_000_000, whole=True)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ With sparse rewards the learner has to assign credit to turns; with a threshold,
 
 from __future__ import annotations
 
-DENSITIES = ("dense", "sparse")
+from typing import Literal
+
+Density = Literal["dense", "sparse"]
 
 
 def paid(density: str, turn: float, total: float, over: bool, *, least: float = 0.0, most: float = 0.0) -> float:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from collm.environments.base import TURNS, BatchEnvironment, EpisodeFailure, Step
+from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, Turns
 from collm.environments.calls import TooSlow, described
-from collm.environments.rows import Row, load_rows, named, split_rows
+from collm.environments.rows import Row, load_rows
+from collm.environments.splits import named, split_rows
 from collm.environments.templates import Template, text_of
 from collm.environments.user_function import RewardState, Score, UserFunction, read_score
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError, TrainingError
-from collm.runtime.checks import FINITE, POSITIVE, Range, check_number, check_utf8, shown
+from collm.runtime.checks import Count, Finite, Positive, Range, Whole, check_utf8, checked, shown
 from collm.trajectory import Task, Trajectory
 
 SAMPLES = "fence_samples.jsonl"
@@ -60,34 +61,29 @@ class RewardFunctionTask(BatchEnvironment):
         trial: Call the functions once with blank responses before weights load, so that mistakes are found early.
     """
 
+    @checked
     def __init__(
         self,
         dataset: str,
         reward: str,
         templates: dict[str, str] | None = None,
         feedback: str | None = None,
-        horizon: int = 1,
-        min_reward: float = 0.0,
-        max_reward: float = 1.0,
-        num_train: int | None = None,
-        num_eval: int = 8,
+        horizon: Turns = 1,
+        min_reward: Finite = 0.0,
+        max_reward: Finite = 1.0,
+        num_train: Count | None = None,
+        num_eval: Count = 8,
         eval_dataset: str | None = None,
-        seed: int | None = None,
+        seed: Whole | None = None,
         id_field: str | None = None,
         subset: str | None = None,
         split: str = "train",
-        seconds: float = 60.0,
-        max_concurrent: int = 8,
+        seconds: Positive = 60.0,
+        max_concurrent: Annotated[int, Range(1, 1000, whole=True)] = 8,
         on_error: Literal["stop", "drop"] = "stop",
         trial: bool = True,
     ) -> None:
-        self.horizon = check_number("horizon", horizon, TURNS)
-        self.min_reward = check_number("min_reward", min_reward, FINITE)
-        self.max_reward = check_number("max_reward", max_reward, FINITE)
-        check_number("seconds", seconds, POSITIVE)
-        check_number("max_concurrent", max_concurrent, Range(1, 1000, whole=True))
-        if on_error not in ("stop", "drop"):
-            raise ConfigurationError(f"on_error is {on_error!r}; use 'stop' or 'drop'.")
+        self.horizon, self.min_reward, self.max_reward = horizon, min_reward, max_reward
         if (horizon > 1) != (feedback is not None):
             raise ConfigurationError(
                 f"horizon is {horizon} and feedback {feedback!r}; name a feedback function for more than one turn, and "

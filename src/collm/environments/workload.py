@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
-from collm.runtime.checks import Range, check_number
+from collm.environments.base import Agents, Environment, Step, Tasks, Turns
+from collm.runtime.checks import Range, checked
 from collm.trajectory import Task
 
 WORDS = (
@@ -20,6 +21,7 @@ WORDS = (
     "who over know water than call first people may down side been now find"
 )
 CONTINUATION = "and then"
+Words = Annotated[int, Range(1, 1_000_000, whole=True)]
 
 
 class Workload(Environment):
@@ -34,11 +36,8 @@ class Workload(Environment):
 
     min_reward, max_reward = 0.0, 1.0
 
-    def __init__(self, num_agents: int = 2, horizon: int = 1, prompt_words: int = 64, num_tasks: int = 64):
-        check_number("num_agents", num_agents, AGENTS)
-        check_number("horizon", horizon, TURNS)
-        check_number("prompt_words", prompt_words, Range(1, 1_000_000, whole=True))
-        check_number("num_tasks", num_tasks, TASKS)
+    @checked
+    def __init__(self, num_agents: Agents = 2, horizon: Turns = 1, prompt_words: Words = 64, num_tasks: Tasks = 64):
         self.agent_ids = tuple(f"agent_{number + 1}" for number in range(num_agents))
         self.horizon = horizon
         self.prompt_words = prompt_words

@@ -1,12 +1,18 @@
-"""Allowed ranges of numeric constructor arguments, and one error message for a value outside its range."""
+"""Allowed ranges of numeric arguments, and one error message for a value outside its range.
+
+A constructor with the decorator `checked` has its ranges in its annotations: `horizon: Count = 4`.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from collm.errors import ConfigurationError
 
@@ -73,6 +79,17 @@ SHARE = Range(0, 1)  # both ends included
 SHARE_ABOVE_ZERO = Range(0, 1, above=True)
 SHARE_BELOW_ONE = Range(0, 1, below=True)
 
+Count = Annotated[int, COUNT]
+CountOrZero = Annotated[int, COUNT_OR_ZERO]
+Whole = Annotated[int, WHOLE]
+Seed = Annotated[int, SEED]
+Finite = Annotated[float, FINITE]
+Positive = Annotated[float, POSITIVE]
+NotNegative = Annotated[float, NOT_NEGATIVE]
+ShareAboveZero = Annotated[float, SHARE_ABOVE_ZERO]
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
 
 def check_number(name: str, value: Any, allowed: Range, remedy: str = "") -> Any:
     """Refuse a `value` that is not in the range `allowed`.
@@ -105,6 +122,38 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
     if value not in (known := list(choices)):
         raise ConfigurationError(f"{name} is {shown(value)}; choose one of {', '.join(known)}.")
     return value
+
+
+def checked(constructor: Constructor) -> Constructor:
+    """Decorator of an `__init__` that refuses arguments which their annotations do not allow.
+
+    Numbers are checked where the annotation holds a `Range`, texts against `Literal`, and values of the type bool; each
+    may also be None where the annotation says so. The call raises `ConfigurationError` before the body runs. Messages
+    name the class, or what its attribute `setting` says.
+    """
+
+    @functools.wraps(constructor)
+    def check_and_call(self: Any, *args: Any, **kwargs: Any) -> None:
+        signature = inspect.signature(constructor, eval_str=True)
+        for name, value in signature.bind(self, *args, **kwargs).arguments.items():
+            owner = getattr(self, "setting", type(self).__name__)
+            _check_argument(f"{owner}.{name}", value, signature.parameters[name].annotation)
+        constructor(self, *args, **kwargs)
+
+    return cast(Constructor, check_and_call)
+
+
+def _check_argument(name: str, value: Any, annotation: Any) -> None:
+    optional = NoneType in get_args(annotation)
+    if optional and value is None:
+        return
+    for kind in get_args(annotation) if optional else [annotation]:
+        if get_origin(kind) is Annotated and isinstance(allowed := kind.__metadata__[0], Range):
+            check_number(name, value, allowed.or_none if optional else allowed)
+        elif get_origin(kind) is Literal:
+            check_choice(name, value, get_args(kind))
+        elif kind is bool and not isinstance(value, bool):
+            raise ConfigurationError(f"{name} is {shown(value)}; give true or false.")
 
 
 def shown(value: Any, most: int = 100) -> str:

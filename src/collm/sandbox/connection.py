@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Connection:
             )
         ours.setblocking(False)
         self.channel = ours
-        setup = {"limits": self.limits.plain(), "layers": self.layers}
+        setup = {"limits": asdict(self.limits), "layers": self.layers}
         return self._exchange(setup, _START_SECONDS)
 
     def judge(self, case: Case) -> Verdict:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 MIB = 1 << 20
 LAYERS = ("namespaces", "landlock", "seccomp")
@@ -37,10 +36,6 @@ class Limits:
     temporary_bytes: int = 8 * MIB
     open_files: int = 64
     threads: int = 32
-
-    def plain(self) -> dict[str, Any]:
-        """The limits as plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, Count, CountOrZero, Positive, Range, checked
 from collm.sandbox.asserts import units_of
 from collm.sandbox.case import Case, Verdict, verdict_against
 from collm.sandbox.confine import SetupFailure
@@ -43,33 +44,25 @@ class Sandbox:
         layers: Kernel features to use if they exist: namespaces, landlock, seccomp.
     """
 
+    @checked
     def __init__(
         self,
-        workers: int | None = None,
-        call_seconds: float = 3.0,
-        judgement_seconds: float = 20.0,
-        max_timeouts: int = 3,
-        memory_mb: int = 512,
-        cache_size: int = 10_000,
+        workers: Count | None = None,
+        call_seconds: Positive = 3.0,
+        judgement_seconds: Positive = 20.0,
+        max_timeouts: Count = 3,
+        memory_mb: Annotated[int, Range(64, COUNT.most, whole=True)] = 512,
+        cache_size: CountOrZero = 10_000,
         allow_unsafe: bool = False,
         layers: tuple[str, ...] = LAYERS,
     ):
-        for name, value, least in (
-            ("workers", 1 if workers is None else workers, 1),
-            ("max_timeouts", max_timeouts, 1),
-            ("memory_mb", memory_mb, 64),
-            ("cache_size", cache_size, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"sandbox: {name} is {value!r}; give a whole number of at least {least}.")
-        if not 0 < call_seconds <= judgement_seconds:
+        if call_seconds > judgement_seconds:
             raise ConfigurationError(
-                f"sandbox: call_seconds is {call_seconds} and judgement_seconds {judgement_seconds}; the first must be "
-                "above 0 and at most the second."
+                f"Sandbox.call_seconds is {call_seconds}, more than judgement_seconds, {judgement_seconds}; lower it."
             )
         unknown = sorted(set(layers) - set(LAYERS))
         if unknown:
-            raise ConfigurationError(f"sandbox: there are no layers {unknown}; choose from {', '.join(LAYERS)}.")
+            raise ConfigurationError(f"Sandbox.layers: there are no layers {unknown}; choose from {', '.join(LAYERS)}.")
         self.limits = Limits(
             call_seconds=call_seconds,
             judgement_seconds=judgement_seconds,

@@ -23,6 +23,7 @@ from collm.environments.building.blueprints import Blueprint
 from collm.environments.building.lettering import targets
 from collm.environments.coding.data import check_problem
 from collm.environments.coding.reward import READINGS
+from collm.environments.rows import Row
 from collm.environments.writing.arxiv import ArXiv
 from collm.environments.writing.base import split_paragraphs
 from collm.environments.writing.pair_score import score_pair
@@ -93,7 +94,7 @@ class Scorer:
         problem = {name: get(inputs, name, str) for name in ("prompt", "test", "entry_point")}
         if problem["test"].strip():
             try:
-                check_problem("inputs", {"task_id": "case", **problem})
+                check_problem(Row("case", "inputs", {"task_id": "case", **problem}))
             except ConfigurationError as error:
                 raise CaseError(str(error)) from None
         reading = READINGS[self.form](problem, None if alone else helper, main)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
@@ -20,13 +19,13 @@ import torch
 
 from collm.environments.base import Environment
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, check_numbers
+from collm.runtime.checks import LARGEST_COUNT, Count, Range, checked
 from collm.samplers.base import Actors, Episode, Sampler, act_all
 from collm.studies.record_gradients import take_policies
 from collm.studies.variance import as_table, ceiling
 from collm.trajectory import Task, Trajectory, collate
 
-TWO = replace(COUNT, least=2)
+Two = Annotated[int, Range(2, LARGEST_COUNT, whole=True)]  # an analysis of variance needs at least as many
 _SEED = 2**42  # far from training and evaluation
 
 
@@ -45,15 +44,16 @@ class MeasureCeiling(L.Callback):
         batch_size: Episodes played side by side.
     """
 
+    @checked
     def __init__(
         self,
         out: str,
         policies: str | None = None,
-        tasks: int = 64,
-        episodes: int = 4,
-        continuations: int = 2,
-        fit_rollouts: int = 8,
-        batch_size: int = 256,
+        tasks: Two = 64,
+        episodes: Two = 4,
+        continuations: Two = 2,
+        fit_rollouts: Count = 8,
+        batch_size: Count = 256,
     ):
         self.out = Path(out)
         self.policies = policies
@@ -62,9 +62,6 @@ class MeasureCeiling(L.Callback):
         self.continuations = continuations
         self.fit_rollouts = fit_rollouts
         self.batch_size = batch_size
-        # an analysis of variance needs at least 2
-        check_numbers("MeasureCeiling", self, tasks=TWO, episodes=TWO, continuations=TWO)
-        check_numbers("MeasureCeiling", self, fit_rollouts=COUNT, batch_size=COUNT)
         self._rollouts = 0
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, Range, check_numbers
 from collm.studies.statistics import difference, improvement, interval, saving
 
 LESS_IS_BETTER = ("samples", "seconds")
@@ -72,11 +73,8 @@ class Rule:
 
     def check(self, cells: Mapping[str, Sequence[str]]) -> None:
         """Refuse claims about cells or methods that the study does not have; `cells` lists the methods of each cell."""
-        if self.window < 1 or self.min_runs < 2 or not 0 < self.confidence < 1:
-            raise ConfigurationError(
-                f"rule.window is {self.window}, rule.min_runs {self.min_runs} and rule.confidence {self.confidence}; "
-                "they must be at least 1, at least 2, and between 0 and 1."
-            )
+        check_numbers("rule", self, window=COUNT, min_runs=Range(2, COUNT.most, whole=True))
+        check_numbers("rule", self, confidence=Range(0, 1, above=True, below=True))
         for claim in self.claims:
             trained = cells.get(claim.cell, ())
             for name, known in ((claim.cell, cells), (claim.method, trained), (claim.versus, trained)):

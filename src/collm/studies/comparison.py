@@ -25,6 +25,7 @@ from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
 from collm.replay.page import write_page
 from collm.replay.sources import has_transcripts
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.studies.plots import draw_curves, draw_table, pyplot
@@ -91,9 +92,8 @@ def compare(
         figures: Draw table.png and curves.png, which needs matplotlib.
         default_config: Configuration that is read before those of every entry.
     """
-    for name, value, least in (("episodes_per_task", episodes_per_task, 1), ("timed_episodes", timed_episodes, 0)):
-        if value < least:
-            raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+    check_number("episodes_per_task", episodes_per_task, COUNT)
+    check_number("timed_episodes", timed_episodes, COUNT_OR_ZERO)
     if figures:
         pyplot()
     jobs = [job for entry in entries for job in find(entry)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from collm import cli  # noqa: F401 (imported once, before runs are forked)
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, check_number
 from collm.runtime.command import run_command
 from collm.studies.gradient_page import write_page
 from collm.studies.gradients import load, statistics
@@ -69,14 +70,10 @@ def gradient_test(
         script: The training command.
         default_config: Configuration that is read before all others.
     """
-    for name, value, least in (
-        ("fit_rollouts", fit_rollouts, 0),
-        ("measured_rollouts", measured_rollouts, 1),
-        ("reference_rollouts", reference_rollouts, 1),
-        ("jobs", jobs, 1),
-    ):
-        if value < least:
-            raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+    check_number("fit_rollouts", fit_rollouts, COUNT_OR_ZERO)
+    check_number("measured_rollouts", measured_rollouts, COUNT)
+    check_number("reference_rollouts", reference_rollouts, COUNT)
+    check_number("jobs", jobs, COUNT)
     if not methods or not seeds:
         raise ConfigurationError("a gradient test needs at least one method and one seed.")
     if figures:

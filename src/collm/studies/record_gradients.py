@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from collm.errors import ConfigurationError
 from collm.packing import TokenSequence
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, Range, check_numbers
+from collm.runtime.checks import Count, CountOrZero, Range, checked
 from collm.runtime.files import read_file, replacing, unreadable
 from collm.trajectory import RolloutBatch
 
@@ -36,14 +36,15 @@ class MeasureGradients(L.Callback):
         data_seed: Seed of the rollouts instead of that of the run, so that they are independent of other rollouts.
     """
 
+    @checked
     def __init__(
         self,
         path: str,
         policies: str | None = None,
-        fit_rollouts: int = 0,
-        measured_rollouts: int = 32,
+        fit_rollouts: CountOrZero = 0,
+        measured_rollouts: Count = 32,
         reference: str | None = None,
-        data_seed: int | None = None,
+        data_seed: Annotated[int, Range(0, 2**62, whole=True)] | None = None,
     ):
         self.path = path
         self.data_seed = data_seed
@@ -51,8 +52,6 @@ class MeasureGradients(L.Callback):
         self.fit_rollouts = fit_rollouts
         self.measured_rollouts = measured_rollouts
         self.reference = reference
-        check_numbers("MeasureGradients", self, fit_rollouts=COUNT_OR_ZERO, measured_rollouts=COUNT)
-        check_numbers("MeasureGradients", self, data_seed=Range(0, 2**62, whole=True).or_none)
         self._scored: dict[str, tuple[Sequence[TokenSequence], Tensor]] = {}  # data of each agent's loss
         self._gradients: list[Tensor] = []
         self._episodes = 0

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from collm.errors import ConfigurationError
+from collm.runtime.checks import COUNT, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.studies.claims import Rule
@@ -86,8 +87,7 @@ def study(
         default_config: Configuration that is read before all others.
     """
     untrained, comparison, rule = untrained or {}, comparison or {}, rule or Rule()
-    if jobs < 1:
-        raise ConfigurationError(f"jobs is {jobs}; it must be at least 1.")
+    check_number("jobs", jobs, COUNT)
     if not methods or not seeds:
         raise ConfigurationError("a study needs at least one method and one seed.")
     if unknown := sorted(set(comparison) - _OF_COMPARE):

@@ -350,9 +350,9 @@ class TestTasks:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (None, "cannot read"),
-            (b"", "is empty"),
-            (b"word,difficulty\nI,1\n", "line 1: there is no column 'string'"),
+            (None, "cannot be read"),
+            (b"", "none is left to train on"),
+            (b"word,difficulty\nI,1\n", "line 2: there is no column 'string'"),
             (b"string,difficulty\nI,1\nI,2\nC,1\n", "line 3: 'I' is listed twice"),
             (b"string,difficulty\nI,1\nA1,2\nC,1\n", "line 3: 'A1' has"),
             (b"string,difficulty\nI,1\nC,2\n", "none is left to train on"),
@@ -381,7 +381,7 @@ class TestTasks:
         ({"words": [5]}, "not text"),
         ({"words": list("EHOSUY")}, "eval split has no tasks"),
         ({"path": "x.csv", "words": ["I"]}, "give either path or words"),
-        ({"path": "/does/not/exist.csv"}, "cannot read"),
+        ({"path": "/does/not/exist.csv"}, "cannot be read"),
         ({"num_eval": 0}, "num_eval is 0"),
         ({"num_shapes": -1}, "num_shapes is -1"),
         ({"num_shapes": 10**9}, "num_shapes is 1000000000; it must be a whole number of at least 0 and at most"),

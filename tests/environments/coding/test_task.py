@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,7 +195,7 @@ def test_reference_solutions_of_humaneval(sandbox: Sandbox, reward: Any) -> None
 def test_problems_of_humaneval() -> None:
     tasks = load_problems("humaneval")
     assert len(tasks) == 164
-    assert tasks[0].task_id == "HumanEval/0"
+    assert tasks[0].row_id == "HumanEval/0"
 
 
 def test_the_samples_are_sound(sandbox: Sandbox) -> None:
@@ -213,19 +215,28 @@ def write(path: Path, *rows: Any) -> str:
     ("row", "message"),
     [
         ("{", r"line 2 is not JSON"),
-        ("[]", r"line 2: expected an object"),
+        ("[]", r"line 2: expected one object"),
         ({**PROBLEM, "prompt": None}, r"line 2: the field 'prompt' must be text"),
         ({**PROBLEM, "test": " "}, r"line 2: the field 'test' must be text"),
         ({**PROBLEM, "prompt": "def one(x:"}, r"line 2: the prompt is not Python"),
         ({**PROBLEM, "entry_point": "two"}, r"line 2: the prompt defines \['one'\], but the entry_point is 'two'"),
         ({**PROBLEM, "test": "def check("}, r"line 2: the test is not Python"),
         ({**PROBLEM, "test": "def check(candidate):\n    assert True"}, r"line 2: the test has no assert"),
-        (PROBLEM, r"line 2: the task_id 'one' is repeated"),
+        (PROBLEM, r"line 2 repeats the id 'one' of .* line 1"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_problems(write(tmp_path / "problems.jsonl", PROBLEM, row))
+
+
+def test_the_test_split_or_the_only_one_of_a_hub_data_set_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"main": [PROBLEM]}
+    package = SimpleNamespace(load_dataset=lambda name, split: splits)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    assert [row.location for row in load_problems("owner/name")] == ["owner/name main row 0"]
+    splits["test"] = [{**PROBLEM, "task_id": "other"}]
+    assert [row.row_id for row in load_problems("owner/name")] == ["other"]
 
 
 def test_local_files(tmp_path: Path, sandbox: Sandbox) -> None:
@@ -248,7 +259,7 @@ def test_local_files(tmp_path: Path, sandbox: Sandbox) -> None:
         ({"dataset": "nowhere.jsonl"}, "no such file"),
         ({"dataset": ""}, "give 'samples'"),
         ({"num_train": 0}, "num_train is 0"),
-        ({"num_train": 12}, "has 12 problems, but num_train=12 and num_eval=4 ask for 16"),
+        ({"num_train": 12}, r"num_train=12 and num_eval=4 ask for more rows than there are \(12 in 'samples'\)"),
         ({"eval_dataset": "samples"}, "in both splits"),
         ({"reward": "mine"}, "reward is 'mine'"),
         ({"feedback": "much"}, "feedback is 'much'"),

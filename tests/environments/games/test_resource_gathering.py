@@ -315,13 +315,13 @@ def test_bad_settings_are_refused(name: str) -> None:
 
 LESS_WOOD = {**FIELD, "cells": [entry for entry in CELLS if entry[2] != "wood"]}
 FILES: dict[str, tuple[list[Any], list[str]]] = {
-    "no json": ([FIELD, "{"], ["map 2", "is no map"]),
-    "a number": ([3, FIELD], ["map 1", "is no map"]),
-    "a cell outside": ([FIELD, {**FIELD, "cells": [[9, 0, "wood", 1]]}], ["map 2", "outside of 0 to 8"]),
-    "an unknown kind": ([FIELD, {**FIELD, "cells": [[1, 0, "gold", 1]]}], ["map 2", "'gold'"]),
-    "a start too few": ([FIELD, {**FIELD, "starts": [[1, 4]]}], ["map 2", "1 starts for 2 agents"]),
-    "a negative amount": ([FIELD, {**FIELD, "cells": [[1, 0, "wood", -1]]}], ["map 2", "amounts (from 1 on)"]),
-    "half a cell": ([FIELD, {**FIELD, "starts": [[1.5, 4], [7, 4]]}], ["map 2", "whole numbers"]),
+    "no json": ([FIELD, "{"], ["line 2", "is not JSON"]),
+    "a number": ([3, FIELD], ["line 1", "expected one object"]),
+    "a cell outside": ([FIELD, {**FIELD, "cells": [[9, 0, "wood", 1]]}], ["line 2", "outside of 0 to 8"]),
+    "an unknown kind": ([FIELD, {**FIELD, "cells": [[1, 0, "gold", 1]]}], ["line 2", "'gold'"]),
+    "a start too few": ([FIELD, {**FIELD, "starts": [[1, 4]]}], ["line 2", "1 starts for 2 agents"]),
+    "a negative amount": ([FIELD, {**FIELD, "cells": [[1, 0, "wood", -1]]}], ["line 2", "amounts (from 1 on)"]),
+    "half a cell": ([FIELD, {**FIELD, "starts": [[1.5, 4], [7, 4]]}], ["line 2", "whole numbers"]),
     "too little wood": ([LESS_WOOD, FIELD], ["map_0 cannot be solved", "too little wood"]),
     "held out and trained on": ([FIELD, MIXED, FIELD], ["also trained on"]),
     "one map": ([FIELD], ["train split has no tasks"]),

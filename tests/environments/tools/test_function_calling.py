@@ -117,7 +117,7 @@ def test_bad_rows_are_named(tmp_path: Path, change: dict[str, Any], message: str
 
 def test_repeated_ids_are_refused(tmp_path: Path) -> None:
     row = {**ROW, "ground_truth": TRUTH}
-    with pytest.raises(ConfigurationError, match=r"line 2 repeats the id of .*line 1"):
+    with pytest.raises(ConfigurationError, match=r"line 2 repeats the id 'a' of .*line 1"):
         FunctionCalling(file(tmp_path / "twice.jsonl", row, row))
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from collm.environments.base import TASKS, TURNS, Environment, Step
+from collm.environments.base import Environment, Step, Tasks, Turns
 from collm.environments.calls import described, load_function
 from collm.environments.written import image_as_svg, lines_as_svg
 from collm.errors import ConfigurationError, TrainingError
-from collm.runtime.checks import COUNT_OR_ZERO, FINITE, SEED, check_number, shown
+from collm.runtime.checks import CountOrZero, Finite, Seed, checked, shown
 from collm.trajectory import Task, Trajectory
 
 NUMBER = re.compile(r"-?\d{1,9}")
@@ -54,31 +54,27 @@ class PettingZooText(Environment):
         seed: First seed; held-out seeds follow the training seeds.
     """
 
+    @checked
     def __init__(
         self,
         make: str,
-        min_reward: float,
-        max_reward: float,
-        horizon: int,
+        min_reward: Finite,
+        max_reward: Finite,
+        horizon: Turns,
         describe: str | None = None,
-        default_action: int = 0,
-        num_tasks: int = 64,
-        num_eval: int = 16,
-        seed: int = 0,
+        default_action: CountOrZero = 0,
+        num_tasks: Tasks = 64,
+        num_eval: Tasks = 16,
+        seed: Seed = 0,
     ) -> None:
         self.make = load_function("make", make)
         self.describe: Callable[[str, Any], str] | None = describe and load_function("describe", describe)  # type: ignore[assignment]
         self.path = make
-        self.horizon = check_number("horizon", horizon, TURNS)
-        self.min_reward = check_number("min_reward", min_reward, FINITE)
-        self.max_reward = check_number("max_reward", max_reward, FINITE)
-        check_number("num_tasks", num_tasks, TASKS)
-        check_number("num_eval", num_eval, TASKS)
-        first = check_number("seed", seed, SEED)
-        seeds = range(first, first + num_tasks + num_eval)
+        self.horizon, self.min_reward, self.max_reward = horizon, min_reward, max_reward
+        seeds = range(seed, seed + num_tasks + num_eval)
         tasks = [Task(f"seed {number}", {"seed": number}) for number in seeds]
         self.splits = {"train": tasks[:num_tasks], "eval": tasks[num_tasks:]}
-        self.default_action = check_number("default_action", default_action, COUNT_OR_ZERO)
+        self.default_action = default_action
         try:
             env = self.make()
             self.agent_ids = tuple(str(agent) for agent in env.possible_agents)

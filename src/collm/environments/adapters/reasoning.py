@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step, check_tasks
+from collm.environments.base import Agents, Environment, Step, Tasks, Turns, check_tasks
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, SEED, check_choice, check_number, shown
+from collm.runtime.checks import Count, Seed, checked, shown
 from collm.trajectory import Task, Trajectory
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -54,25 +54,20 @@ class ReasoningGym(Environment):
 
     min_reward, max_reward = 0.0, 1.0
 
+    @checked
     def __init__(
         self,
         dataset: str = "family_relationships",
         options: dict[str, Any] | None = None,
-        num_agents: int = 2,
+        num_agents: Agents = 2,
         share: Literal["sentences", "all"] = "sentences",
-        horizon: int = 2,
-        message_characters: int = 200,
-        num_train: int = 64,
-        num_eval: int = 16,
-        seed: int = 0,
+        horizon: Turns = 2,
+        message_characters: Count = 200,
+        num_train: Tasks = 64,
+        num_eval: Tasks = 16,
+        seed: Seed = 0,
     ) -> None:
-        check_number("num_agents", num_agents, AGENTS)
-        self.horizon = check_number("horizon", horizon, TURNS)
-        self.message_characters = check_number("message_characters", message_characters, COUNT)
-        check_number("num_train", num_train, TASKS)
-        check_number("num_eval", num_eval, TASKS)
-        check_number("seed", seed, SEED)
-        self.share = check_choice("share", share, ("sentences", "all"))
+        self.horizon, self.message_characters, self.share = horizon, message_characters, share
         self.agent_ids = tuple(f"solver_{index + 1}" for index in range(num_agents))
         train = questions(dataset, options or {}, num_train, seed, set())
         known = {task.data["question"] for task in train}

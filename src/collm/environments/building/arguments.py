@@ -7,19 +7,7 @@ from typing import Any
 
 from collm.environments.building.blocks import AIR, is_air
 from collm.errors import ConfigurationError
-from collm.runtime.checks import FINITE, Range, check_number
-
-
-def check_count(name: str, value: Any, least: int, most: int = 1_000_000) -> int:
-    """Raise `ConfigurationError` unless `value` is an integer from `least` to `most`."""
-    return int(check_number(name, value, Range(least, most, whole=True)))
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Raise `ConfigurationError` unless `value` is a bool."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} is {value!r}; give true or false.")
-    return value
+from collm.runtime.checks import Range, check_number
 
 
 def check_blocks(blocks: Mapping[str, Sequence[str]], empty_palettes: bool = False) -> dict[str, tuple[str, ...]]:
@@ -53,9 +41,4 @@ def check_numbers(name: str, values: Any, count: int, least: int) -> tuple[int, 
     """Raise `ConfigurationError` unless `values` are `count` integers of at least `least`."""
     if not isinstance(values, (list, tuple)) or len(values) != count:
         raise ConfigurationError(f"{name} is {values!r}; give {count} whole numbers of at least {least}.")
-    return tuple(check_count(name, value, least) for value in values)
-
-
-def check_threshold(name: str, value: Any) -> float | None:
-    """Raise `ConfigurationError` unless `value` is a finite number or None, which turns the threshold off."""
-    return check_number(name, value, FINITE.or_none)
+    return tuple(int(check_number(name, value, Range(least, 1_000_000, whole=True))) for value in values)

@@ -21,8 +21,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from collm.environments.base import Environment, Step
-from collm.environments.building.arguments import check_blocks, check_count, check_flag, check_threshold
+from collm.environments.base import Environment, Step, Turns
+from collm.environments.building.arguments import check_blocks
 from collm.environments.building.blocks import (
     REASONS,
     Cell,
@@ -35,9 +35,11 @@ from collm.environments.building.blocks import (
 )
 from collm.environments.building.state import BuildState, Score, builders_of
 from collm.environments.canvas import Canvas
-from collm.environments.pay import DENSITIES, paid
-from collm.runtime.checks import check_choice
+from collm.environments.pay import Density, paid
+from collm.runtime.checks import Count, Finite, checked
 from collm.trajectory import Task, Trajectory
+
+Feedback = Literal["score", "position", "perfect", "none"]
 
 # Number of rejected lines in feedback; further ones are only counted, to keep feedback short.
 MAX_TOLD_LINES = 3
@@ -67,34 +69,29 @@ class BuildingGame(Environment):
         feedback: What agents are told after a turn.
     """
 
-    feedback_modes = ("score", "position", "perfect", "none")
     empty_palettes: ClassVar[bool] = False
     """Whether an agent without listed blocks has all kinds."""
 
+    @checked
     def __init__(
         self,
         *,
         blocks: dict[str, list[str]],
-        horizon: int = 4,
+        horizon: Turns = 4,
         persistent: bool = False,
         reward: Literal["paper", "released"] = "paper",
-        reward_density: Literal["dense", "sparse"] = "dense",
-        termination_score: float | None = None,
-        max_commands: int = 300,
+        reward_density: Density = "dense",
+        termination_score: Finite | None = None,
+        max_commands: Count = 300,
         prompt: Literal["full", "compact"] = "full",
-        feedback: Literal["score", "position", "perfect", "none"] = "position",
+        feedback: Feedback = "position",
     ) -> None:
         self.blocks = check_blocks(blocks, self.empty_palettes)
         self.agent_ids = tuple(self.blocks)
-        self.horizon = check_count("horizon", horizon, 1)
-        self.persistent = check_flag("persistent", persistent)
-        self.reward = check_choice("reward", reward, ("paper", "released"))
-        self.reward_density = check_choice("reward_density", reward_density, DENSITIES)
-        self.termination_score = check_threshold("termination_score", termination_score)
-        self.max_commands = check_count("max_commands", max_commands, 1)
-        self.prompt = check_choice("prompt", prompt, ("full", "compact"))
-        self.feedback = check_choice("feedback", feedback, self.feedback_modes)
-        shares = command_shares(self.max_commands, len(self.agent_ids))
+        self.horizon, self.persistent, self.termination_score = horizon, persistent, termination_score
+        self.reward, self.reward_density = reward, reward_density
+        self.max_commands, self.prompt, self.feedback = max_commands, prompt, feedback
+        shares = command_shares(max_commands, len(self.agent_ids))
         self.command_shares = dict(zip(self.agent_ids, shares, strict=True))
         self.best_score = 0.0
 

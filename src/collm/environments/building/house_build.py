@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from collm.environments.building.arguments import check_count, check_flag, check_numbers
+from collm.environments.base import Tasks
+from collm.environments.building.arguments import check_numbers
 from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, read_commands
 from collm.environments.building.blueprints import Blueprint
-from collm.environments.building.game import BuildingGame
+from collm.environments.building.game import BuildingGame, Feedback
 from collm.environments.building.house_rules import (
     DEMONSTRATION_COVERAGE,
     block_limits,
@@ -30,9 +31,11 @@ from collm.environments.building.house_rules import (
 )
 from collm.environments.building.house_tasks import house_tasks
 from collm.environments.building.picture import draw_builds
+from collm.environments.building.random_houses import LEVELS
 from collm.environments.building.state import BuildState, Score
 from collm.environments.canvas import Canvas
 from collm.errors import ConfigurationError
+from collm.runtime.checks import Count, CountOrZero, Range, checked
 from collm.trajectory import Task, Trajectory
 
 DEFAULT_BLOCKS: dict[str, list[str]] = {"builder_1": [], "builder_2": []}
@@ -74,32 +77,31 @@ class HouseBuild(BuildingGame):
 
     empty_palettes = True
 
+    @checked
     def __init__(
         self,
         path: str | None = None,
-        num_eval: int = 2,
-        num_houses: int = 32,
+        num_eval: Tasks = 2,
+        num_houses: Tasks = 32,
         size: tuple[int, int, int] = (6, 7, 7),
-        level: int = 3,
-        seed: int = 0,
+        level: Annotated[int, Range(LEVELS[0], LEVELS[-1], whole=True)] = 3,
+        seed: CountOrZero = 0,
         blocks: dict[str, list[str]] | None = None,
         limited_resources: bool = True,
-        num_spiders: int = 3,
+        num_spiders: Annotated[int, Range(0, 1_000_000, whole=True)] = 3,
         spider_damage: tuple[int, int] = (1, 3),
-        player_health: int = 5,
-        max_commands: int = 600,
-        feedback: Literal["score", "position", "perfect", "none"] = "score",
+        player_health: Count = 5,
+        max_commands: Count = 600,
+        feedback: Feedback = "score",
         **kwargs: Any,
     ) -> None:
         super().__init__(
             blocks=DEFAULT_BLOCKS if blocks is None else blocks, max_commands=max_commands, feedback=feedback, **kwargs
         )
-        self.limited_resources = check_flag("limited_resources", limited_resources)
-        self.num_spiders = check_count("num_spiders", num_spiders, 0)
+        self.limited_resources, self.num_spiders, self.player_health = limited_resources, num_spiders, player_health
         self.spider_damage = check_numbers("spider_damage", spider_damage, 2, 0)
         if self.spider_damage[0] > self.spider_damage[1]:
             raise ConfigurationError(f"spider_damage is {list(spider_damage)}; put the smaller number first.")
-        self.player_health = check_count("player_health", player_health, 1)
         self.splits = house_tasks(path, num_eval, num_houses, size, level, self.blocks, seed)
         houses = [Blueprint.of(task.data) for split in self.splits.values() for task in split]
         named = [*self.blocks.values(), *(house.kinds for house in houses)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from collm.environments.base import check_tasks
-from collm.environments.building.arguments import check_count
 from collm.environments.building.blueprints import Blueprint, read_blueprints
 from collm.environments.building.random_houses import house_data
 from collm.errors import ConfigurationError
@@ -24,10 +23,9 @@ def house_tasks(
     """Tasks to train on (`train`) and held-out ones (`eval`), the last `num_eval` of them; see `HouseBuild`.
 
     Raises:
-        ConfigurationError: An argument is out of range, no house is left to train on, the team has no blocks for a
+        ConfigurationError: A side is out of range, no house is left to train on, the team has no blocks for a
             house, or a held-out house is trained on.
     """
-    check_count("num_eval", num_eval, 1)
     kinds = [kind for palette in blocks.values() for kind in palette]
     houses = house_data(num_houses, num_eval, size, level, kinds, seed) if path is None else read_blueprints(path)
     if len(houses) <= num_eval:

@@ -6,12 +6,12 @@ plane z = 0 with its lower left cell at 0 0 0.
 
 from __future__ import annotations
 
-import csv
 import random
 from collections.abc import Collection
 from pathlib import Path
 
 from collm.environments.building.blocks import Box, Cell
+from collm.environments.rows import file_rows
 from collm.errors import ConfigurationError
 
 Rows = tuple[str, ...]
@@ -158,29 +158,18 @@ def choose_words(
 
 def read_words(path: str, num_eval: int) -> tuple[list[str], list[str]]:
     """Words in the column `string` of a CSV file: all but the last `num_eval` for training, and the last ones."""
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            csv_reader = csv.DictReader(file)
-            columns = [(name or "").strip() for name in csv_reader.fieldnames or ()]
-            rows = [(csv_reader.line_num, row) for row in csv_reader]
-    except OSError as error:
-        raise ConfigurationError(f"path: cannot read {path!r} ({error.strerror}); name a CSV file.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigurationError(f"path: {path!r} is not a CSV file in UTF-8 ({error}); save it as one.") from error
-    if not columns:
-        raise ConfigurationError(f"path: {path!r} is empty; line 1 must be the header string,difficulty.")
-    if "string" not in columns:
-        raise ConfigurationError(
-            f"{path}, line 1: there is no column 'string' among {columns}; the header must be string,difficulty."
-        )
-    name = (csv_reader.fieldnames or ())[columns.index("string")]
     words: list[str] = []
-    for line, row in rows:
-        if not (row[name] or "").strip():
+    for row in file_rows(Path(path), ".csv"):
+        fields = {name.strip(): text for name, text in row.fields.items()}
+        if "string" not in fields:
+            raise ConfigurationError(
+                f"{row.location}: there is no column 'string' among {[*fields]}; the header must be string,difficulty."
+            )
+        if not (fields["string"] or "").strip():
             continue
-        word = normalise(row[name], f"{path}, line {line}")
+        word = normalise(fields["string"], row.location)
         if word in words:
-            raise ConfigurationError(f"{path}, line {line}: {word!r} is listed twice; remove one.")
+            raise ConfigurationError(f"{row.location}: {word!r} is listed twice; remove one.")
         words.append(word)
     if len(words) <= num_eval:
         raise ConfigurationError(

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from collm.environments.building.arguments import check_count, check_numbers
+from collm.environments.building.arguments import check_numbers
 from collm.environments.building.blocks import World
 from collm.environments.building.blueprints import as_data
 from collm.errors import ConfigurationError
@@ -38,13 +38,10 @@ def house_data(
         seed: Seed of the houses.
 
     Raises:
-        ConfigurationError: A number is out of its range, or there are not as many different houses.
+        ConfigurationError: A side is out of its range, or there are not as many different houses.
     """
-    check_count("num_houses", num_houses, 1)
     width, height, depth = check_numbers("size", size, 3, LEAST_SIDE)
     sides = (width, height, depth)
-    check_count("level", level, LEVELS[0], LEVELS[-1])
-    check_count("seed", seed, 0)
     # an agent with all kinds can build whatever the others hold too
     materials = tuple(dict.fromkeys(listed)) or MATERIALS
     worlds = random_houses(num_houses + num_eval, sides, level, materials, random.Random(seed))

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from collm.environments.base import check_tasks
-from collm.environments.building.arguments import check_count
+from collm.environments.base import Tasks, check_tasks
 from collm.environments.building.blocks import Cell, Reading, Rules, World, iou, neighbours, read_commands
-from collm.environments.building.game import BuildingGame
+from collm.environments.building.game import BuildingGame, Feedback
 from collm.environments.building.lettering import (
     Rows,
     area,
@@ -31,6 +30,7 @@ from collm.environments.building.picture import draw_builds
 from collm.environments.building.state import BuildState, Score
 from collm.environments.building.str_rules import checkerboard, command, score_build
 from collm.environments.canvas import Canvas
+from collm.runtime.checks import CountOrZero, Range, checked
 from collm.trajectory import Task, Trajectory
 
 DEFAULT_BLOCKS = {"builder_1": ["oak_planks", "stone"], "builder_2": ["white_concrete", "obsidian"]}
@@ -71,24 +71,22 @@ class StrBuild(BuildingGame):
             rejected lines.
     """
 
+    @checked
     def __init__(
         self,
         words: list[str] | None = None,
         eval_words: list[str] | None = None,
         path: str | None = None,
-        num_eval: int = 2,
-        num_shapes: int = 0,
-        seed: int = 0,
-        spacing: int = 2,
+        num_eval: Tasks = 2,
+        num_shapes: Annotated[int, Range(0, MAX_SHAPES, whole=True)] = 0,
+        seed: CountOrZero = 0,
+        spacing: Annotated[int, Range(0, 1_000_000, whole=True)] = 2,
         blocks: dict[str, list[str]] | None = None,
-        feedback: Literal["score", "position", "perfect", "none"] = "position",
+        feedback: Feedback = "position",
         **kwargs: Any,
     ) -> None:
         super().__init__(blocks=DEFAULT_BLOCKS if blocks is None else blocks, feedback=feedback, **kwargs)
-        check_count("spacing", spacing, 0)
-        check_count("num_shapes", num_shapes, 0, MAX_SHAPES)
-        check_count("seed", seed, 0)
-        train, evaluation = choose_words(words, eval_words, path, check_count("num_eval", num_eval, 1))
+        train, evaluation = choose_words(words, eval_words, path, num_eval)
         pictures = {f"word_{word}": draw_word(word, spacing) for word in train}
         figures = random_figures(num_shapes, random.Random(seed))
         pictures.update({f"shape_{index}": rows for index, rows in enumerate(figures)})

@@ -13,6 +13,7 @@ from typing import Any
 from collm.environments.coding.class_program import class_test, read_skeleton
 from collm.environments.coding.unit_tests import test_functions
 from collm.environments.rows import Row, load_rows
+from collm.environments.splits import distinct
 from collm.errors import ConfigurationError
 from collm.runtime.checks import check_utf8
 
@@ -26,13 +27,7 @@ def load_classes(dataset: str) -> list[Row]:
         Rows with the fields `skeleton`, `solution` (a class, or None), `imports` of the tests, and `tests`, a list of
         pairs of a method's name and a test.
     """
-    found: dict[str, Row] = {}
-    for row in load_rows(dataset, split="test", samples="class_samples.jsonl"):
-        task = check_class(row)
-        if task.row_id in found:
-            raise ConfigurationError(f"{row.location}: the task_id {task.row_id!r} is repeated; give it another one.")
-        found[task.row_id] = task
-    return list(found.values())
+    return distinct(map(check_class, load_rows(dataset, split="test", samples="class_samples.jsonl")))
 
 
 def check_class(row: Row) -> Row:

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from collm.environments.base import AGENTS, TURNS, BatchEnvironment, EpisodeFailure, Step
+from collm.environments.base import Agents, BatchEnvironment, EpisodeFailure, Step, Turns
 from collm.environments.coding.class_data import load_classes
 from collm.environments.coding.class_program import Skeleton, read_methods, read_skeleton
 from collm.environments.coding.class_score import OVERLAP, PASSED, WRITTEN, ClassScore, Team
-from collm.environments.pay import DENSITIES, paid
-from collm.environments.rows import split_rows
+from collm.environments.pay import Density, paid
+from collm.environments.splits import split_rows
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
-from collm.runtime.checks import FINITE, check_choice, check_number
+from collm.runtime.checks import Count, Finite, Whole, checked
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.trajectory import Task, Trajectory
 
@@ -57,27 +57,24 @@ class ClassEval(BatchEnvironment):
 
     min_reward, max_reward = OVERLAP, WRITTEN + PASSED
 
+    @checked
     def __init__(
         self,
         dataset: str = "samples",
-        num_agents: int = 2,
+        num_agents: Agents = 2,
         deal: Literal["in_turn", "blocks"] = "in_turn",
-        num_train: int | None = None,
-        num_eval: int = 2,
-        seed: int | None = None,
-        horizon: int = 1,
+        num_train: Count | None = None,
+        num_eval: Count = 2,
+        seed: Whole | None = None,
+        horizon: Turns = 1,
         feedback: Literal["none", "tests"] = "tests",
-        reward_density: Literal["dense", "sparse"] = "dense",
-        termination_score: float | None = None,
+        reward_density: Density = "dense",
+        termination_score: Finite | None = None,
         contributions: bool = True,
         sandbox: Sandbox | None = None,
     ) -> None:
-        check_number("num_agents", num_agents, AGENTS)
-        self.horizon = check_number("horizon", horizon, TURNS)
-        self.termination_score = check_number("termination_score", termination_score, FINITE.or_none)
-        self.deal = check_choice("deal", deal, ("in_turn", "blocks"))
-        self.feedback = check_choice("feedback", feedback, ("none", "tests"))
-        self.reward_density = check_choice("reward_density", reward_density, DENSITIES)
+        self.horizon, self.termination_score, self.deal = horizon, termination_score, deal
+        self.feedback, self.reward_density = feedback, reward_density
         self.agent_ids = tuple(f"coder_{index + 1}" for index in range(num_agents))
         self.contributions = contributions
         self.splits = split_rows(type(self).__name__, load_classes, dataset, None, num_train, num_eval, seed)

@@ -11,19 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, check_tasks
-from collm.environments.building.arguments import check_count, check_flag, check_threshold
+from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, Tasks, Turns
 from collm.environments.coding.data import load_problems
 from collm.environments.coding.picture import draw_results
 from collm.environments.coding.prompts import feedback_text, first_alone, first_helper, first_main
 from collm.environments.coding.reward import MAXIMUM, READINGS, SINGLE_MAXIMUM, CodingScore
-from collm.environments.pay import DENSITIES, paid
-from collm.errors import ConfigurationError
-from collm.runtime.checks import check_choice
+from collm.environments.pay import Density, paid
+from collm.environments.splits import split_rows
+from collm.runtime.checks import CountOrZero, Finite, Whole, checked
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.trajectory import Task, Trajectory
-
-FEEDBACK_MODES = ("none", "passed", "level", "full")
 
 
 @dataclass(frozen=True)
@@ -67,37 +64,32 @@ class Coding(BatchEnvironment):
         sandbox: Sandbox that runs the programs; by default with one worker per CPU core.
     """
 
+    @checked
     def __init__(
         self,
         dataset: str = "samples",
-        num_train: int = 8,
-        num_eval: int = 4,
+        num_train: Tasks = 8,
+        num_eval: Tasks = 4,
         eval_dataset: str | None = None,
-        seed: int | None = None,
-        horizon: int = 2,
+        seed: Whole | None = None,
+        horizon: Turns = 2,
         reward: Literal["paper", "released"] = "paper",
-        reward_density: Literal["dense", "sparse"] = "dense",
-        termination_score: float | None = None,
+        reward_density: Density = "dense",
+        termination_score: Finite | None = None,
         single_agent: bool = False,
         feedback: Literal["none", "passed", "level", "full"] = "level",
-        feedback_asserts: int = 1,
+        feedback_asserts: CountOrZero = 1,
         disjoint_feedback: bool = False,
         sandbox: Sandbox | None = None,
     ) -> None:
-        check_count("num_train", num_train, 1)
-        check_count("num_eval", num_eval, 1)
-        self.horizon = check_count("horizon", horizon, 1)
-        self.reading = READINGS[check_choice("reward", reward, ("paper", "released"))]
-        self.reward_density = check_choice("reward_density", reward_density, DENSITIES)
-        self.termination_score = check_threshold("termination_score", termination_score)
-        self.single_agent = check_flag("single_agent", single_agent)
-        self.feedback = check_choice("feedback", feedback, FEEDBACK_MODES)
-        self.feedback_asserts = check_count("feedback_asserts", feedback_asserts, 0)
-        self.disjoint_feedback = check_flag("disjoint_feedback", disjoint_feedback)
+        self.horizon, self.termination_score, self.single_agent = horizon, termination_score, single_agent
+        self.reading, self.reward_density = READINGS[reward], reward_density
+        self.feedback, self.feedback_asserts, self.disjoint_feedback = feedback, feedback_asserts, disjoint_feedback
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.agent_ids = ("main",) if single_agent else ("helper", "main")
         self.min_reward, self.max_reward = 0.0, SINGLE_MAXIMUM if single_agent else MAXIMUM
-        self.splits = split_problems(dataset, num_train, num_eval, eval_dataset, seed)
+        name = type(self).__name__
+        self.splits = split_rows(name, load_problems, dataset, eval_dataset, num_train, num_eval, seed, same=_asked)
         # Raise now, before models load, if this machine cannot confine programs.
         _ = self.sandbox.protections
 
@@ -218,35 +210,5 @@ class Coding(BatchEnvironment):
         return numbers
 
 
-def split_problems(
-    dataset: str, num_train: int, num_eval: int, eval_dataset: str | None, seed: int | None
-) -> dict[str, list[Task]]:
-    """Training and held-out problems; see `Coding`."""
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise ConfigurationError(f"seed is {seed!r}; give a whole number, or null to keep the order.")
-    problems = load_problems(dataset)
-    others = problems if eval_dataset is None else load_problems(eval_dataset)
-    for tasks in (problems,) if others is problems else (problems, others):
-        if seed is not None:
-            random.Random(seed).shuffle(tasks)
-    wanted = num_train + (num_eval if eval_dataset is None else 0)
-    if wanted > len(problems):
-        raise ConfigurationError(
-            f"dataset {dataset!r} has {len(problems)} problems, but num_train={num_train} and num_eval={num_eval} ask "
-            f"for {wanted}; lower one of them."
-        )
-    if num_eval > len(others):
-        raise ConfigurationError(
-            f"eval_dataset {eval_dataset!r} has {len(others)} problems; lower num_eval={num_eval}."
-        )
-    evaluation = problems[num_train:wanted] if eval_dataset is None else others[:num_eval]
-    train = problems[:num_train]
-    check_tasks("Coding", train, evaluation)
-    asked = {" ".join(task.data["prompt"].split()): task.task_id for task in train}
-    for task in evaluation:
-        twin = asked.get(" ".join(task.data["prompt"].split()))
-        if twin is not None:
-            raise ConfigurationError(
-                f"the held-out problem {task.task_id!r} is the same as {twin!r}; remove one of them."
-            )
-    return {"train": train, "eval": evaluation}
+def _asked(problem: Mapping[str, Any]) -> str:
+    return " ".join(problem["prompt"].split())

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
+from collm.environments.base import Tasks
 from collm.environments.games import bridge_expert as scripted
 from collm.environments.games.bridge_maps import SPACING, River, random_rivers
 from collm.environments.games.bridge_prompts import observation
@@ -24,10 +25,11 @@ from collm.environments.games.bridge_rules import (
     resolve,
     touching,
 )
-from collm.environments.games.grid_game import Communication, GridGame, check_options
+from collm.environments.games.grid_game import Communication, GridGame, Prompt, UpTo50, UpTo1000
 from collm.environments.games.svg import label, square
+from collm.environments.pay import Density
 from collm.errors import ConfigurationError
-from collm.runtime.checks import NOT_NEGATIVE, Range, check_number
+from collm.runtime.checks import NotNegative, Range, Seed, checked
 
 
 class BridgeBuild(GridGame):
@@ -64,42 +66,28 @@ class BridgeBuild(GridGame):
     rules: Rules
     score, counted = "gap", ("probes", "planks", "fakes", "messages", "useful_messages")
 
+    @checked
     def __init__(
         self,
-        width: int = 11,
-        height: int = 11,
-        lanes: int = 3,
-        pillars: int = 4,
-        spare: int = 1,
-        vision: int = 5,
-        steps: int = 4,
-        max_probes: int = 3,
-        probe_cost: float = 0.05,
-        horizon: int = 4,
+        width: Annotated[int, Range(SPACING + 1, 50, whole=True)] = 11,
+        height: Annotated[int, Range(5, 50, whole=True)] = 11,
+        lanes: Annotated[int, Range(2, 20, whole=True)] = 3,
+        pillars: Annotated[int, Range(2, 40, whole=True)] = 4,
+        spare: Annotated[int, Range(0, 1, whole=True)] = 1,
+        vision: UpTo50 = 5,
+        steps: UpTo50 = 4,
+        max_probes: Annotated[int, Range(0, 50, whole=True)] = 3,
+        probe_cost: NotNegative = 0.05,
+        horizon: UpTo1000 = 4,
         communication: Communication = "facts",
-        message_limit: int = 3,
-        max_characters: int = 80,
-        reward: Literal["dense", "sparse"] = "dense",
-        num_maps: int = 200,
-        num_eval: int = 16,
-        seed: int = 0,
-        prompt: Literal["full", "compact"] = "full",
+        message_limit: UpTo50 = 3,
+        max_characters: UpTo1000 = 80,
+        reward: Density = "dense",
+        num_maps: Tasks = 200,
+        num_eval: Tasks = 16,
+        seed: Seed = 0,
+        prompt: Prompt = "full",
     ) -> None:
-        small = Range(1, 50, whole=True)
-        for name, value, allowed in (
-            ("width", width, Range(SPACING + 1, 50, whole=True)),
-            ("height", height, Range(5, 50, whole=True)),
-            ("lanes", lanes, Range(2, 20, whole=True)),
-            ("pillars", pillars, Range(2, 40, whole=True)),
-            ("spare", spare, Range(0, 1, whole=True)),
-            ("vision", vision, small),
-            ("steps", steps, small),
-            ("max_probes", max_probes, Range(0, 50, whole=True)),
-            ("probe_cost", probe_cost, NOT_NEGATIVE),
-            ("message_limit", message_limit, small),
-        ):
-            check_number(name, value, allowed)
-        check_options(horizon, max_characters, num_maps, num_eval, seed, communication, reward, prompt)
         if pillars % 2:
             raise ConfigurationError(f"pillars is {pillars}; it must be even, half of them in each half of the river.")
         planks = height - 2 - pillars + spare

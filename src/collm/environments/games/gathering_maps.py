@@ -11,7 +11,6 @@ tool is for rubble.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from collm.environments.games.grid import Cell, around, distance
 from collm.environments.games.grid_rules import different_maps
+from collm.environments.rows import file_rows
 from collm.errors import ConfigurationError
 from collm.runtime.checks import shown
 
@@ -117,23 +117,17 @@ def read_maps(path: str, num_agents: int, goals: Mapping[str, int], most_cells: 
     Raises:
         ConfigurationError: Names the line and what is wrong with it.
     """
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"path: the file of maps {path!r} cannot be read ({error}).") from error
     maps = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, map {number}"
+    for _, where, data in file_rows(Path(path), ".jsonl"):
         try:
-            data = json.loads(line)
             size, starts, cells = data["size"], data["starts"], data["cells"]
             places = [(x, y) for x, y in starts] + [(x, y) for x, y, _, _ in cells]
             amounts = [amount for _, _, _, amount in cells]
             whole = all(type(n) is int for n in [size, *amounts, *(n for place in places for n in place)])
             names = {kind for _, _, kind, _ in cells}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ConfigurationError(
-                f"{where}: {shown(line)} is no map; give an object with size, starts [[x, y], ...] and cells "
+                f"{where}: {shown(data)} is no map; give an object with size, starts [[x, y], ...] and cells "
                 "[[x, y, kind, amount], ...]."
             ) from error
         if not whole or not 3 <= size <= 1000 or len(cells) > most_cells or min(amounts, default=0) < 1:

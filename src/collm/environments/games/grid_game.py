@@ -5,32 +5,21 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from collm.environments.base import TASKS, Environment, Step, check_tasks
+from collm.environments.base import Environment, Step, check_tasks
 from collm.environments.games.grid_rules import GridMap, GridRules, GridState, Walker
 from collm.environments.games.svg import COLOURS, label, line, picture, square
-from collm.environments.pay import DENSITIES, paid
-from collm.runtime.checks import SEED, Range, check_choice, check_number
+from collm.environments.pay import paid
+from collm.runtime.checks import Range
 from collm.trajectory import Task, Trajectory
 
 Communication = Literal["none", "facts", "text"]
+Prompt = Literal["full", "compact"]
+UpTo50 = Annotated[int, Range(1, 50, whole=True)]
+UpTo100 = Annotated[int, Range(1, 100, whole=True)]
+UpTo1000 = Annotated[int, Range(1, 1000, whole=True)]
 MAX_TOLD_LINES = 3  # rejected lines that an agent is shown
-
-
-def check_options(
-    horizon: int, max_characters: int, num_maps: int, num_eval: int, seed: int, communication: str, reward: str,
-    prompt: str,
-) -> None:  # fmt: skip
-    """Raise `ConfigurationError` for a bad value of an argument that every game has."""
-    check_number("horizon", horizon, Range(1, 1000, whole=True))
-    check_number("max_characters", max_characters, Range(1, 1000, whole=True))
-    check_number("num_maps", num_maps, TASKS)
-    check_number("num_eval", num_eval, TASKS)
-    check_number("seed", seed, SEED)
-    check_choice("communication", communication, ("none", "facts", "text"))
-    check_choice("reward", reward, DENSITIES)
-    check_choice("prompt", prompt, ("full", "compact"))
 
 
 class GridGame(Environment):

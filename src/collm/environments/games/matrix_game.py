@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from collm.environments.base import TASKS, Environment, Step
+from collm.environments.base import Environment, Step, Tasks
 from collm.errors import ConfigurationError
-from collm.runtime.checks import FINITE, check_number
+from collm.runtime.checks import FINITE, Finite, check_number, checked
 from collm.trajectory import Task, Trajectory
 
 
@@ -36,17 +36,15 @@ class MatrixGame(Environment):
 
     horizon = 1
 
+    @checked
     def __init__(
         self,
         payoff: list[Any] | None = None,
         actions: list[str] | None = None,
-        invalid_reward: float | None = None,
-        num_games: int = 8,
-        num_eval: int = 2,
+        invalid_reward: Finite | None = None,
+        num_games: Tasks = 8,
+        num_eval: Tasks = 2,
     ) -> None:
-        check_number("invalid_reward", invalid_reward, FINITE.or_none)
-        check_number("num_games", num_games, TASKS)
-        check_number("num_eval", num_eval, TASKS)
         self.actions = ["0", "1"] if actions is None else list(actions)
         for word in self.actions:
             if not isinstance(word, str) or not re.fullmatch(r"\w+", word):

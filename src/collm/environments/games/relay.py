@@ -22,17 +22,15 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from collm.environments.base import AGENTS, TASKS, TURNS, Environment, Step
+from collm.environments.base import Agents, Environment, Step, Tasks, Turns
 from collm.environments.games.relay_values import history_values
-from collm.environments.pay import DENSITIES, paid
+from collm.environments.pay import paid
 from collm.environments.written import lines_as_svg
 from collm.errors import ConfigurationError
-from collm.runtime.checks import NOT_NEGATIVE, SHARE_ABOVE_ZERO, WHOLE, Range, check_choice, check_number
+from collm.runtime.checks import NotNegative, Range, ShareAboveZero, Whole, checked
 from collm.trajectory import Task, Trajectory
-
-REWARDS = (*DENSITIES, "threshold")
-FEEDBACKS = ("own", "cross", "none")
 
 
 @dataclass(frozen=True)
@@ -75,33 +73,21 @@ class Relay(Environment):
         num_eval: Number of evaluation tasks.
     """
 
+    @checked
     def __init__(
         self,
-        num_agents: int = 2,
-        horizon: int = 16,
-        alphabet: int = 8,
-        feedback: str = "cross",
-        reward: str = "sparse",
-        threshold: float = 0.5,
-        noise: float = 0.0,
-        mapping: int = 0,
+        num_agents: Agents = 2,
+        horizon: Turns = 16,
+        alphabet: Annotated[int, Range(2, 10_000, whole=True)] = 8,  # actions have up to four digits
+        feedback: Literal["own", "cross", "none"] = "cross",
+        reward: Literal["dense", "sparse", "threshold"] = "sparse",
+        threshold: ShareAboveZero = 0.5,
+        noise: NotNegative = 0.0,
+        mapping: Whole = 0,
         instructions: bool = False,
-        num_tasks: int = 64,
-        num_eval: int = 16,
+        num_tasks: Tasks = 64,
+        num_eval: Tasks = 16,
     ) -> None:
-        for name, value, allowed in (
-            ("num_agents", num_agents, AGENTS),
-            ("horizon", horizon, TURNS),
-            ("alphabet", alphabet, Range(2, 10_000, whole=True)),  # actions have up to four digits
-            ("num_tasks", num_tasks, TASKS),
-            ("num_eval", num_eval, TASKS),
-            ("threshold", threshold, SHARE_ABOVE_ZERO),
-            ("noise", noise, NOT_NEGATIVE),
-            ("mapping", mapping, WHOLE),
-        ):
-            check_number(name, value, allowed)
-        check_choice("feedback", feedback, FEEDBACKS)
-        check_choice("reward", reward, REWARDS)
         if feedback == "cross" and num_agents < 2:
             raise ConfigurationError("feedback is 'cross', but a single agent has no other; use 'own' or 'none'.")
         self.agent_ids = tuple(f"relay_{index + 1}" for index in range(num_agents))

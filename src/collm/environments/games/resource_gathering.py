@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
+from collm.environments.base import Tasks
 from collm.environments.games import gathering_expert as scripted
 from collm.environments.games.gathering_maps import LEVELS, RUBBLE, Map, random_maps, read_maps
 from collm.environments.games.gathering_prompts import observation
@@ -29,10 +30,11 @@ from collm.environments.games.gathering_rules import (
     resolve,
     work_distance,
 )
-from collm.environments.games.grid_game import Communication, GridGame, check_options
+from collm.environments.games.grid_game import Communication, GridGame, Prompt, UpTo100, UpTo1000
 from collm.environments.games.svg import COLOURS, label, square
+from collm.environments.pay import Density
 from collm.errors import ConfigurationError
-from collm.runtime.checks import Range, check_number, shown
+from collm.runtime.checks import Count, Range, Seed, check_number, checked, shown
 
 DEFAULT_TOOLS = {"gatherer_1": ["wood"], "gatherer_2": ["stone", "iron"]}
 DEFAULT_GOALS = {"wood": 3, "stone": 3, "iron": 1}
@@ -75,43 +77,32 @@ class ResourceGathering(GridGame):
     rules: Rules
     score, counted = "progress", ("messages", "useful_messages", "wasted")
 
+    @checked
     def __init__(
         self,
         tools: dict[str, list[str]] | None = None,
         goals: dict[str, int] | None = None,
-        size: int = 15,
-        level: int = 2,
-        distance: int = 8,
-        vision: int = 1,
-        steps: int = 4,
-        reach: int = 1,
-        max_takes: int = 2,
-        horizon: int = 4,
+        size: Count = 15,
+        level: Annotated[int, Range(LEVELS[0], LEVELS[-1], whole=True)] = 2,
+        distance: UpTo1000 = 8,
+        vision: Annotated[int, Range(1, 20, whole=True)] = 1,
+        steps: UpTo100 = 4,
+        reach: Annotated[int, Range(0, 20, whole=True)] = 1,
+        max_takes: UpTo100 = 2,
+        horizon: UpTo1000 = 4,
         communication: Communication = "facts",
-        message_limit: int = 1,
-        max_characters: int = 80,
-        reward: Literal["dense", "sparse"] = "dense",
-        num_maps: int = 200,
-        num_eval: int = 16,
+        message_limit: UpTo100 = 1,
+        max_characters: UpTo1000 = 80,
+        reward: Density = "dense",
+        num_maps: Tasks = 200,
+        num_eval: Tasks = 16,
         path: str | None = None,
-        seed: int = 0,
-        prompt: Literal["full", "compact"] = "full",
+        seed: Seed = 0,
+        prompt: Prompt = "full",
     ) -> None:
         tools, goals = tools or DEFAULT_TOOLS, goals or DEFAULT_GOALS
-        small = Range(1, 100, whole=True)
-        for name, value, allowed in (
-            ("vision", vision, Range(1, 20, whole=True)),
-            ("level", level, Range(LEVELS[0], LEVELS[-1], whole=True)),
-            ("distance", distance, Range(1, 1000, whole=True)),
-            ("steps", steps, small),
-            ("reach", reach, Range(0, 20, whole=True)),
-            ("max_takes", max_takes, small),
-            ("message_limit", message_limit, small),
-        ):
-            check_number(name, value, allowed)
         check_number("size", size, Range(2 * vision + 1, 200, whole=True))
         check_number("reach", reach, Range(0, vision, whole=True), "Agents take only from where they can see.")
-        check_options(horizon, max_characters, num_maps, num_eval, seed, communication, reward, prompt)
         check_tools(tools, goals)
         self.rules = Rules(
             agent_ids=tuple(tools), tools={name: tuple(kinds) for name, kinds in tools.items()}, goals=dict(goals),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from collm.environments.rows import Row, file_rows, load_rows
+from collm.environments.splits import distinct
 from collm.errors import ConfigurationError
 from collm.runtime.checks import check_utf8
 
@@ -23,13 +24,7 @@ def load_requests(dataset: str, categories: Sequence[str]) -> list[Row]:
         `{name: {argument: [accepted values]}}`.
     """
     rows = bfcl_rows(categories) if dataset == "bfcl" else load_rows(dataset, samples="function_calling_samples.jsonl")
-    found: dict[str, Row] = {}
-    for row in rows:
-        request = check_request(row)
-        if request.row_id in found:
-            raise ConfigurationError(f"{row.location} repeats the id of {found[request.row_id].location}; rename it.")
-        found[request.row_id] = request
-    return list(found.values())
+    return distinct(map(check_request, rows))
 
 
 def bfcl_rows(categories: Sequence[str]) -> Iterator[Row]:

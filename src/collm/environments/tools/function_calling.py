@@ -12,17 +12,15 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from collm.environments.base import AGENTS, Environment, Step
-from collm.environments.rows import split_rows
+from collm.environments.base import Agents, Environment, Step
+from collm.environments.splits import split_rows
 from collm.environments.tools.calls import Call, read_calls, written
 from collm.environments.tools.data import load_requests
 from collm.environments.tools.matching import LEFT_OUT, MAXIMUM, MINIMUM, Expected, score_calls
 from collm.errors import ConfigurationError
-from collm.runtime.checks import check_choice, check_number
+from collm.runtime.checks import Count, Whole, checked
 from collm.trajectory import Task, Trajectory
 
-ROLES = ("self_select", "split_by_order", "odd_even", "same_prompt")
-PROMPTS = ("instructions", "completion")
 FORM = "Write one call per line, like name(argument='text', number=3), and nothing else. Write [] for no call."
 EXAMPLE = """Functions:
 {"name": "set_alarm", "parameters": {"hour": "integer", "label": "string"}}
@@ -57,20 +55,18 @@ class FunctionCalling(Environment):
     horizon = 1
     min_reward, max_reward = MINIMUM, MAXIMUM
 
+    @checked
     def __init__(
         self,
         dataset: str = "samples",
         categories: Sequence[str] = ("parallel", "parallel_multiple"),
-        num_agents: int = 2,
+        num_agents: Agents = 2,
         roles: Literal["self_select", "split_by_order", "odd_even", "same_prompt"] = "self_select",
-        num_train: int | None = None,
-        num_eval: int = 8,
-        seed: int | None = 0,
+        num_train: Count | None = None,
+        num_eval: Count = 8,
+        seed: Whole | None = 0,
         prompt: Literal["instructions", "completion"] = "instructions",
     ) -> None:
-        check_number("num_agents", num_agents, AGENTS)
-        check_choice("roles", roles, ROLES)
-        check_choice("prompt", prompt, PROMPTS)
         if isinstance(categories, str) or not categories:
             raise ConfigurationError(f"categories is {categories!r}; give a list of names.")
         self.agent_ids = tuple(f"caller_{index + 1}" for index in range(num_agents))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from collm.environments.writing.base import MARKER, RewardName, Writing
+from collm.environments.writing.base import MARKER, FormName, Writing
 from collm.environments.writing.pair_score import Band, Form, logarithmic, stepwise
 
 COMMON: dict[str, Any] = {
@@ -73,7 +73,7 @@ class ArXiv(Writing):
         dataset: str = "samples",
         num_train: int = 16,
         num_eval: int = 8,
-        reward: RewardName = "paper",
+        reward: FormName = "paper",
         single_agent: bool = False,
         seed: int | None = None,
     ) -> None:

@@ -13,14 +13,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from collm.environments.base import Environment, Step, check_tasks
-from collm.environments.sources import load_sources, split_sources
 from collm.environments.writing.pair_score import Form, measure, ratio, score_pair
-from collm.environments.writing.words import (
-    content_words,
-    vocabulary,
-)
+from collm.environments.writing.texts import load_texts, split_texts
+from collm.environments.writing.words import content_words, vocabulary
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, WHOLE, check_choice, check_number
+from collm.runtime.checks import Count, Whole, checked
 from collm.trajectory import Task, Trajectory
 
 MARKER = "[PARAGRAPH_SPLIT]"
@@ -29,7 +26,7 @@ MARKER = "[PARAGRAPH_SPLIT]"
 MAX_CHARACTERS = 40_000
 """Longer texts are cut; this is far more than the largest number of words needs."""
 
-RewardName = Literal["paper", "released"]
+FormName = Literal["paper", "released"]
 
 LABEL = re.compile(r"paragraph\s*[12]\s*:\s*", re.IGNORECASE)
 SECOND_LABEL = re.compile(r"paragraph\s*2\s*:\s*", re.IGNORECASE)
@@ -85,24 +82,21 @@ class Writing(Environment):
     min_reward = 0.0
 
     @abstractmethod
+    @checked
     def __init__(
-        self, dataset: str, num_train: int, num_eval: int, reward: RewardName, single_agent: bool, seed: int | None
+        self, dataset: str, num_train: Count, num_eval: Count, reward: FormName, single_agent: bool, seed: Whole | None
     ) -> None:
         name = type(self).__name__
-        check_number(f"{name}.num_train", num_train, COUNT)
-        check_number(f"{name}.num_eval", num_eval, COUNT)
-        check_number(f"{name}.seed", seed, WHOLE.or_none)
-        check_choice(f"{name}.reward", reward, sorted(self.forms))
         self.form = self.forms[reward]
         self.single_agent = single_agent
         self.prompts = dict(self.single_instructions if single_agent else self.instructions)
         self.agent_ids = tuple(self.prompts)
         self.max_reward = self.form.maximum
         try:
-            splits = split_sources(load_sources(dataset, self.field, self.sample_file), num_train, num_eval, seed)
+            rows = load_texts(dataset, self.field, self.sample_file)
+            train, evaluation = split_texts(rows, self.field, num_train, num_eval, seed)
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}: {error}") from error
-        train, evaluation = ([Task(source.task_id, {"source": source.text}) for source in split] for split in splits)
         check_tasks(name, train, evaluation)
         self.splits = {"train": train, "eval": evaluation}
 

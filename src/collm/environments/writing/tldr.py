@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from collm.environments.writing.base import MARKER, RewardName, Writing
+from collm.environments.writing.base import MARKER, FormName, Writing
 from collm.environments.writing.pair_score import Band, Form, logarithmic, stepwise
 
 COMMON: dict[str, Any] = {
@@ -78,7 +78,7 @@ class TLDR(Writing):
         dataset: str = "samples",
         num_train: int = 32,
         num_eval: int = 16,
-        reward: RewardName = "paper",
+        reward: FormName = "paper",
         single_agent: bool = False,
         seed: int | None = None,
     ) -> None:

@@ -4,19 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from collm.environments.sources import load_sources, local_sources, split_sources
+from collm.environments.writing.texts import load_texts, split_texts
 from collm.environments.writing.tldr import TLDR
 from collm.errors import ConfigurationError
 
 TEXTS = ["first, with a comma", 'second "quoted"\nover two lines', "third: 三つ目"]
 
 
-def texts(sources):
-    return [source.text for source in sources]
+def texts(rows):
+    return [row.fields["prompt"] for row in rows]
 
 
 def load(path):
-    return load_sources(str(path), "prompt", "tldr_samples.jsonl")
+    return load_texts(str(path), "prompt", "tldr_samples.jsonl")
 
 
 def write(path, text):
@@ -29,9 +29,9 @@ def write(path, text):
 
 def test_jsonl(tmp_path):
     lines = [json.dumps({"prompt": text, "completion": "x"}) for text in TEXTS]
-    sources = load(write(tmp_path / "a.jsonl", "\n\n".join(lines)))
-    assert texts(sources) == TEXTS
-    assert [source.task_id for source in sources] == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:5"]
+    rows = load(write(tmp_path / "a.jsonl", "\n\n".join(lines)))
+    assert texts(rows) == TEXTS
+    assert [row.row_id for row in rows] == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:5"]
 
 
 def test_line_separators_inside_a_json_string_do_not_split_it(tmp_path):
@@ -52,9 +52,9 @@ def test_csv(tmp_path):
 def test_folder_of_text_files(tmp_path):
     for name, text in zip(("b.txt", "a.txt", "c.txt"), TEXTS, strict=True):
         write(tmp_path / name, text)
-    sources = load(tmp_path)
-    assert texts(sources) == [TEXTS[1], TEXTS[0], TEXTS[2]]
-    assert [source.task_id for source in sources] == ["a.txt", "b.txt", "c.txt"]
+    rows = load(tmp_path)
+    assert texts(rows) == [TEXTS[1], TEXTS[0], TEXTS[2]]
+    assert [row.row_id for row in rows] == ["a.txt", "b.txt", "c.txt"]
 
 
 def test_folder_of_row_files_ignores_others(tmp_path):
@@ -78,12 +78,12 @@ def test_an_existing_folder_is_local_even_if_it_reads_like_a_hub_name(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", "", r"a\.jsonl is empty; write one row"),
-        ("a.jsonl", " \n\n", r"a\.jsonl is empty"),
-        ("a.json", "[]", r"a\.json holds no rows"),
-        ("a.csv", "prompt\n", r"a\.csv holds no rows"),
+        ("a.jsonl", "", r"a\.jsonl' holds no rows; write one"),
+        ("a.jsonl", " \n\n", r"a\.jsonl' holds no rows"),
+        ("a.json", "[]", r"a\.json' holds no rows"),
+        ("a.csv", "prompt\n", r"a\.csv' holds no rows"),
         ("a.jsonl", '{"prompt": "x"}\n{prompt: y}\n', r"a\.jsonl line 2 is not JSON \(.*\); write one object"),
-        ("a.jsonl", '{"prompt": "x"}\n\n[1]\n', r"a\.jsonl line 3: expected an object .* got list"),
+        ("a.jsonl", '{"prompt": "x"}\n\n[1]\n', r"a\.jsonl line 3: expected one object .* got list"),
         ("a.jsonl", '{"prompt": "x"}\n{"post": "y"}\n', r"a\.jsonl line 2: no field 'prompt' \(it has \['post'\]\)"),
         ("a.jsonl", '{"prompt": 3}', r"a\.jsonl line 1: the field 'prompt' must be text that is not blank, got 3"),
         ("a.jsonl", '{"prompt": " "}', r"line 1: the field 'prompt' must be text"),
@@ -98,7 +98,7 @@ def test_an_existing_folder_is_local_even_if_it_reads_like_a_hub_name(tmp_path, 
         (
             "a.csv",
             "post,title\nx,y\n",
-            r"a\.csv line 1: the header has no column 'prompt' \(it has \['post', 'title'\]\)",
+            r"a\.csv line 2: no field 'prompt' \(it has \['post', 'title'\]\)",
         ),
         (
             "a.csv",
@@ -106,8 +106,7 @@ def test_an_existing_folder_is_local_even_if_it_reads_like_a_hub_name(tmp_path, 
             r"a\.csv line 3: the field 'prompt' must be text that is not blank, got None",
         ),
         ("a.csv", "prompt\n" + "x" * 200_000, r"a\.csv line 2: field larger than field limit"),
-        ("a.parquet", "PAR1", r"cannot read a \.parquet file as rows; give \.jsonl, \.json or \.csv"),
-        ("a.txt", "x", r"cannot read a \.txt file as rows; .* a folder with one \.txt file per source"),
+        ("a.arrow", "x", r"cannot read a \.arrow file as rows; give one of \.jsonl, \.json, \.csv"),
         ("a", "x", r"cannot read a suffixless file"),
     ],
 )
@@ -126,7 +125,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(ConfigurationError, match=r"has no \.jsonl, .* \(found: no files\)"):
         load(tmp_path)
     write(tmp_path / "data.arrow", "x")
-    with pytest.raises(ConfigurationError, match=r"\(found: data\.arrow\); convert the files"):
+    with pytest.raises(ConfigurationError, match=r"\(found: data\.arrow\); convert them"):
         load(tmp_path)
     write(tmp_path / "a.txt", " \n")
     with pytest.raises(ConfigurationError, match=r"a\.txt: the field 'prompt' must be text"):
@@ -155,15 +154,15 @@ def test_the_environment_names_itself(tmp_path):
 class Rows:
     """What the package datasets returns, as far as it is used."""
 
-    def __init__(self, rows, column_names=("prompt",)):
+    def __init__(self, rows, column="prompt"):
         self.rows = rows
-        self.column_names = list(column_names)
+        self.column = column
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return {"prompt": self.rows[index]}
+        return {self.column: self.rows[index]}
 
 
 @pytest.fixture
@@ -184,11 +183,11 @@ def hub(monkeypatch):
 
 def test_hub_rows_in_order_without_blank_and_repeated_ones(hub):
     hub(Rows(["a", " ", "b", "a ", None, "c", "d"]))
-    train, evaluation = split_sources(load("trl-lib/tldr"), 2, 1, None)
-    assert (texts(train), texts(evaluation)) == (["a", "b"], ["c"])
-    assert [source.task_id for source in train] == ["trl-lib/tldr:0", "trl-lib/tldr:2"]
+    train, evaluation = split_texts(load("trl-lib/tldr"), "prompt", 2, 1, None)
+    assert [task.data["source"] for task in (*train, *evaluation)] == ["a", "b", "c"]
+    assert [task.task_id for task in train] == ["trl-lib/tldr:0", "trl-lib/tldr:2"]
     with pytest.raises(ConfigurationError, match="ask for 5 different rows, but there are 4"):
-        split_sources(load("trl-lib/tldr"), 4, 1, None)
+        split_texts(load("trl-lib/tldr"), "prompt", 4, 1, None)
 
 
 def test_hub_without_the_package(monkeypatch):
@@ -205,8 +204,8 @@ def test_hub_out_of_reach(hub):
 
 
 def test_hub_without_the_column(hub):
-    hub(Rows(["a"], ["post", "title"]))
-    with pytest.raises(ConfigurationError, match=r"has no column 'prompt' \(it has \['post', 'title'\]\)"):
+    hub(Rows(["a"], "post"))
+    with pytest.raises(ConfigurationError, match=r"has no column 'prompt' \(it has \['post'\]\)"):
         TLDR("trl-lib/tldr")
 
 
@@ -215,15 +214,14 @@ def test_hub_without_the_column(hub):
 
 def test_split_keeps_order_or_shuffles_by_seed(tmp_path):
     path = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"prompt": f"text {i}"}) for i in range(20)))
-    sources = local_sources(path, "prompt")
-    train, evaluation = split_sources(sources, 12, 8, None)
-    assert [*train, *evaluation] == sources
-    first, again, other = (split_sources(sources, 12, 8, seed) for seed in (1, 1, 2))
+    train, evaluation = split_texts(load(path), "prompt", 12, 8, None)
+    assert [task.data["source"] for task in (*train, *evaluation)] == [f"text {i}" for i in range(20)]
+    first, again, other = (split_texts(load(path), "prompt", 12, 8, seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     for train, evaluation in (first, other):
         assert (len(train), len(evaluation)) == (12, 8)
-        assert not set(train) & set(evaluation)
+        assert not {task.task_id for task in train} & {task.task_id for task in evaluation}
 
 
 def test_counts_beyond_the_rows(tmp_path):
