@@ -48,9 +48,8 @@ class LogSamples(L.Callback):
         trainer.datamodule.eval_sampler.pictures = True  # type: ignore[attr-defined]
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int, *args: Any
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        assert trainer.state.stage is not None  # only while no loop runs
         name = f"transcripts/{trainer.state.stage.value}-{pl_module.joint_samples:08d}.jsonl"
         for trajectory in self._keep(trainer, pl_module, name, batch, batch_idx):
             if len(self._shown) < self.num_shown:

@@ -29,7 +29,7 @@ class PrintSamples(L.Callback):
         self._chosen: dict[str, Trajectory] = {}
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         for index in firsts(batch.trajectories):
             trajectory = batch.trajectories[index]
