@@ -136,7 +136,7 @@ def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optim
     optimizer.register_step_pre_hook(take_gradients)
     optimizer.register_step_post_hook(round_weights)
     optimizer.register_state_dict_post_hook(store)
-    optimizer.load_state_dict = restore  # type: ignore[method-assign,assignment]
+    optimizer.load_state_dict = restore  # type: ignore[method-assign]
     return optimizer
 
 
