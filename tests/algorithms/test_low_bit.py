@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from collm.algorithms.optimizers import float32_copies, fused, stepping_for
+from collm.errors import ConfigurationError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install collm[lowbit]"
@@ -47,6 +52,17 @@ def test_steps_follow_those_of_float32() -> None:
     assert sum(entry.nbytes for entry in state.values() if torch.is_tensor(entry)) < 0.3 * sum(
         entry.nbytes for entry in next(iter(exact.state.values())).values()
     )
+
+
+def test_shards_are_refused(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        weight = nn.Parameter(distribute_tensor(torch.zeros(8, 8), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        with pytest.raises(ConfigurationError, match="AdamW8bit of bitsandbytes cannot step shards; train LoRA"):
+            made([weight], "8 bits")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_float32_copies_of_bfloat16_weights_go_on_from_a_checkpoint() -> None:

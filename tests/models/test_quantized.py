@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from collm.models.policy_spec import PolicySpec
 from collm.models.quantized import full_weights
 from collm.models.tiny import build_tiny
 from collm.serving.agents import load_agent
+from collm.serving.command import serve
+from collm.strategies.fsdp import FullySharded
 from curves import scalars
 from on_policy import batch_of, log_ratios
 from pair import Run
@@ -128,6 +131,15 @@ def test_a_run_goes_on_from_its_checkpoint(folder: str, tmp_path: Path) -> None:
 
 
 @needs_bitsandbytes
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: docs/engines.md")
+def test_vllm_samples_with_the_weights_of_the_quantized_model(folder: str) -> None:
+    policy = quantized(folder, engine="vllm")
+    actions = sampled(policy, PROMPTS, torch.Generator().manual_seed(0), False)
+    assert log_ratios(policy, actions).abs().max() < 1e-3
+
+
+@needs_bitsandbytes
 def test_rows_that_bitsandbytes_would_mix_up_are_refused(tiny_folder: str) -> None:
     with pytest.raises(ConfigurationError, match="q_proj has 32 inputs, and on processors bitsandbytes needs a mult"):
         Backbone(tiny_folder, "float32", quantization="nf4")
@@ -151,3 +163,16 @@ def test_models_and_devices_without_quantized_layers_are_refused(folder: str, mo
     monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("mps"))
     with pytest.raises(ConfigurationError, match="works on cpu and cuda, and this device is mps"):
         Backbone(folder, "float32", quantization="nf4")
+
+
+def test_shards_and_servers_of_vllm_are_refused(tiny_folder: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        module = Backbone(tiny_folder, "float32", random_weights=True, quantization="nf4")
+    strategy = FullySharded()
+    strategy._lightning_module = module  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match="quantized weights cannot be sharded; use strategy ddp"):
+        strategy.setup(SimpleNamespace(validate_loop=SimpleNamespace(inference_mode=False)))
+    (tmp_path / "agents" / "a1").mkdir(parents=True)
+    (tmp_path / "agents" / "a1" / "collm_agent.json").write_text('{"agent_id": "a1", "quantization": "nf4"}')
+    with pytest.raises(ConfigurationError, match="would not quantize the model of 'a1' as in training; choose collm"):
+        serve(str(tmp_path), backend="vllm")

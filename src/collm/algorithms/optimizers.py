@@ -25,10 +25,19 @@ def fused(optimizer: Optimizer) -> Optimizer:
     """Switch `optimizer` to torch's fused implementation, unless its user has chosen one.
 
     Optimizers of other tensors than plain parameters, such as shards, keep the default implementation.
+
+    Raises:
+        ConfigurationError: An optimizer of bitsandbytes would step shards.
     """
     unset = all(optimizer.defaults.get(name, False) is None for name in ("fused", "foreach"))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if unset and all(type(weight) is nn.Parameter and weight.device.type in _DEVICES for weight in weights):
+    plain = all(type(weight) is nn.Parameter for weight in weights)
+    if not plain and type(optimizer).__module__.startswith("bitsandbytes"):
+        raise ConfigurationError(
+            f"model.optimizer: {type(optimizer).__name__} of bitsandbytes cannot step shards; train LoRA adapters, use "
+            "strategy ddp, or choose an optimizer of torch."
+        )
+    if unset and plain and all(weight.device.type in _DEVICES for weight in weights):
         for group in optimizer.param_groups:
             group["fused"] = True
     return optimizer
@@ -127,7 +136,7 @@ def stepping_for(optimizer: Optimizer, weights: Sequence[nn.Parameter]) -> Optim
     optimizer.register_step_pre_hook(take_gradients)
     optimizer.register_step_post_hook(round_weights)
     optimizer.register_state_dict_post_hook(store)
-    optimizer.load_state_dict = restore  # type: ignore[method-assign,assignment]
+    optimizer.load_state_dict = restore  # type: ignore[method-assign]
     return optimizer
 
 

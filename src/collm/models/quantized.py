@@ -100,10 +100,11 @@ def full_weights(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def quantized_bytes(lm: PreTrainedModel) -> dict[nn.Parameter, int]:
     """Bytes that each weight takes which quantization would change, of a model without it: 4 bits, and scales."""
-    head, sizes = lm.get_output_embeddings(), {}
+    head, sizes = lm.get_output_embeddings(), dict[nn.Parameter, int]()
     for path, module in lm.named_modules():
         layer: Any = module
         if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head and ".lora_" not in path:
-            blocks = -(-layer.weight.numel() // _BLOCK)
-            sizes[layer.weight] = -(-layer.weight.numel() // 2) + 4 * (blocks + _CODES)
+            weight: Any = layer.weight
+            blocks = -(-weight.numel() // _BLOCK)
+            sizes[weight] = -(-weight.numel() // 2) + 4 * (blocks + _CODES)
     return sizes
