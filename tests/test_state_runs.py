@@ -166,6 +166,7 @@ def test_failed_episodes_of_every_try_are_kept_with_their_groups() -> None:
     tasks = {task.task_id: task for task in data.train_tasks}
     batch = data.play_until_different([tasks["train_1"], tasks["train_0"]], [tasks["train_3"]], seed=5)
     assert [path.group for path in batch.left_out] == [0, 1]
+    assert [(path.group, path.task.task_id) for path in batch.trajectories[1:3]] == [(0, "train_1"), (1, "train_3")]
 
 
 def test_nothing_is_replaced_unasked() -> None:

@@ -14,7 +14,7 @@ from collm.errors import ConfigurationError
 from collm.models.policy_spec import PolicySpec
 from collm.objectives import sampler_weights
 from collm.packing import action_sequences
-from collm.trajectory import Task, Trajectory, Turn
+from collm.trajectory import Task, Trajectory, Turn, collate
 from untrained import without_trainer
 
 
@@ -121,3 +121,26 @@ def test_with_several_steps_later_ones_compare_with_the_trainer_before_the_first
     weights = [1.5, 1.349859]
     expected = -sum(w * r * a for w, r, a in zip(weights, ratios.tolist(), [2.0, -1.0], strict=True)) / 2
     assert loss == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({}, [False]), ({"num_minibatches": 2}, [True] * 2), ({"num_epochs": 2}, [True] * 2)]
+)
+def test_the_trainer_before_the_first_step_is_recorded_for_several(
+    tiny_folder: str, settings: dict[str, int], steps: list[bool]
+) -> None:
+    module, _, actions, _ = make(tiny_folder, "token")
+    for name, value in settings.items():
+        setattr(module, name, value)
+    turns = [Turn({"a": ""}, {"a": action}, 0.0) for action in actions]
+    batch = collate([Trajectory(Task(str(row), {}), row, 1, 1.0, [turn]) for row, turn in enumerate(turns)])
+    recorded: list[bool] = []
+
+    def losses(agent_id: str, sequences: list, rows: set[int], advantages: torch.Tensor) -> list:
+        recorded.append(all(sequence.trainer_log_probs for sequence in sequences))
+        return []
+
+    module.policy_losses = losses
+    module.optimize = lambda name, losses, metric: list(losses)
+    module.update_policies(batch, {"a": torch.ones(2, 1)})
+    assert recorded == steps

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,9 +99,14 @@ def test_a_clipped_loss_of_pooled_advantages_is_the_sum_over_the_paths(ratio: fl
 def test_trees_weigh_the_same_on_every_rank(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rank has one tree of four paths: each tree has half of the 7, and the paths 1/2, 1/4 and 1/4 of it."""
     module, batch = build(tiny_folder), uneven_tree()
-    others = torch.tensor([4.0, 1.0])  # paths, and their probabilities
-    monkeypatch.setattr("collm.algorithms.rollout_hooks.sum_over_ranks", lambda value, device: value + others)
-    module.weigh(batch)
+    others = torch.tensor([4.0, 1.0])  # its paths, and the sum of their probabilities
+    ranks = {2: others}
+    monkeypatch.setattr(
+        "collm.algorithms.rollout_hooks.sum_over_ranks",
+        lambda value, device: torch.as_tensor(value) + ranks.get(torch.as_tensor(value).numel(), 0),
+    )
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(model=None))
+    module.on_train_batch_start(batch, 0)
     assert_close(batch.weights, torch.tensor([7 / 4, 7 / 8, 7 / 8]))
 
 

@@ -27,6 +27,7 @@ from collm.kernels import shared_prefix as prefixes
 from collm.models.backbone import Backbone
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.models.support import works
 from collm.packing import TokenSequence, pad_sequences
 
 SHAPE = {
@@ -390,3 +391,16 @@ def test_a_run_trains_and_says_how_it_samples(
     }
     slower = "which is slower: its model is not one of the fastest kinds."
     assert said == [f"{name}: {how[kind]}, {slower}" for name in ("a1", "a2")]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_lack_of_memory_does_not_count_as_an_unsupported_model(error: type[Exception]) -> None:
+    def trial() -> bool:
+        raise error
+
+    with pytest.raises(error):
+        works(trial)
+
+
+def test_any_other_error_does() -> None:
+    assert not works(lambda: {}["logits"])

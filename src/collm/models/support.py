@@ -78,9 +78,11 @@ def unsupported(lm: PreTrainedModel, path: str, reason: str) -> ConfigurationErr
 
 
 def works(trial: Callable[[], bool]) -> bool:
-    """Whether a trial succeeds; unsupported models raise all kinds of errors, so any error counts as no."""
+    """Whether a trial succeeds; unsupported models raise all kinds of errors; only a lack of memory is passed on."""
     try:
         return trial()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception:
         return False
 
