@@ -25,7 +25,7 @@ from collm.architectures.forward import last_hidden_states, logits_of
 from collm.models.dropout import train_without_dropout
 from collm.models.dtypes import dtype_on
 from collm.models.loading import load_model, resolve_path, starts_at_random
-from collm.models.quantized import full_weights, quantizer_of, settle
+from collm.models.quantized import full_weights, prepare_quantized, quantizer_of
 from collm.models.resident import Resident
 from collm.models.support import Support, support_of
 
@@ -77,7 +77,7 @@ class Backbone(Resident):
             chosen = dtype_on(dtype, torch.get_default_device())
             quantizer = quantizer_of(path, quantization, self.random_weights, chosen)
             self.lm: PreTrainedModel = load_model(path, chosen, random_weights, quantizer)
-            settle(self.lm)
+            prepare_quantized(self.lm)
             self.support: Support = support_of(self.lm, path, fast_updates)
         self.train()  # from_pretrained leaves it in evaluation mode
         self.keep_on(home)

@@ -65,7 +65,7 @@ def quantizer_of(path: str, quantization: str | None, random_weights: bool, dtyp
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[dtype])
 
 
-def settle(lm: PreTrainedModel) -> None:
+def prepare_quantized(lm: PreTrainedModel) -> None:
     """Let a model, if it was quantized while it loaded, compute with the same weights from now on, and export others.
 
     On processors with instructions for bfloat16, layers in evaluation mode would round their scales for a kernel.
