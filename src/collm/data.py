@@ -60,7 +60,8 @@ class RolloutDataModule(L.LightningDataModule):
         max_staleness: How many updates the policies of a training rollout may be behind. 0: every rollout waits for the
             update before it. 1: the next rollout is generated while the learner updates where all agents are on servers
             (`engine: endpoint`), and before the update with engines in this process, which saves no time but shows
-            what older policies cost. Importance ratios are against the log-probabilities noted while sampling.
+            what older policies cost. `sampler_correction` of the policy or, where it is off, the importance ratio
+            corrects for it, with the log-probabilities noted while sampling.
         failed_episodes: What to do with an episode that still fails. `drop`: leave it out of the update and of its
             group. `zero`: keep it with the rewards before the failure and 0 after it.
         seed: Seed of the order of tasks, of environments and of sampling.
