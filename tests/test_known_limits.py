@@ -339,7 +339,9 @@ def test_l18_an_empty_data_set_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=f"Toy: the {split} split has no tasks"):
             RolloutDataModule(Toy(**sizes))
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(ConfigurationError, match=r"empty\.jsonl is empty; write one row with the field 'prompt'"):
+    with pytest.raises(
+        ConfigurationError, match=r"empty\.jsonl' holds no rows; write one object with the field 'prompt' per row"
+    ):
         TLDR(dataset=str(tmp_path / "empty.jsonl"))
 
 
