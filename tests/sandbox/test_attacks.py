@@ -8,6 +8,7 @@ import site
 import socket
 import sysconfig
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,9 @@ def battlefield(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         signal.signal(number, handler)
     for server in servers:
         server.close()
-    processes = sorted(set(stray_processes()) - set(before))
+    deadline = time.monotonic() + 20  # what was killed may need a moment to end on a busy machine
+    while (processes := sorted(set(stray_processes()) - set(before))) and time.monotonic() < deadline:
+        time.sleep(0.1)
     return Battlefield(protections, verdicts, after, heard, signals, victim, outside, processes, left)
 
 

@@ -88,7 +88,8 @@ def installed() -> Iterator[Path]:
             for file in ("data.jsonl", "__init__.py", "data.zip", "data.db"):
                 (package / file).write_text(SECRET if file == "data.jsonl" else "")
         shutil.copytree(ours / "sandbox", library / "site-packages" / "collm" / "sandbox")
-        for file in ("__init__.py", "errors.py"):
+        (library / "site-packages" / "collm" / "runtime").mkdir()
+        for file in ("__init__.py", "errors.py", "runtime/__init__.py", "runtime/checks.py"):
             shutil.copy(ours / file, library / "site-packages" / "collm" / file)
         shutil.copy(Path(__file__).parent / "battle.py", prefix / "battle.py")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
