@@ -34,6 +34,7 @@ COMMANDS = {
     r"placed\.yaml|--trainer\.strategy\.devices": NOT_HERE + "several GPUs; tests/test_placed.py uses a processor",
     r"--host 0\.0\.0\.0|--endpoints endpoints\.yaml|TEAM_KEY": "tests/serving/test_documented_teams.py"
     "::test_one_agent_elsewhere_behind_a_key",
+    r"quantization nf4|AdamW8bit": NOT_HERE + "bitsandbytes; tests/models/test_quantized.py and test_low_bit.py use it",
     r"WandbLogger": NOT_HERE + "a package and an account",
     # it installs or fetches
     r"pip install|git clone|^cd |pre-commit|python3 -m venv|\.venv/bin/activate": NOT_HERE + "it installs something",
