@@ -38,7 +38,7 @@ def quantized(folder: str, **options: object) -> Policy:
     torch.manual_seed(0)
     spec = PolicySpec(folder, lora_rank=4, lora_alpha=8.0, quantization="nf4", max_new_tokens=8, **options)
     backbone = Backbone(folder, "float32", quantization="nf4")
-    backbone.freeze()
+    backbone.lm.requires_grad_(False)
     backbone.add_adapter("a1", 4, 8.0, 0.0)
     for weight in backbone.adapter_parameters("a1"):
         weight.data += 0.05 * torch.randn_like(weight)
