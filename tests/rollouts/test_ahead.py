@@ -17,7 +17,7 @@ import yaml
 from collm.data import RolloutDataModule
 from collm.errors import ConfigurationError
 from collm.models.policy import Policy
-from collm.rollouts.ahead import one_ahead, one_before
+from collm.rollouts.ahead import before_updates, beside_updates
 from collm.studies.runs import read_run
 from collm.trajectory import RolloutBatch, distinct_actions
 from on_policy import log_ratios
@@ -53,7 +53,7 @@ def test_a_rollout_begins_before_the_update_of_the_one_in_front_of_it_and_ends_a
     events = Events()
     plays = [events.rollout(0, lambda: None), events.rollout(1, lambda: (events.updated.wait(SECONDS), None)[1])]
     seen, drawn = [], []
-    for batch in one_ahead(plays, events.serving):
+    for batch in beside_updates(plays, events.serving):
         seen.append(batch)
         drawn.append(torch.initial_seed())
         events.log.append(f"update {batch}")
@@ -76,18 +76,18 @@ def test_in_this_process_a_rollout_is_played_before_the_update_of_the_one_in_fro
 
         return 10 + number, play
 
-    for batch in one_before(map(playing, range(3))):
+    for batch in before_updates(map(playing, range(3))):
         log.append(f"update {batch} with {torch.initial_seed()}")
     assert log[:3] == ["play 0 with 10", "play 1 with 11", "update 0 with 10"]
     assert log[3:] == ["play 2 with 12", "update 1 with 11", "update 2 with 12"]
-    assert list(one_before(map(playing, range(1)))) == [0]
-    assert list(one_before([])) == []
+    assert list(before_updates(map(playing, range(1)))) == [0]
+    assert list(before_updates([])) == []
 
 
 def test_a_learner_that_stops_waits_for_no_answers() -> None:
     events = Events()
     plays = [events.rollout(0, lambda: None), events.rollout(1, lambda: (events.given_up.wait(SECONDS), None)[1])]
-    rollouts = one_ahead(plays, events.serving)
+    rollouts = beside_updates(plays, events.serving)
     assert next(rollouts) == 0
     rollouts.close()
     assert events.given_up.is_set()
@@ -98,7 +98,7 @@ def test_what_goes_wrong_beside_an_update_stops_the_run() -> None:
         raise RuntimeError("a reward broke")
 
     events = Events()
-    rollouts = one_ahead([events.rollout(0, lambda: None), events.rollout(1, broken)], events.serving)
+    rollouts = beside_updates([events.rollout(0, lambda: None), events.rollout(1, broken)], events.serving)
     assert next(rollouts) == 0
     with pytest.raises(RuntimeError, match="a reward broke"):
         next(rollouts)

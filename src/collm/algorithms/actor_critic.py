@@ -100,17 +100,24 @@ class ActorCritic(MultiAgentModule):
                 rates[name] = critic.learning_rate
         return rates
 
-    def td_errors(
-        self, batch: RolloutBatch, values: Tensor, next_values: Tensor, gae_lambda: float | None = None
-    ) -> Tensor:
-        """Generalized advantages, r_t + gamma V(h_{t+1}) - V(h_t) at lambda 0; by default at `gae_lambda`, [B, T]."""
+    def gae(self, batch: RolloutBatch, values: Tensor, next_values: Tensor, gae_lambda: float | None = None) -> Tensor:
+        """Generalized advantage estimates at `gae_lambda`, by default that of the run, [B, T].
+
+        At lambda 0 they are the TD errors r_t + gamma V(h_{t+1}) - V(h_t).
+
+        Args:
+            batch: The rollout.
+            values: V(h_t), [B, T].
+            next_values: V(h_{t+1}), [B, T].
+            gae_lambda: Weight of later TD errors, in [0, 1].
+        """
         chosen = self.gae_lambda if gae_lambda is None else gae_lambda
         return generalized_advantages(batch.rewards, values, batch.turn_mask, self.discount, chosen, next_values)
 
     def value_targets(self, batch: RolloutBatch, values: Tensor, next_values: Tensor, advantages: Tensor) -> Tensor:
         """Regression targets of `values`, [B, T]: lambda-returns at `critic_lambda`, detached from the graph."""
         if self.critic_lambda != self.gae_lambda:
-            advantages = self.td_errors(batch, values, next_values, self.critic_lambda)
+            advantages = self.gae(batch, values, next_values, self.critic_lambda)
         return advantages + values
 
     def log_critic(self, name: str, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
@@ -133,7 +140,7 @@ class ActorCritic(MultiAgentModule):
             whose = "" if critic.centralized else f"_{critic.agent_ids[0]}"
             values = critic.values(batch)
             estimates[f"V{whose}({critic.depends_on})"] = values
-            estimates[f"advantage{whose}"] = self.td_errors(batch, values, critic.next_values(batch, values))
+            estimates[f"advantage{whose}"] = self.gae(batch, values, critic.next_values(batch, values))
         return estimates
 
     @property

@@ -53,7 +53,7 @@ class CoLLMCC(ActorCritic):
         fitted = self.critic.differentiable_values(batch)
         values = fitted.detach()  # V(h_t), [B, T]
         next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
-        advantages = self.td_errors(batch, values, next_values)  # delta_t of (4) at gae_lambda 0
+        advantages = self.gae(batch, values, next_values)  # delta_t of (4) at gae_lambda 0
         targets = self.value_targets(batch, values, next_values, advantages)  # of (5)
         self.log_critic("critic", batch, values, targets)
 

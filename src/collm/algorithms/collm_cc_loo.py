@@ -42,7 +42,7 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         all_values = self.critic.differentiable_values(batch)  # [B, T, N + 1]
         values, *baselines = all_values.detach().unbind(-1)  # V(h_t), and B_i(h_t, a_{-i,t}), [B, T]
         next_values = self.critic.next_values(batch, values)  # V(h_{t+1})
-        errors = self.td_errors(batch, values, next_values)
+        errors = self.gae(batch, values, next_values)
         estimates = errors + values  # y_t at gae_lambda 0
         targets = self.value_targets(batch, values, next_values, errors)
         self.log_critic("critic", batch, values, targets)
@@ -57,7 +57,7 @@ class CoLLMCCLeaveOneOut(ActorCritic):
 
     def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:
         values, *baselines = self.critic.values(batch).unbind(-1)
-        returns = values + self.td_errors(batch, values, self.critic.next_values(batch, values))
+        returns = values + self.gae(batch, values, self.critic.next_values(batch, values))
         by_name = {"V(h)": values}
         for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
             by_name |= {f"B_{agent_id}(h, a of others)": baseline, f"advantage_{agent_id}": returns - baseline}

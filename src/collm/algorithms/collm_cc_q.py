@@ -38,7 +38,7 @@ class CoLLMCCQ(ActorCritic):
         pairs = self.critic.differentiable_values(batch)  # [B, T, 2]
         values, action_values = pairs.detach().unbind(-1)  # V(h_t) and Q(h_t, a_t), [B, T]
         next_values = self.critic.next_values(batch, action_values)  # Q(h_{t+1}, a_{t+1})
-        errors = self.td_errors(batch, action_values, next_values)  # the TD error of Q at gae_lambda 0
+        errors = self.gae(batch, action_values, next_values)  # the TD error of Q at gae_lambda 0
         targets = self.value_targets(batch, action_values, next_values, errors)
         self.log_critic("critic", batch, action_values, targets)
         self.log_critic("critic/baseline", batch, values, targets)

@@ -33,7 +33,7 @@ class CoLLMDC(ActorCritic):
             fitted = critic.differentiable_values(batch)
             values = fitted.detach()  # V_i(h_{i,t}), [B, T]
             next_values = critic.next_values(batch, values)  # V_i(h_{i,t+1})
-            errors = self.td_errors(batch, values, next_values)  # delta_{i,t} of (2) at gae_lambda 0
+            errors = self.gae(batch, values, next_values)  # delta_{i,t} of (2) at gae_lambda 0
             targets = self.value_targets(batch, values, next_values, errors)  # of (3)
             self.log_critic(critic.name, batch, values, targets)
 

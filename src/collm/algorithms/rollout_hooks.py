@@ -122,7 +122,8 @@ class RolloutHooks(Agents):
 
     def by_learner(self, given: Any) -> dict[str, Any]:
         """Optimizers or schedules by the name of the learner, from Lightning's list, or from the only one itself."""
-        return dict(zip(self.learners, given if isinstance(given, list) else [given], strict=False))
+        listed = given if isinstance(given, list) else [given]
+        return dict(zip(self.learners, listed, strict=True)) if listed else {}
 
     def log_rollout(self, batch: RolloutBatch) -> None:
         """Log statistics of the rollout under `rollout/`, with the number of joint samples as `step`, the x axis."""

@@ -15,72 +15,117 @@ FIT = Path(__file__).with_name("fit.py")
 """The script that trains one run of a study."""
 
 
-COMMANDS = {
-    "bench": "Measure training speed against a plain implementation: collm bench run --config FILE",
-    "ceiling": "Measure how much of the return can be known at each turn: collm ceiling --config FILE --out DIR",
-    "compare": "Compare runs and untrained protocols on the same held-out tasks: collm compare --config FILE",
-    "cross_play": "Teams with a mate missing, late or of another run: collm cross_play --runs '[A, B]' --out DIR",
-    "fit": "Train agents: collm fit --config FILE [--config FILE ...] [--name=value ...]",
-    "gradient": "Measure noise and bias of policy gradients at fixed policies: collm gradient --config FILE --jobs 2",
-    "plan": "Print the memory that a configuration needs on 1, 2 and 8 devices: collm plan --config FILE",
-    "play": "Play an environment with any team: collm play RUN --agent builder_2=human",
-    "predict": "Play held-out tasks and keep the episodes: collm predict --config RUN/config.yaml --ckpt_path ...",
-    "replay": "Show recorded episodes in one HTML page: collm replay RUN_OR_JSONL --out replay.html",
-    "report": "Report a study of claims: collm report --study logs/studies/relay --out results/claims/relay",
-    "score": "Score recorded cases without any model: collm score cases.jsonl [--reward paper|released]",
-    "serve": "Serve the agents of a run as OpenAI-compatible endpoints: collm serve RUN",
-    "study": "Train methods with several seeds in parallel and compare them: collm study --config FILE --jobs 2",
-    "test": "The same as validate, under the name that Lightning gives to the last evaluation: collm test --config ...",
-    "validate": "Evaluate agents on held-out tasks: collm validate --config RUN/config.yaml --ckpt_path FILE.ckpt",
-}
-"""What every command does, and a call of it."""
-
-
-class Call(NamedTuple):
-    """How a command is called.
+class Command(NamedTuple):
+    """A command of `collm`.
 
     Args:
+        about: What it does, and a call of it.
         module: The module whose `main` it is.
         function: The function of that module whose arguments are the command's; empty if `main` has its own help.
         positional: Whether arguments of the function without a default are positional.
         given: What `main` is called with.
     """
 
+    about: str
     module: str
     function: str = ""
     positional: bool = False
     given: tuple[Any, ...] = ()
 
 
-CALLS = {
-    "bench": Call("collm.commands.bench"),
-    "ceiling": Call("collm.commands.ceiling"),
-    "compare": Call("collm.studies.comparison", "compare", given=(BASE,)),
-    "cross_play": Call("collm.studies.cross_play", "cross_play"),
-    "fit": Call("collm.commands.fit", given=("fit",)),
-    "gradient": Call("collm.studies.gradient_test", "gradient_test", given=(FIT, BASE)),
-    "plan": Call("collm.commands.plan"),
-    "play": Call("collm.serving.play", "play_command", positional=True),
-    "predict": Call("collm.commands.fit", given=("predict",)),
-    "replay": Call("collm.replay.command"),
-    "report": Call("collm.studies.report", "report"),
-    "score": Call("collm.scoring.command"),
-    "serve": Call("collm.serving.command", "serve", positional=True),
-    "study": Call("collm.studies.study", "study", given=(FIT, BASE)),
-    "test": Call("collm.commands.fit", given=("test",)),
-    "validate": Call("collm.commands.fit", given=("validate",)),
+COMMANDS = {
+    "bench": Command(
+        "Measure training speed against a plain implementation: collm bench run --config FILE",
+        "collm.commands.bench",
+    ),
+    "ceiling": Command(
+        "Measure how much of the return can be known at each turn: collm ceiling --config FILE --out DIR",
+        "collm.commands.ceiling",
+    ),
+    "compare": Command(
+        "Compare runs and untrained protocols on the same held-out tasks: collm compare --config FILE",
+        "collm.studies.comparison",
+        "compare",
+        given=(BASE,),
+    ),
+    "cross_play": Command(
+        "Teams with a mate missing, late or of another run: collm cross_play --runs '[A, B]' --out DIR",
+        "collm.studies.cross_play",
+        "cross_play",
+    ),
+    "fit": Command(
+        "Train agents: collm fit --config FILE [--config FILE ...] [--name=value ...]",
+        "collm.commands.fit",
+        given=("fit",),
+    ),
+    "gradient": Command(
+        "Measure noise and bias of policy gradients at fixed policies: collm gradient --config FILE --jobs 2",
+        "collm.studies.gradient_test",
+        "gradient_test",
+        given=(FIT, BASE),
+    ),
+    "plan": Command(
+        "Print the memory that a configuration needs on 1, 2 and 8 devices: collm plan --config FILE",
+        "collm.commands.plan",
+    ),
+    "play": Command(
+        "Play an environment with any team: collm play RUN --agent builder_2=human",
+        "collm.serving.play",
+        "play_command",
+        positional=True,
+    ),
+    "predict": Command(
+        "Play held-out tasks and keep the episodes: collm predict --config RUN/config.yaml --ckpt_path ...",
+        "collm.commands.fit",
+        given=("predict",),
+    ),
+    "replay": Command(
+        "Show recorded episodes in one HTML page: collm replay RUN_OR_JSONL --out replay.html",
+        "collm.replay.command",
+    ),
+    "report": Command(
+        "Report a study of claims: collm report --study logs/studies/relay --out results/claims/relay",
+        "collm.studies.report",
+        "report",
+    ),
+    "score": Command(
+        "Score recorded cases without any model: collm score cases.jsonl [--reward paper|released]",
+        "collm.scoring.command",
+    ),
+    "serve": Command(
+        "Serve the agents of a run as OpenAI-compatible endpoints: collm serve RUN",
+        "collm.serving.command",
+        "serve",
+        positional=True,
+    ),
+    "study": Command(
+        "Train methods with several seeds in parallel and compare them: collm study --config FILE --jobs 2",
+        "collm.studies.study",
+        "study",
+        given=(FIT, BASE),
+    ),
+    "test": Command(
+        "The same as validate, under the name that Lightning gives to the last evaluation: collm test --config ...",
+        "collm.commands.fit",
+        given=("test",),
+    ),
+    "validate": Command(
+        "Evaluate agents on held-out tasks: collm validate --config RUN/config.yaml --ckpt_path FILE.ckpt",
+        "collm.commands.fit",
+        given=("validate",),
+    ),
 }
 
 
 def run(name: str) -> int:
     """Run a command with the arguments of the process, or print its short help if they ask for it."""
-    call = CALLS[name]
-    if call.function and wants_help():
+    command = COMMANDS[name]
+    if command.function and wants_help():
         from collm.runtime.quick_help import function_help
 
-        print(function_help(call.module, call.function, call.positional))
+        print(function_help(command.module, command.function, command.positional))
         return 0
-    return import_module(call.module).main(*call.given)
+    return import_module(command.module).main(*command.given)
 
 
 def main() -> int:
@@ -89,7 +134,7 @@ def main() -> int:
     if name in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("usage: collm COMMAND ...\n\nLanguage models learn to work together. Commands:\n")
-        print("\n".join(f"  {command:{width}}  {words}" for command, words in COMMANDS.items()))
+        print("\n".join(f"  {known:{width}}  {command.about}" for known, command in COMMANDS.items()))
         print(
             "\n`collm COMMAND --help` says more; `collm fit --help` lists algorithms, environments and configurations."
         )

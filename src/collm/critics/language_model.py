@@ -170,7 +170,7 @@ class LanguageModelCritic(Critic):
         weights = batch.turn_mask * batch.weights[:, None]
         if self.normalize:
             played = torch.where(batch.turn_mask, targets, 0.0)
-            sums = torch.stack([(weights * powers).sum() for powers in (played**0, played, played**2)])
+            sums = torch.stack([weights.sum(), (weights * played).sum(), (weights * played.square()).sum()])
             count, total, squares = sum_over_ranks(sums, self.learner.device)
             if count:
                 self.network.rescale(total / count, squares / count)

@@ -16,7 +16,7 @@ Rollout = tuple[int, Callable[[Actors], RolloutBatch]]
 """Its seed, and what plays it."""
 
 
-def one_before(rollouts: Iterable[tuple[int, Callable[[], RolloutBatch]]]) -> Iterator[RolloutBatch]:
+def before_updates(rollouts: Iterable[tuple[int, Callable[[], RolloutBatch]]]) -> Iterator[RolloutBatch]:
     """Yield rollouts in order; each is played before the one in front of it is yielded.
 
     Args:
@@ -38,7 +38,7 @@ def _at_update(seed: int, batch: RolloutBatch) -> RolloutBatch:
     return batch
 
 
-def one_ahead(
+def beside_updates(
     rollouts: Iterable[Rollout], serving: Callable[[], AbstractContextManager[Actors]]
 ) -> Iterator[RolloutBatch]:
     """Yield rollouts in order; a thread plays each while the learner updates with the one in front of it.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from collm.rollouts.ahead import one_ahead, one_before
+from collm.rollouts.ahead import before_updates, beside_updates
 from collm.trajectory import RolloutBatch, Task
 
 _EVALUATION_SEED = 2**40  # above the seeds of all training rollouts
@@ -40,10 +40,10 @@ class TrainRollouts(IterableDataset):
             yield from self._on_policy(rollouts)
         elif data.generates_elsewhere:
             aside = ((seed, partial(data.play_aside, tasks=own, seed=seed)) for seed, _, own in rollouts)
-            yield from one_ahead(aside, lambda: data.serving(data.sampler))
+            yield from beside_updates(aside, lambda: data.serving(data.sampler))
         else:
             play = partial(data.play, data.sampler, num_generations=data.num_generations)
-            yield from one_before((seed, partial(play, tasks=own, seed=seed)) for seed, _, own in rollouts)
+            yield from before_updates((seed, partial(play, tasks=own, seed=seed)) for seed, _, own in rollouts)
 
     def _on_policy(self, rollouts: Iterable[tuple[int, list[Task], list[Task]]]) -> Iterator[RolloutBatch]:
         """Rollouts of the policies after the update before."""
