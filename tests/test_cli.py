@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -177,6 +178,23 @@ def test_a_mistake_ends_in_one_clear_message(
     message = the_message(capsys)
     assert [fragment for fragment in fragments if fragment not in message] == [], message
     assert len(message) < 600
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model.parameters=lora", "--model.policy.lora_rank=4", "--model.policy.quantization=nf4"],
+        ["--model.optimizer=bitsandbytes.optim.AdamW8bit"],
+    ],
+)
+def test_without_bitsandbytes_messages_name_the_extra(
+    fit: Fit, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    assert fit(*args) == 2
+    message = the_message(capsys)
+    assert "bitsandbytes" in message
+    assert "collm[lowbit]" in message
 
 
 MISTAKES_IN_FILES = {

@@ -95,11 +95,13 @@ def test_the_same_agents_on_two_machines(folder: Path, monkeypatch, capsys) -> N
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TEAM_KEY", "0123456789abcdef0123456789abcdef")
     serve = documented("serve.py", "--others")
-    port = max(free_ports("127.0.0.1", 1)[0], 20_000)
+    (port,) = free_ports("127.0.0.1", 1)
     for said, here in (("0.0.0.0", "127.0.0.1"), ("gpu1", "127.0.0.1"), ("[gpu2]", "[127.0.0.2]"), ("8000", str(port))):
         serve[serve.index(said)] = here
     with served([*serve, "--endpoints", "both.yaml"], folder):
-        (line,) = [one for one in (folder / "serve.log").read_text().splitlines() if one.startswith("    collm serve")]
+        printed = (folder / "serve.log").read_text().splitlines()
+        assert f"builder_1: http://127.0.0.1:{port}/v1, http://127.0.0.2:{port}/v1" in printed
+        (line,) = [one for one in printed if one.startswith("    collm serve")]
         other = ["--host=127.0.0.2" if word == "--host=0.0.0.0" else word for word in shlex.split(line)[2:]]
         with served(other, folder):
             both = yaml.safe_load(Path("both.yaml").read_text())["model"]["init_args"]["policies"]

@@ -43,7 +43,8 @@ def readable(message: str, parser: ArgumentParser, components: Mapping[str, type
     where = ".".join(dict.fromkeys(keys))
     causes = [_explained(cause, where, parser, components) for cause in dict.fromkeys(causes)]
     if (missing := re.search(r"No module named '([\w.]+)'", message)) and f"'{missing[1]}." not in message:
-        given, causes = "", [f"no module named {missing[1]!r}, which it imports; install it or correct the name"]
+        how = 'install it with pip install "collm[lowbit]"' if missing[1] == "bitsandbytes" else "install it"
+        given, causes = "", [f"no module named {missing[1]!r}, which it imports; {how} or correct the name"]
     named = (match[1] for match in _CLASS.finditer(message))
     if problem := next((found for name in dict.fromkeys(named) if (found := import_problem(name))), ""):
         given, causes = "", [problem]

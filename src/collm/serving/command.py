@@ -108,7 +108,8 @@ def serve(
     with serving(servers, logs, patience) as running:
         write_text(target, _HEADER + yaml.safe_dump({"model": {"init_args": {"policies": content}}}, sort_keys=False))
         for name, policy in content.items():
-            print(f"{name}: {policy['endpoint']['url']}")
+            urls = policy["endpoint"]["url"]
+            print(f"{name}: {', '.join(urls) if others else urls}")
         for machine in others:
             plain, slurm = lines_for(machine, settings)
             print(f"on {machine}, where {api_key_env} holds the same key:\n    {plain}\nor with SLURM:\n    {slurm}")
