@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from collm.algorithms.magrpo import MAGRPO
 from collm.callbacks.curve import draw_curve
 from collm.callbacks.progress import RolloutProgress
+from collm.callbacks.replay import WriteReplay
 from collm.callbacks.samples import add_branches, add_tokens, note_estimates
 from collm.callbacks.summary import in_columns
 from collm.callbacks.table import in_one_line
@@ -159,6 +161,22 @@ def test_a_run_leaves_a_replay_with_values_tokens_and_siblings(fit, run_folder, 
     assert "network" in told
     assert "return on held-out tasks: " in told
     assert "replay.html" in told
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_only_a_replay_page_that_was_written_is_named(broken: bool, tmp_path, monkeypatch, capsys):
+    def write_page(sources, out, title):
+        if broken:
+            raise ConfigurationError("episodes.jsonl has no line")
+
+    monkeypatch.setattr("collm.callbacks.replay.write_page", write_page)
+    monkeypatch.setattr("collm.callbacks.replay.has_transcripts", lambda folder: True)
+    trainer = SimpleNamespace(
+        log_dir=str(tmp_path), is_global_zero=True, fast_dev_run=False, state=SimpleNamespace(fn="test")
+    )
+    with pytest.warns(UserWarning, match="no replay page: episodes.jsonl") if broken else nullcontext():
+        WriteReplay().on_test_end(trainer, SimpleNamespace())
+    assert ("replay.html" in capsys.readouterr().out) is not broken
 
 
 class Bar:

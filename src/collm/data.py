@@ -192,7 +192,7 @@ class RolloutDataModule(L.LightningDataModule):
         return self._actors
 
     @contextmanager
-    def acting(self, sampler: Sampler) -> Iterator[Actors]:
+    def ready_to_sample(self, sampler: Sampler) -> Iterator[Actors]:
         """The agents with their current policies, ready for rollouts of `sampler`."""
         with self.trainer.lightning_module.acting(), self.serving(sampler) as actors:
             yield actors
@@ -209,7 +209,7 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> RolloutBatch:
         """Play `num_generations` episodes of each task with the current policies."""
         began = time.perf_counter()
-        with self.acting(sampler) as actors, progress.told_to(self.on_progress):
+        with self.ready_to_sample(sampler) as actors, progress.told_to(self.on_progress):
             trajectories = self.episodes(actors, sampler, tasks, seed, num_generations, greedy, self.on_turn)
         return self.batch_of(trajectories, time.perf_counter() - began)
 

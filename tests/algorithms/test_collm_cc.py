@@ -241,7 +241,7 @@ def test_exactly_what_is_meant_to_learn_moves(make: Make, mode: str, num_agents:
     batch = play(module)
     for name in agents:
         before = {other: snapshot(weights) for other, weights in module.learners.items()}
-        members = module.team[name]
+        members = module.policy_learners[name]
         losses = (
             loss
             for agent_id in members

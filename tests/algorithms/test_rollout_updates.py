@@ -43,7 +43,7 @@ def test_policies_act_as_they_are_evaluated_and_train_again_afterwards(tiny_fold
     module = without_trainer(MAGRPO(agent_ids=["a"], policy=PolicySpec(tiny_folder, max_new_tokens=4)))
     module.train()
     before = {name for name, part in module.named_modules() if part.training}
-    with module.acting():
+    with module.ready_to_sample():
         assert not any(part.training for part in module.modules())
     assert before == {name for name, part in module.named_modules() if part.training}
     assert "" in before

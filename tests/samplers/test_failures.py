@@ -130,7 +130,9 @@ def test_branches_of_a_tree_are_tried_again_on_their_own() -> None:
 def module(game: TwoTurns, **kwargs) -> RolloutDataModule:
     data = RolloutDataModule(game, Parallel(), tasks_per_rollout=1, num_generations=3, **kwargs)
     policies = make_policies()
-    learner = SimpleNamespace(policies=policies, specs={}, device="cpu", num_rollouts=0, acting=contextlib.nullcontext)
+    learner = SimpleNamespace(
+        policies=policies, specs={}, device="cpu", num_rollouts=0, ready_to_sample=contextlib.nullcontext
+    )
     data.trainer = SimpleNamespace(lightning_module=learner)
     data._actors = Scripted(policies)
     return data

@@ -79,7 +79,7 @@ class Agents(Checkpointed):
         self.policies: dict[str, Policy] = {}
         self.references: dict[str, Policy] = {}
         self.learners: dict[str, list[nn.Parameter]] = {}  # trained parameters, by the name of their optimizer
-        self.team: dict[str, list[str]] = {}  # agents that each policy optimizer trains
+        self.policy_learners: dict[str, list[str]] = {}  # ids of the agents that each policy optimizer trains
         self.network_devices: Mapping[str, torch.device] = {}  # set by the strategy that gives networks a device each
         # set by a strategy that shards weights: a context in which policies can sample
         self.gathering: Callable[[], AbstractContextManager[None]] | None = None
@@ -128,7 +128,7 @@ class Agents(Checkpointed):
                 for weight in policy.parameters():
                     weight.requires_grad_(False)
                 continue
-            self.team.setdefault(name, []).append(agent_id)
+            self.policy_learners.setdefault(name, []).append(agent_id)
             self.learners[name] = policy.parameters()
             if self.kl_weight and adapter is None:
                 if name not in self.reference_backbones:
@@ -168,10 +168,10 @@ class Agents(Checkpointed):
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each optimizer, by name."""
-        return {name: self.specs[members[0]].learning_rate for name, members in self.team.items()}
+        return {name: self.specs[members[0]].learning_rate for name, members in self.policy_learners.items()}
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
-        if not self.team:
+        if not self.policy_learners:
             raise ConfigurationError("no agent learns: all are frozen or endpoints; leave one of them to learn.")
         rates = self.learning_rates()
         optimizers = []
@@ -182,7 +182,7 @@ class Agents(Checkpointed):
         return optimizers, [self.lr_schedule(optimizer) for optimizer in optimizers] if self.lr_schedule else []
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
+    def ready_to_sample(self) -> Iterator[None]:
         """Context for sampling: all networks in evaluation mode, and sharded weights of policies gathered."""
         training = self.training
         try:

@@ -143,7 +143,7 @@ class MultiAgentModule(RolloutHooks):
     def update_policies(self, batch: RolloutBatch, advantages: Mapping[str, Tensor]) -> None:
         """Take the policy-gradient steps of every agent; `advantages` holds [B, T] by agent id."""
         advantages = {name: signed_shares(values, batch, name) for name, values in advantages.items()}
-        learning = chain.from_iterable(self.team.values())
+        learning = chain.from_iterable(self.policy_learners.values())
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in learning}
         if self.policy_update_hook is not None:
             self.policy_update_hook(sequences, advantages)
@@ -153,7 +153,7 @@ class MultiAgentModule(RolloutHooks):
                 if self.specs[agent_id].correction() != "off":
                     sequences[agent_id] = self.with_trainer_log_probs(agent_id, sequences[agent_id])
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
-            for name, members in self.team.items():
+            for name, members in self.policy_learners.items():
                 losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
 
@@ -272,7 +272,7 @@ class MultiAgentModule(RolloutHooks):
         if self._empty_rollouts or name in self.frozen:  # the same on all ranks
             return
         optimizer = self.by_learner(self.optimizers())[name]
-        with meter.phase("update/policy" if name in self.team else "update/critic"):
+        with meter.phase("update/policy" if name in self.policy_learners else "update/critic"):
             drop_gradients(self.learners[name])
             total = torch.zeros((), device=self.device)
             for loss in losses:

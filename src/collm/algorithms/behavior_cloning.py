@@ -41,7 +41,7 @@ class BehaviorCloning(MultiAgentModule):
             sequences = {agent_id: [with_observations(sequence) for sequence in sequences[agent_id]]
                          for agent_id in self.agent_ids}  # fmt: skip
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
-            for name, members in self.team.items():
+            for name, members in self.policy_learners.items():
                 losses = (self.cloning_losses(agent_id, sequences[agent_id], rows) for agent_id in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
 

@@ -60,7 +60,7 @@ class CoLLMDCShared(ActorCritic):
         (agent_id,) = critic.agent_ids
         policy = self.policies[agent_id]
         critic.read_with(policy.backbone, policy.adapter, policy.spec.path)
-        learner = next(name for name, members in self.team.items() if agent_id in members)
+        learner = next(name for name, members in self.policy_learners.items() if agent_id in members)
         self.learners[learner] = [*self.learners[learner], *critic.network.head.parameters()]
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
@@ -82,6 +82,6 @@ class CoLLMDCShared(ActorCritic):
             yield from self.own_critics[agent_id].losses(records[agent_id], rows)  # (3)
 
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
-            for name, members in self.team.items():
+            for name, members in self.policy_learners.items():
                 parts = chain.from_iterable(losses(agent_id, rows) for agent_id in members)
                 self.optimize(name, parts, f"loss/actor_critic/{name}")

@@ -110,7 +110,7 @@ class Plan:
         both = (self.module.backbones, self.module.reference_backbones)
         backbones = [modules[name] for modules in both if name in modules]
         trains = self.module.learners[name]
-        acts = name in self.module.team
+        acts = name in self.module.policy_learners
         return Needs(
             parameters=sum(map(self.held, {*trains, *(weight for one in backbones for weight in one.parameters())})),
             gradients=sum(map(size, trains)) + sum(map(self.widening, trains)),

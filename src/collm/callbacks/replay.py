@@ -23,6 +23,7 @@ class WriteReplay(L.Callback):
             write_page([folder], folder / "replay.html", f"{folder.parent.name} {folder.name}")
         except ConfigurationError as error:  # no reason for a finished run to fail
             rank_zero_warn(f"there is no replay page: {error}")
+            return
         if trainer.state.fn != "fit":  # which ends with a list of all files
             print(f"\nreplay: {folder / 'replay.html'} (open it in a browser)")
 

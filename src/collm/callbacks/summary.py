@@ -71,7 +71,7 @@ class PrintSummary(L.Callback):
 
 def networks(module: Any) -> Iterator[tuple[str, ...]]:
     """Name, model, number of parameters, of trained ones, their format and device, of every agent and critic."""
-    for name, members in module.team.items():
+    for name, members in module.policy_learners.items():
         policy = module.policies[members[0]]
         whose = name if len(members) == 1 else f"{name} ({', '.join(members)})"
         yield _network(whose, policy.spec, policy.backbone, module.learners[name], module)

@@ -100,7 +100,7 @@ class FullySharded(ModelParallelStrategy):
             )
         super().setup(trainer)
         self._choose_sampling(module)
-        module.gathering = self.acting
+        module.gathering = self.ready_to_sample
 
     def model_to_device(self) -> None:
         broadcast_replicated(self.model, self.root_device)  # sharded tensors are already on their device
@@ -131,7 +131,7 @@ class FullySharded(ModelParallelStrategy):
         )
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
+    def ready_to_sample(self) -> Iterator[None]:
         """Context in which policies can be sampled from; all ranks have to enter it, whatever they sample."""
         if self.lockstep is not None:
             with self.lockstep.running():

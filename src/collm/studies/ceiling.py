@@ -74,7 +74,7 @@ class MeasureCeiling(L.Callback):
             )
         if self.policies is not None:
             take_policies(pl_module, self.policies)
-        pl_module.frozen |= set(pl_module.team)
+        pl_module.frozen |= set(pl_module.policy_learners)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self._rollouts += 1
@@ -85,7 +85,7 @@ class MeasureCeiling(L.Callback):
         tasks = data.train_tasks[: self.tasks]
         if len(tasks) < 2:
             raise ConfigurationError("there is one task to train on; an analysis of variance needs at least 2.")
-        with data.acting(data.sampler) as actors:
+        with data.ready_to_sample(data.sampler) as actors:
             played, returns = branch(
                 data.environment,
                 data.sampler,

@@ -65,7 +65,7 @@ class MeasureEpisodes(L.Callback):
         for index in range(-1, self.timed_episodes):  # the first episode is a warm-up
             number = max(0, index)
             task = data.eval_tasks[number % len(data.eval_tasks)]
-            with data.acting(data.eval_sampler) as actors:
+            with data.ready_to_sample(data.eval_sampler) as actors:
                 (trajectory,) = data.eval_sampler.rollout(
                     data.environment,
                     [task],

@@ -103,7 +103,7 @@ class MeasureGradients(L.Callback):
     def gradient(self, pl_module: Any, rows: set[int]) -> Tensor:
         """Negative gradient of the mean loss over `rows`, with the weights of all agents in one vector, [P]."""
         pieces = []
-        for name, members in pl_module.team.items():
+        for name, members in pl_module.policy_learners.items():
             weights = [weight for weight in pl_module.learners[name] if weight.requires_grad]
             total = [torch.zeros_like(weight) for weight in weights]
             for agent_id in members:
@@ -138,7 +138,7 @@ def take_policies(pl_module: Any, path: str) -> None:
     """Load only the agents' weights of a checkpoint."""
     if not Path(path).is_file():
         raise ConfigurationError(f"checkpoint {path!r} does not exist; give the path of a .ckpt file.")
-    wanted = {id(weight) for name in pl_module.team for weight in pl_module.learners[name]}
+    wanted = {id(weight) for name in pl_module.policy_learners for weight in pl_module.learners[name]}
     names = {name for name, weight in pl_module.named_parameters(remove_duplicate=False) if id(weight) in wanted}
     state = read_file(path).get("state_dict")
     if not isinstance(state, dict):
