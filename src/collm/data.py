@@ -194,7 +194,7 @@ class RolloutDataModule(L.LightningDataModule):
     @contextmanager
     def ready_to_sample(self, sampler: Sampler) -> Iterator[Actors]:
         """The agents with their current policies, ready for rollouts of `sampler`."""
-        with self.trainer.lightning_module.acting(), self.serving(sampler) as actors:
+        with self.trainer.lightning_module.ready_to_sample(), self.serving(sampler) as actors:
             yield actors
 
     @contextmanager
