@@ -12,6 +12,7 @@ from collm.runtime.files import replacing
 from collm.studies.runs import Curve, band
 
 LABEL_WIDTH = 60
+STYLES = ("-", "--", ":")
 AXES = {"samples": "joint samples", "seconds": "seconds of training (rollouts and updates)"}
 
 
@@ -93,13 +94,13 @@ def draw_curves(
 ) -> None:
     """`name` against joint samples and against time, mean and interval over the runs of every label."""
     plt = pyplot()
-    figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(AXES), figsize=(13, 4), sharey=True, layout="constrained")
     for panel, (axis, axis_label) in zip(panels, AXES.items(), strict=True):
         for index, (label, runs) in enumerate(curves.items()):
             mean_curve = band(runs, axis)
-            color = f"C{index % 10}"
+            color = f"C{index % 10}"  # there are ten
             text = f"{label} ({len(runs)} run{'s' if len(runs) > 1 else ''})"
-            panel.plot(mean_curve.axis, mean_curve.mean, color=color, label=text)
+            panel.plot(mean_curve.axis, mean_curve.mean, STYLES[index // 10 % 3], color=color, label=text)
             if len(runs) > 1:
                 panel.fill_between(
                     mean_curve.axis, mean_curve.low, mean_curve.high, color=color, alpha=0.2, linewidth=0
@@ -110,6 +111,6 @@ def draw_curves(
             panel.axhline(threshold, color="0.4", linestyle=":", linewidth=1)
     figure.suptitle(title)
     panels[0].set_ylabel(name)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     save(figure, path)
     plt.close(figure)
