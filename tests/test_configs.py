@@ -185,7 +185,7 @@ def test_any_algorithm_takes_the_place_of_a_recipes_own(compose: Compose, path: 
     _, model, _ = compose(CONFIGS / "paper" / "str_build.yaml", path)
     assert type(model).__name__ == yaml.safe_load(path.read_text())["model"]["class_path"].rpartition(".")[2]
     assert (model.discount, model.advantage_clip) == (0.9, 0.05)
-    if hasattr(model, "critics"):
+    if hasattr(model, "critics") and path.stem != "collm_cc_state":  # whose critic is no language model
         assert {critic.model.path for critic in model.critics.values()} == {"Qwen/Qwen3-4B-Instruct-2507"}
 
 
