@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from collm.objectives import (
     MAX_LOG_RATIO,
-    clipped_value_loss,
     kl_penalty,
     policy_gradient_loss,
     value_loss,
@@ -40,7 +39,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "policy_gradient": lambda x, m: policy_gradient_loss(x, with_nan(x * 0.5, m).detach(), with_nan(x, m), m),
     "clipped": lambda x, m: policy_gradient_loss(x, with_nan(x * 0.5, m).detach(), with_nan(x, m), m, clip=0.2),
     "value": lambda x, m: value_loss(x, with_nan(x * 0.5, m).detach(), m),
-    "clipped_value": lambda x, m: clipped_value_loss(x, with_nan(x * 0.9, m), with_nan(x * 0.5, m), m, clip=0.2),
+    "clipped_value": lambda x, m: value_loss(x, with_nan(x * 0.5, m), m, with_nan(x * 0.9, m), clip=0.2),
     "kl": lambda x, m: kl_penalty(x, with_nan(x * 0.5, m), m),
 }
 
@@ -144,9 +143,9 @@ def test_value_loss() -> None:
 def test_clipped_value_loss(value: float, loss: float, slope: float) -> None:
     values, mask = torch.tensor([[value]]), torch.tensor([[True]])
     old_values, targets = torch.tensor([[1.0]]), torch.tensor([[3.0]])
-    assert_close(clipped_value_loss(values, old_values, targets, mask, clip=0.5), torch.tensor(loss))
+    assert_close(value_loss(values, targets, mask, old_values, clip=0.5), torch.tensor(loss))
     # Within the clip both errors are the same; the gradient of their maximum is that of either.
-    result = gradient(lambda x: clipped_value_loss(x, old_values, targets, mask, clip=0.5), values)
+    result = gradient(lambda x: value_loss(x, targets, mask, old_values, clip=0.5), values)
     assert_close(result, torch.tensor([[slope]]))
 
 
@@ -155,7 +154,7 @@ def test_no_gradient_flows_into_targets() -> None:
     targets = torch.tensor([[3.0]], requires_grad=True)
     old_values = torch.tensor([[1.0]], requires_grad=True)
     mask = torch.tensor([[True]])
-    (value_loss(values, targets, mask) + clipped_value_loss(values, old_values, targets, mask, 0.5)).backward()
+    (value_loss(values, targets, mask) + value_loss(values, targets, mask, old_values, 0.5)).backward()
     assert targets.grad is None
     assert old_values.grad is None
     assert_close(values.grad, torch.tensor([[-8.0]]))  # twice 2*(1 - 3)

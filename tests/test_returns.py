@@ -230,6 +230,21 @@ def test_normalize_advantages() -> None:
     assert_close(normalize_advantages(advantages[:1, :1], mask[:1, :1]), advantages[:1, :1])
 
 
+def test_normalized_advantages_of_uneven_trees_are_centered_with_the_weights_of_paths() -> None:
+    """One child of the root ends, its sibling is continued twice: paths of 1 / 2, 1 / 4 and 1 / 4, times three."""
+    advantages = torch.tensor([[1.0], [-1.0], [-1.0]])
+    weights = torch.tensor([[1.5], [0.75], [0.75]])  # mean (1.5 - 0.75 - 0.75) / 3 = 0, variance 1
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    assert_close(normalize_advantages(advantages, mask, weights), advantages)
+    assert normalize_advantages(advantages, mask).sum().abs() < 1e-6  # all alike: 1.41, -0.71, -0.71
+    assert_close(normalize_advantages(advantages, mask)[0, 0], torch.tensor(2.0**0.5))
+
+
+def test_a_rank_without_episodes_has_no_largest_return() -> None:
+    none = torch.zeros(0, 1)
+    assert group_max_baseline(none, torch.zeros(0, dtype=torch.long), none.bool()).shape == (0, 1)
+
+
 def test_normalize_advantages_uses_the_population_deviation() -> None:
     """1, 5 have the deviation 2; the sample deviation sqrt(8) would give 1/sqrt(2)."""
     result = normalize_advantages(torch.tensor([[1.0], [5.0]]), torch.ones(2, 1, dtype=torch.bool))

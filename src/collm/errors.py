@@ -20,3 +20,8 @@ def shortened(text: str, most: int = 2000) -> str:
     """`text` with its middle cut out if it is longer than `most` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]} [...] {text[-half:]}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -117,42 +117,31 @@ def sampler_weights(log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, 
     return _log_ratio(log_probs.detach(), sampler_log_probs, mask).exp().clamp(max=cap)
 
 
-def value_loss(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def value_loss(
+    values: Tensor, targets: Tensor, weights: Tensor, old_values: Tensor | None = None, clip: float | None = None
+) -> Tensor:
     """Squared error of a critic, the weighted sum of (V - y)^2 (arXiv 2601.21972, eq. 3 and 5).
 
     This is the semi-gradient of TD(0): no gradient flows into the target. The paper does not say whether one flows
-    into V(h_{t+1}).
+    into V(h_{t+1}). With `clip` it is that of PPO's value clipping, the weighted sum of max((V - y)^2,
+    (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
 
     Args:
         values: V(h_t), [B, T].
         targets: Regression target y of the critic, [B, T].
         weights: Weight of each turn, 0 at turns that do not count, [B, T].
+        old_values: V(h_t) at the time of the rollout, for `clip`; no gradient flows into it, [B, T].
+        clip: Largest change of a value that can lower the loss; None for no clipping.
 
     Returns:
         Sum over the turns that count, [].
     """
-    return (weights * masked(values - targets.detach(), weights > 0).square()).sum()
-
-
-def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float) -> Tensor:
-    """Squared error of a critic with PPO's value clipping.
-
-    The weighted sum of max((V - y)^2, (V_clipped - y)^2) with V_clipped = V_old + clamp(V - V_old, -clip, clip).
-
-    Args:
-        values: V(h_t), [B, T].
-        old_values: V(h_t) at the time of the rollout; no gradient flows into it, [B, T].
-        targets: Regression target y of the critic; no gradient flows into it, [B, T].
-        weights: Weight of each turn, 0 at turns that do not count, [B, T].
-        clip: Largest change of a value that can lower the loss.
-
-    Returns:
-        Sum over the turns that count, [].
-    """
-    old_values, targets = old_values.detach(), targets.detach()
-    clipped = old_values + (values - old_values).clamp(-clip, clip)
-    error, clipped_error = masked(values - targets, weights > 0), masked(clipped - targets, weights > 0)
-    return (weights * torch.maximum(error.square(), clipped_error.square())).sum()
+    targets = targets.detach()
+    errors = masked(values - targets, weights > 0).square()
+    if clip is not None and old_values is not None:
+        clipped = old_values.detach() + (values - old_values.detach()).clamp(-clip, clip)
+        errors = torch.maximum(errors, masked(clipped - targets, weights > 0).square())
+    return (weights * errors).sum()
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:

@@ -98,12 +98,14 @@ def group_max_baseline(returns: Tensor, groups: Tensor, turn_mask: Tensor) -> Te
 
     Arguments and result are those of `group_mean_baseline`.
     """
+    if not len(returns):  # a rank without finished episodes
+        return returns
     peers = _peers(groups, turn_mask)[:, :, None]
     candidates = torch.where(peers, masked(returns, turn_mask)[None], -torch.inf)
     return masked(candidates.amax(dim=1), turn_mask)
 
 
-def normalize_advantages(advantages: Tensor, turn_mask: Tensor) -> Tensor:
+def normalize_advantages(advantages: Tensor, turn_mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """Subtract the mean of all played turns from advantages, and divide by the population standard deviation.
 
     A single entry is returned unchanged: it has no deviation, and centering would make it 0.
@@ -111,15 +113,17 @@ def normalize_advantages(advantages: Tensor, turn_mask: Tensor) -> Tensor:
     Args:
         advantages: Advantages, [B, T].
         turn_mask: True at played turns, [B, T].
+        weights: Weight of each entry in mean and deviation, [B, T]; by default all weigh the same.
 
     Returns:
         Normalized advantages, 0 at masked turns, [B, T].
     """
-    count = turn_mask.sum()
-    if count < 2:
+    if turn_mask.sum() < 2:
         return masked(advantages, turn_mask)
-    centered = masked(advantages - masked(advantages, turn_mask).sum() / count, turn_mask)
-    std = (centered.square().sum() / count).sqrt()
+    counted = turn_mask.to(advantages) if weights is None else turn_mask * weights
+    count = counted.sum()
+    centered = masked(advantages - (counted * masked(advantages, turn_mask)).sum() / count, turn_mask)
+    std = ((counted * centered.square()).sum() / count).sqrt()
     return centered / torch.where(std > _ROUNDING, std, 1.0)
 
 

@@ -61,6 +61,14 @@ def test_one_agent_learns_with_a_mate_elsewhere(fit: Fit, tmp_path: Path, run_fo
     assert "absent" not in lines
 
 
+def test_several_steps_need_nothing_of_mates_that_do_not_learn(fit: Fit, tmp_path: Path, run_folder: Path) -> None:
+    """The log-probabilities that corrections of samplers compare with are those of agents that learn."""
+    with served(team("tiny")["a2"]) as url:
+        mate = {"path": "tiny", "engine": "endpoint", "endpoint": {"url": url}}
+        assert fit(with_mate(tmp_path, **mate), "--model.num_epochs=2", "--trainer.max_epochs=1") == 0
+    assert len(weights_of(run_folder)["optimizer_states"]) == 2
+
+
 def test_a_trained_agent_is_evaluated_with_a_mate_elsewhere(fit: Fit, tmp_path: Path, run_folder: Path) -> None:
     """Its checkpoint also has the mate, whose weights and learning rate nobody needs here."""
     assert fit("--trainer.max_epochs=1") == 0
@@ -90,6 +98,11 @@ def test_a_run_in_which_nobody_learns(
 ) -> None:
     assert fit("--model.policy.frozen=true") == 2
     assert "no agent learns" in capsys.readouterr().err
+
+
+def test_servers_that_nobody_asks_are_refused(tiny_folder: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"http://x/v1.*engine is 'collm', which asks no server"):
+        PolicySpec(path=tiny_folder, endpoint=EndpointSpec("http://x/v1")).check("policy")
 
 
 @pytest.mark.parametrize("mate", [{"frozen": True}, {"engine": "endpoint", "endpoint": EndpointSpec("http://x/v1")}])

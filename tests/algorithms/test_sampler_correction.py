@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from actors import sampled
+from collm.algorithms.collm_dc_shared import CoLLMDCShared
 from collm.algorithms.magrpo import MAGRPO
 from collm.errors import ConfigurationError
 from collm.models.policy_spec import PolicySpec
@@ -144,3 +145,22 @@ def test_the_trainer_before_the_first_step_is_recorded_for_several(
     module.optimize = lambda name, losses, metric: list(losses)
     module.update_policies(batch, {"a": torch.ones(2, 1)})
     assert recorded == steps
+
+
+def test_value_heads_on_actors_compare_with_the_trainer_before_the_first_step_too(tiny_folder: str) -> None:
+    spec = PolicySpec(tiny_folder, max_new_tokens=3, sampler_correction="token")
+    module = without_trainer(CoLLMDCShared(agent_ids=["a"], policy=spec, num_epochs=2))
+    actions = sampled(module.policies["a"], [[7, 8, 9], [20]], torch.Generator().manual_seed(0), greedy=False)
+    turns = [Turn({"a": "x"}, {"a": action}, 0.0) for action in actions]
+    batch = collate([Trajectory(Task(str(row), {}), row, 1, 1.0, [turn]) for row, turn in enumerate(turns)])
+    recorded: list[bool] = []
+
+    def losses(agent_id: str, sequences: list, rows: set[int], advantages: torch.Tensor) -> list:
+        recorded.append(all(sequence.trainer_log_probs for sequence in sequences))
+        return []
+
+    module.policy_losses = losses
+    module.optimize = lambda name, losses, metric: list(losses)
+    module.num_rollouts = 1
+    module.training_step(batch, 0)
+    assert recorded == [True, True]

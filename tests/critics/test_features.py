@@ -166,6 +166,15 @@ def test_the_first_rollout_has_the_mean_of_the_others() -> None:
     assert_close(make().values(batch), torch.tensor([[2.0, 0, 0], [2, 0, 0], [5, 0, 0]]))
 
 
+@pytest.mark.parametrize("kind", [FeaturesCritic, FeatureNetworkCritic])
+def test_a_rollout_in_which_nobody_played_is_not_the_first(kind: type[StateCritic]) -> None:
+    critic, batch = make(kind()), rollout(0)
+    critic.load()
+    expected = make(kind()).values(batch)
+    critic.update(collate([]), torch.zeros(0, 1), torch.zeros(0, 1))
+    assert_close(critic.values(batch), expected)
+
+
 @pytest.mark.parametrize("weigh_turns", [False, True])
 @pytest.mark.parametrize("groups", [None, [0, 0, 1, 1, 2, 2]])
 def test_values_are_those_of_refits_without_the_own_group(groups: list[int] | None, weigh_turns: bool) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from collm.critics.action_value import ActionValueEncoder
 from collm.critics.histories import HistoryEncoder
 from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
@@ -88,3 +89,13 @@ def test_missing_state_text_is_refused(no_weights: None, reads: str) -> None:
     LanguageModelCritic().check(silent)
     with pytest.raises(ConfigurationError, match="critic.reads is 'mind'; choose one of history, state, both"):
         LanguageModelCritic(reads="mind")
+
+
+def test_values_of_actions_need_a_history(no_weights: None) -> None:
+    learner = SimpleNamespace(specs=dict.fromkeys(AGENTS, ModelSpec()), parameters_mode="separate")
+    learner.critics_share_weights = False
+    with pytest.raises(
+        ConfigurationError, match="critic.reads is 'state', but SimpleNamespace needs values of actions"
+    ):
+        LanguageModelCritic(reads="state").attach("critic", AGENTS, learner, ActionValueEncoder)
+    LanguageModelCritic(reads="both").attach("critic", AGENTS, learner, ActionValueEncoder)

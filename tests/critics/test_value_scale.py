@@ -72,3 +72,13 @@ def test_the_scale_is_part_of_a_checkpoint(critic: ValueNetwork, tmp_path: Path,
 
 def test_without_rescaling_the_unit_is_one(critic: ValueNetwork) -> None:
     assert (critic.scale, critic.shift) == (1.0, 0.0)
+
+
+def test_mixed_precision_does_not_round_values(critic: ValueNetwork) -> None:
+    """Near 12 the numbers of bfloat16 are 1 / 16 apart."""
+    states = torch.zeros(*BATCH.ids.shape, critic.backbone.hidden_size)
+    critic.hidden_states = lambda batch: states  # type: ignore[method-assign]
+    critic.head.bias.data.fill_(12.32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values(critic)
+    assert_close(found[BATCH.action_mask], torch.full((int(BATCH.action_mask.sum()),), 12.32))

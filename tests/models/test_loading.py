@@ -58,6 +58,22 @@ def test_a_folder_without_a_tokenizer(copy: Path) -> None:
         load_tokenizer(str(copy))
 
 
+@pytest.mark.parametrize("changes", [{"hidden_size": "x"}, {"num_attention_heads": 0}, {"model_type": ["llama"]}])
+def test_a_damaged_configuration(copy: Path, changes: dict[str, object]) -> None:
+    edit(copy / "config.json", **changes)
+    with pytest.raises(ConfigurationError, match="no model could be read from folder"):
+        load_config(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("tokenizer.json", "[]"), ("tokenizer.json", "{}"), ("tokenizer_config.json", "[]")]
+)
+def test_a_damaged_tokenizer(copy: Path, name: str, text: str) -> None:
+    (copy / name).write_text(text)
+    with pytest.raises(ConfigurationError, match="no tokenizer could be read from"):
+        load_tokenizer(str(copy))
+
+
 def test_a_tokenizer_without_an_end_token(copy: Path) -> None:
     edit(copy / "tokenizer_config.json", eos_token=None)
     with pytest.raises(

@@ -146,8 +146,14 @@ def test_sampled_actions_say_whether_they_were_cut(tiny_folder: str) -> None:
 def test_demonstrations_are_ended_and_fit(tiny_folder: str) -> None:
     policy = make(tiny_folder)
     action = policy.encode_action("1 2 3 4 5 6 7 8", [1, 2])
-    assert len(action.token_ids) == 6  # max_new_tokens, the last of which ends it
-    assert action.token_ids[-1] == policy.tokenizer.eos_token_id
+    whole = policy.tokenizer("1 2 3 4 5 6 7 8", add_special_tokens=False).input_ids
+    assert (action.token_ids, action.truncated) == (whole[:6], True)  # max_new_tokens, and no end
+    short = policy.encode_action("1 2", [1])
+    assert short.token_ids == [
+        *policy.tokenizer("1 2", add_special_tokens=False).input_ids,
+        policy.tokenizer.eos_token_id,
+    ]
+    assert not short.truncated
     assert policy.encode_action("", [1]).token_ids == [policy.tokenizer.eos_token_id]
 
 

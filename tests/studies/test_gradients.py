@@ -146,6 +146,18 @@ def test_measured_gradients_equal_those_of_an_update(
     assert record["gram"].shape == (8, 8)
 
 
+def test_gradients_are_measured_beside_a_mate_that_does_not_learn(
+    fit: Callable[..., int], tmp_path: Path, tiny_folder: str
+) -> None:
+    mate = {"path": tiny_folder, "max_new_tokens": 4, "frozen": True}
+    (tmp_path / "mate.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"policies": {"a2": mate}}}}))
+    path = tmp_path / "gradients.pt"
+    measure = (MEASURE, f"--trainer.callbacks.path={path}", "--trainer.callbacks.measured_rollouts=1")
+    assert fit(f"--config={tmp_path / 'mate.yaml'}", *PLAIN, *measure) == 0
+    size = sum(weight.numel() for weight in Backbone(tiny_folder, "float32").parameters())
+    assert torch.load(path, weights_only=True)["mean"].shape == (size,)  # of one agent
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [

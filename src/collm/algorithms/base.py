@@ -60,8 +60,8 @@ class MultiAgentModule(RolloutHooks):
     Attributes:
         on_micro_batch: If set, called before every micro-batch, for callbacks that show progress.
         frozen: Names of the learners whose weights are not updated.
-        policy_update_hook: If set, `update_policies` calls it with every agent's sequences and advantages [2, B, T]
-            and takes no optimizer step; for measurements at a fixed policy.
+        policy_update_hook: If set, `update_policies` calls it with the sequences of every agent that learns and the
+            advantages of all [2, B, T], and takes no optimizer step; for measurements at a fixed policy.
     """
 
     def __init__(
@@ -132,10 +132,11 @@ class MultiAgentModule(RolloutHooks):
                 self.on_micro_batch()
             yield chunk
 
-    def shape_advantages(self, advantages: Tensor, turn_mask: Tensor) -> Tensor:
-        """Advantages for the policy loss, [B, T]: `advantages` after `normalize_advantage` and `advantage_clip`."""
+    def shape_advantages(self, advantages: Tensor, turn_mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Advantages for the policy loss, [B, T]: after `normalize_advantage`, with `weights` [B], and the clip."""
         if self.normalize_advantage:
-            advantages = on_all_rows(normalize_advantages, advantages, turn_mask)
+            weighted = [] if weights is None else [weights[:, None].expand_as(advantages)]
+            advantages = on_all_rows(normalize_advantages, advantages, turn_mask, *weighted)
         if self.advantage_clip is not None:
             advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
         return advantages
@@ -148,14 +149,18 @@ class MultiAgentModule(RolloutHooks):
         if self.policy_update_hook is not None:
             self.policy_update_hook(sequences, advantages)
             return
-        if self.num_epochs * self.num_minibatches > 1:  # a single step takes them from its own forward pass
-            for agent_id in self.agent_ids:
-                if self.specs[agent_id].correction() != "off":
-                    sequences[agent_id] = self.with_trainer_log_probs(agent_id, sequences[agent_id])
+        sequences = self.before_first_step(sequences)
         for rows in self.minibatches(len(batch.trajectories), self.num_epochs):
             for name, members in self.policy_learners.items():
                 losses = (self.policy_losses(agent, sequences[agent], rows, advantages[agent]) for agent in members)
                 self.optimize(name, chain.from_iterable(losses), f"loss/policy/{name}")
+
+    def before_first_step(self, sequences: Mapping[str, list[TokenSequence]]) -> dict[str, list[TokenSequence]]:
+        """Sequences by agent, with the trainer's log-probabilities where `sampler_correction` needs them."""
+        if self.num_epochs * self.num_minibatches == 1:  # a single step takes them from its own forward pass
+            return dict(sequences)
+        corrected = [agent_id for agent_id in sequences if self.specs[agent_id].correction() != "off"]
+        return {**sequences, **{name: self.with_trainer_log_probs(name, sequences[name]) for name in corrected}}
 
     def with_trainer_log_probs(self, agent_id: str, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Sequences with the log-probabilities that the policy of an agent gives their actions now."""

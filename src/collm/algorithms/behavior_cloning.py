@@ -13,6 +13,7 @@ from torch import Tensor
 
 from collm.algorithms.base import MultiAgentModule
 from collm.algorithms.settings import refuse_foreign
+from collm.errors import ConfigurationError
 from collm.packing import TokenSequence, action_sequences
 from collm.runtime.collectives import sum_over_ranks
 from collm.trajectory import RolloutBatch
@@ -34,6 +35,12 @@ class BehaviorCloning(MultiAgentModule):
         super().__init__(**kwargs)
         refuse_foreign(self.specs, "agents that imitate demonstrations")
         self.observations = observations
+        restricted = [agent_id for agent_id, spec in self.specs.items() if spec.allowed_words is not None]
+        if observations and restricted:
+            raise ConfigurationError(
+                f"model.observations is true, but the agent {restricted[0]!r} has allowed_words, and what it is shown "
+                "has others; set observations to false, or leave allowed_words out while it imitates."
+            )
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         sequences = {agent_id: action_sequences(batch.trajectories, agent_id) for agent_id in self.agent_ids}

@@ -61,5 +61,5 @@ class CoLLMCC(ActorCritic):
         if self.policies_learn:
             if self.center_groups:
                 advantages = advantages - leave_one_out_baseline(advantages, batch.groups, batch.turn_mask)
-            advantages = self.shape_advantages(advantages, batch.turn_mask)
+            advantages = self.shape_advantages(advantages, batch.turn_mask, batch.weights)
             self.update_policies(batch, dict.fromkeys(self.agent_ids, advantages))  # (4)

@@ -49,7 +49,7 @@ class CoLLMCCLeaveOneOut(ActorCritic):
         advantages = {}
         for agent_id, baseline in zip(self.agent_ids, baselines, strict=True):
             self.log_critic(f"critic/without_{agent_id}", batch, baseline, targets)
-            advantages[agent_id] = self.shape_advantages(estimates - baseline, batch.turn_mask)
+            advantages[agent_id] = self.shape_advantages(estimates - baseline, batch.turn_mask, batch.weights)
 
         self.critic.update(batch, all_values, targets)
         if self.policies_learn:

@@ -45,7 +45,7 @@ class CoLLMCCQ(ActorCritic):
 
         self.critic.update(batch, pairs, targets)
         if self.policies_learn:
-            advantages = self.shape_advantages(action_values - values, batch.turn_mask)
+            advantages = self.shape_advantages(action_values - values, batch.turn_mask, batch.weights)
             self.update_policies(batch, dict.fromkeys(self.agent_ids, advantages))
 
     def estimates(self, batch: RolloutBatch) -> dict[str, Tensor]:

@@ -38,6 +38,6 @@ class CoLLMDC(ActorCritic):
             self.log_critic(critic.name, batch, values, targets)
 
             critic.update(batch, fitted, targets)  # (3)
-            advantages[agent_id] = self.shape_advantages(errors, batch.turn_mask)
+            advantages[agent_id] = self.shape_advantages(errors, batch.turn_mask, batch.weights)
         if self.policies_learn:
             self.update_policies(batch, advantages)  # (2)

@@ -32,7 +32,7 @@ class CoLLMDCShared(ActorCritic):
 
     Args:
         critic: A language-model critic. `num_epochs` sets the passes of actor and critic; `critic.epochs` must be 1 and
-            `critic.replay` 0.
+            `critic.replay` 0. During `critic_warmup` the value loss alone trains, the weights that both share included.
         kwargs: Arguments of every actor-critic algorithm; see `ActorCritic`.
     """
 
@@ -73,8 +73,9 @@ class CoLLMDCShared(ActorCritic):
             self.log_critic(critic.name, batch, values, targets)
             actions[agent_id] = action_sequences(batch.trajectories, agent_id)
             records[agent_id] = critic.record(batch, values, targets)
-            errors = self.shape_advantages(errors, batch.turn_mask)
+            errors = self.shape_advantages(errors, batch.turn_mask, batch.weights)
             advantages[agent_id] = signed_shares(errors, batch, agent_id)
+        actions = self.before_first_step(actions)
 
         def losses(agent_id: str, rows: set[int]) -> Iterator[Tensor]:
             if self.policies_learn:

@@ -70,5 +70,5 @@ class MonteCarlo(MultiAgentModule):
             nodes = node_returns(returns, tree.nodes, batch.weights, batch.turn_mask)[:, None]
             all_played = torch.ones_like(nodes, dtype=torch.bool)
             advantages = self.advantages(nodes, tree.siblings, all_played)[tree.nodes, 0]
-        shared = self.shape_advantages(advantages, batch.turn_mask)
+        shared = self.shape_advantages(advantages, batch.turn_mask, batch.weights)
         self.update_policies(batch, dict.fromkeys(self.agent_ids, shared))  # (1)

@@ -81,12 +81,15 @@ class FeatureNetworkCritic(StateCritic):
     def outputs(self, inputs: Tensor) -> Tensor:
         """Outputs of the network for raw inputs [..., D], in units of standardized returns, [...]."""
         first = next(self.network.parameters())
-        return self.network(((inputs - self.mean[:-1]) / self.scale[:-1]).to(first)).squeeze(-1)
+        with torch.autocast(first.device.type, enabled=False):  # which would round values
+            return self.network(((inputs - self.mean[:-1]) / self.scale[:-1]).to(first)).squeeze(-1)
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
         """Store the rollout and train on all stored ones, on their returns; `values` and `targets` are not used."""
         mask = batch.turn_mask.cpu()
         weights = batch.weights.double().cpu()[:, None].expand(mask.shape)
+        if not self.summed(weights[mask].sum()):  # no turn was played on any rank
+            return
         self.kept.append((self.inputs(batch)[mask], self.returns(batch)[mask], weights[mask]))
         inputs, returns, weights = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         self.standardize(torch.cat([inputs, returns[:, None]], dim=1), weights)

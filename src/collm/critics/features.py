@@ -202,7 +202,10 @@ class FeaturesCritic(StateCritic):
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
         """Add the rollout to the sums; `values` and `targets` are not used."""
-        self.moments = self.forgetting * self.moments + self.summed(self.products(*self.rows(batch)))
+        products = self.summed(self.products(*self.rows(batch)))
+        if not products[:, 0, 0].any():  # no turn was played on any rank
+            return
+        self.moments = self.forgetting * self.moments + products
         self.num_rollouts += 1
         if self.weigh_turns:
             weighted = (self.turn_weights[:, None, None] * self.moments).sum(0)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from collm.critics.base import Critic, StateSource
+from collm.critics.histories import HistoryEncoder
 from collm.critics.replay_buffer import Record, ReplayBuffer
 from collm.critics.value_network import ValueNetwork
 from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.models.loading import same_tokens
 from collm.models.specs import ModelSpec
-from collm.objectives import clipped_value_loss, value_loss
+from collm.objectives import value_loss
 from collm.packing import TokenSequence
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_choice, check_numbers
 from collm.runtime.collectives import gather_objects, num_ranks, rank, sum_over_ranks
@@ -88,6 +89,11 @@ class LanguageModelCritic(Critic):
     def attached(self) -> None:
         if self.reads != "history":
             self.refuse_individual()
+        if self.reads == "state" and self.encoder_class is not HistoryEncoder:
+            raise ConfigurationError(
+                f"critic.reads is 'state', but {type(self.learner).__name__} needs values of actions, which a history "
+                "holds; set critic.reads to both or to history."
+            )
         separate = not self.learner.critics_share_weights
         if self.learner.parameters_mode == "lora" and self.model.lora_rank == 0 and separate:
             raise ConfigurationError(
@@ -151,6 +157,8 @@ class LanguageModelCritic(Critic):
     # Learning
 
     def update(self, batch: RolloutBatch, values: Tensor, targets: Tensor) -> None:
+        if not sum_over_ranks(batch.turn_mask.sum(), self.learner.device):  # no turn was played on any rank
+            return
         record = self.record(batch, values.detach(), targets)
         kept = values.flatten(1) if values.requires_grad else None
         for rows in self.learner.minibatches(len(record.targets), self.epochs):
@@ -201,10 +209,8 @@ class LanguageModelCritic(Critic):
             self.network.backbone.activate(self.network.adapter)
         for values, is_scored in self.passes(record, rows, shape) if kept is None else [(kept, scored(record))]:
             values, counted = values.to(device), weights * is_scored.to(device)
-            if self.value_clip is None:
-                loss = value_loss(values, targets, counted)
-            else:
-                loss = clipped_value_loss(values, old_values, targets, counted, self.value_clip * float(scale))
+            clip = None if self.value_clip is None else self.value_clip * float(scale)
+            loss = value_loss(values, targets, counted, old_values, clip)
             yield self.loss_weight * loss / scale.square() / total
 
     def passes(self, record: Record, rows: set[int], shape: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -90,7 +90,8 @@ class ValueNetwork(Resident):
         """Values at the scored positions, 0 elsewhere, [R, L]."""
         mask = batch.action_mask
         states = self.hidden_states(batch)[mask]
-        outputs = self.head(states.to(self.head.weight.dtype))
+        with torch.autocast(states.device.type, enabled=False):  # which would round values
+            outputs = self.head(states.to(self.head.weight.dtype))
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         outputs = outputs.gather(-1, batch.turns[mask][:, None] % self.num_kinds).squeeze(-1)
         values = outputs.new_zeros(batch.ids.shape)

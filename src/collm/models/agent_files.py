@@ -20,17 +20,20 @@ from collm.models.loading import resolve_path
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
 
-def generation_config(record: dict[str, Any], tokenizer: Tokenizer, allowed_ids: Iterable[int] | None) -> Any:
+def generation_config(
+    record: dict[str, Any], tokenizer: Tokenizer, vocabulary_size: int, allowed_ids: Iterable[int] | None
+) -> Any:
     """The `GenerationConfig` with which `generate` of transformers samples as in training.
 
     Args:
         record: The agent, as `Policy.record` gives it.
         tokenizer: Its tokenizer.
+        vocabulary_size: Number of logits of its model, of which the tokenizer may know fewer.
         allowed_ids: The only tokens it may write; None for all.
     """
     forbidden = None
     if allowed_ids is not None:
-        forbidden = sorted(set(tokenizer.get_vocab().values()) - set(allowed_ids))
+        forbidden = sorted(set(range(vocabulary_size)) - set(allowed_ids))
     return GenerationConfig(
         do_sample=True,
         temperature=record["temperature"],

@@ -29,7 +29,7 @@ def read_agent(folder: str | Path) -> dict[str, Any]:
             record = json.loads(file.read(_LONGEST))
         if not isinstance(record, dict) or not isinstance(record.get("agent_id"), str):
             raise ValueError("it names no agent")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{str(folder)!r} is no exported agent ({AGENT_FILE}: {error}); give a folder that `fit` left under "
             "agents/ of a run."

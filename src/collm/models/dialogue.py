@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from collm.errors import ConfigurationError
@@ -132,9 +132,15 @@ class Dialogue:
         return system_prompt.strip() in text
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.template_arguments
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.template_arguments
+            )
+        except TemplateSyntaxError as error:
+            raise ConfigurationError(
+                f"the chat template of {self.tokenizer.name_or_path!r} cannot be read: {error}; mend it, or set "
+                "chat_template to false."
+            ) from error
         return cast(str, text)
 
     def _marked(self, observation: str) -> tuple[str, dict[str, str]]:

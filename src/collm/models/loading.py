@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from collm.errors import ConfigurationError
+from collm.errors import ConfigurationError, first_line
 from collm.models.bars import silence_bars
 from collm.models.dtypes import DTYPES
 from collm.models.relay_model import initialize
@@ -95,10 +95,10 @@ def _config_at(path: str, resolved: str) -> PretrainedConfig:
         ask_hub()
     try:
         config = AutoConfig.from_pretrained(resolved)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises errors of many types for files that are damaged
         where = "folder" if Path(resolved).is_dir() else "hub entry"
         raise ConfigurationError(
-            f"no model could be read from {where} {path!r}: {str(error).splitlines()[0]} "
+            f"no model could be read from {where} {path!r}: {first_line(error)} "
             "Without access to the hub, download the model elsewhere and give its local folder."
         ) from error
     # encoders such as BERT have a causal form too, which their weights were not trained for
@@ -124,9 +124,9 @@ def _tokenizer_at(path: str, resolved: str) -> Tokenizer:
     load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of many types, too
         raise ConfigurationError(
-            f"no tokenizer could be read from {path!r}: {str(error).splitlines()[0]} Save one into the folder with "
+            f"no tokenizer could be read from {path!r}: {first_line(error)} Save one into the folder with "
             "tokenizer.save_pretrained(folder)."
         ) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # some versions make one up

@@ -104,13 +104,14 @@ class Policy:
         ]
 
     def encode_action(self, text: str, prompt: Sequence[int]) -> Action:
-        """`text` as an action of this policy, ended by the end-of-sequence token if that is one of `allowed_words`."""
-        ids = encode_data(self.tokenizer, text)
-        if self.allowed_ids is None:
-            ids = [*ids[: self.spec.max_new_tokens - 1], self.tokenizer.eos_token_id]
-        else:
-            ids = ids[: self.spec.max_new_tokens]
-        return Action(text, prompt, ids, [0.0] * len(ids), truncated=self.allowed_ids is not None)
+        """`text` as an action of this policy: its tokens and the end-of-sequence token, if both may be written.
+
+        A text of `max_new_tokens` or more is cut there and has no end, as if it had been sampled.
+        """
+        ids, limit = encode_data(self.tokenizer, text), self.spec.max_new_tokens
+        ends = self.allowed_ids is None and len(ids) < limit
+        ids = [*ids, self.tokenizer.eos_token_id] if ends else ids[:limit]
+        return Action(text, prompt, ids, [0.0] * len(ids), truncated=not ends)
 
     def log_probs(self, batch: SequenceBatch, adapter: str | None = "own") -> tuple[Tensor, Tensor]:
         """Log-probability of every action token and entropy of the distribution it came from.
@@ -201,7 +202,8 @@ class Policy:
         if merged:
             record["quantization"] = None
         Path(folder, AGENT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        generation_config(record, self.tokenizer, self.allowed_ids).save_pretrained(folder)
+        config = generation_config(record, self.tokenizer, self.backbone.vocabulary_size, self.allowed_ids)
+        config.save_pretrained(folder)
         make_readable(folder)
 
 

@@ -40,7 +40,8 @@ class PolicySpec(ModelSpec):
         sampler_correction: Multiply the policy gradient by the truncated importance weight min(pi / mu, cap) of what
             trains (pi) against what sampled (mu), before the first step: per `token`, per `response`, or `off`. By
             default per token with engines whose numbers are not those of the trainer: all but `collm` and
-            `transformers`.
+            `transformers`. Those two sample in the precision of the weights, so set it with a `trainer.precision`
+            of mixed precision, in which updates round otherwise.
         sampler_weight_cap: Largest such weight.
         keep_cache: Keep key/value states from turn to turn, so that only new tokens are computed: faster, and more
             memory while episodes of several turns are played.
@@ -81,6 +82,11 @@ class PolicySpec(ModelSpec):
         """
         if self.engine == "endpoint":
             self._check_endpoint(name)
+        elif self.endpoint is not None:
+            raise ConfigurationError(
+                f"{name}.endpoint is {self.endpoint.url!r}, but {name}.engine is {self.engine!r}, which asks no "
+                "server; set the engine to endpoint, or leave the endpoint out."
+            )
         if not self.knows_text_only:
             super().check(name)
         check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)

@@ -207,7 +207,8 @@ class FullySharded(ModelParallelStrategy):
         targets = self.model.state_dict()
         with torch.no_grad():
             for name, value in checkpoint["state_dict"].items():
-                targets[name].copy_(sharded_like(value, targets[name]))
+                if name in targets:  # a reference of a run with `kl_weight`, for example, is not needed by all
+                    targets[name].copy_(sharded_like(value, targets[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

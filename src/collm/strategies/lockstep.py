@@ -27,7 +27,6 @@ class Lockstep:
     def __init__(self, lms: Sequence[nn.Module], device: torch.device):
         self.lms = list(lms)
         self.device = device
-        self.passes = 0  # forward passes of this rank, including those for other ranks
         self._helping = False
 
     @contextmanager
@@ -52,7 +51,6 @@ class Lockstep:
         while True:
             agreed = torch.tensor(wanted, device=self.device)
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
-            self.passes += int(agreed) < len(self.lms)
             if int(agreed) == wanted:
                 return
             self._helping = True

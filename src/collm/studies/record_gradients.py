@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +80,7 @@ class MeasureGradients(L.Callback):
 
     def keep(self, sequences: Mapping[str, Sequence[TokenSequence]], advantages: Mapping[str, Tensor]) -> None:
         """Store the data of the policy losses instead of updating the policies."""
-        self._scored = {agent_id: (sequences[agent_id], advantages[agent_id]) for agent_id in sequences}
+        self._scored = {agent_id: (own, advantages[agent_id]) for agent_id, own in sequences.items()}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         if self._rollouts >= self.fit_rollouts:
@@ -89,7 +90,7 @@ class MeasureGradients(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         if self._rollouts >= self.fit_rollouts:
-            if set(self._scored) != set(pl_module.agent_ids):
+            if set(self._scored) != set(chain.from_iterable(pl_module.policy_learners.values())):
                 raise ConfigurationError("the policies were not updated while measuring; lower model.critic_warmup.")
             for group in batch.groups.unique().tolist():
                 rows = set((batch.groups == group).nonzero().flatten().tolist())
