@@ -15,6 +15,7 @@ import pytest
 
 from collm.environments import rows
 from collm.environments.base import EpisodeFailure
+from collm.environments.calls import _Worker
 from collm.environments.example_rewards import fence
 from collm.environments.reward_function import RewardFunctionTask
 from collm.environments.templates import Template
@@ -92,6 +93,18 @@ async def waits(fields, texts):
     await asyncio.sleep(9 if texts["a"] == "never" else 0.02)
     running -= 1
     return 1.0
+
+async def departs(fields, texts):
+    raise SystemExit(texts["a"])
+
+begun = []
+
+def counted(fields, texts):
+    begun.append(int(texts["a"]))
+    time.sleep(0.6 if texts["a"] == "0" else 0.15)
+    return 1.0
+
+upper = str.upper  # a routine without a module
 
 async def blocks(fields, texts):
     time.sleep(9)
@@ -218,6 +231,31 @@ def test_a_slow_call_costs_its_own_episode_only() -> None:
         "reward_function",
         "the reward function mine.slow took longer than 0.2 s (its limit is `seconds`) for task 'rows.jsonl:1'",
     )
+
+
+def test_nothing_is_called_twice_after_a_slow_call() -> None:
+    game = task("mine.counted", seconds=0.4, on_error="drop", trial=False)
+    state, _ = game.reset(game.tasks("train")[0], random.Random(0))
+    # The first call ends at 0.6 s; from 0.4 s another thread makes the other five, until about 0.4 + 5 * 0.15 = 1.15 s.
+    steps = game.step_batch([state] * 6, [{"a": str(index), "b": ""} for index in range(6)])
+    time.sleep(0.3)  # what the first thread would still begin
+    assert [getattr(step, "reward", None) for step in steps] == [None, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert sys.modules["mine"].begun == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_answer_that_comes_as_the_time_ends_is_taken() -> None:
+    worker = _Worker(lambda: 1, [((), {})])
+    worker.work()
+    assert not worker.leave()  # the answer is there
+    assert worker.answers.get() == 1
+    assert worker.leave()
+
+
+def test_an_asynchronous_function_that_exits_is_named_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"mine.departs raised SystemExit: .*\(mine.py line \d+\)"):
+        task("mine.departs", seconds=5)
+    assert time.monotonic() - began < 3.0
 
 
 def test_an_outage_is_a_failed_episode_also_in_the_trial() -> None:
