@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from collm.environments.base import AGENTS, TURNS, Environment, EpisodeFailure, Step
+from collm.environments.base import AGENTS, MAX_PICTURE, TURNS, Environment, EpisodeFailure, Step
 from collm.errors import ConfigurationError
 from collm.runtime.checks import FINITE, check_number, check_utf8, shown
 from collm.trajectory import Task, Trajectory
 
-MAX_PICTURE = 200_000
 _MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
 
