@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import random
@@ -58,6 +59,9 @@ def slow(fields, texts):
     time.sleep(0.0 if texts["a"] == "quick" else 5.0)
     return 1.0
 
+def named_return(fields, texts):
+    return 0.5, {"return": 3}
+
 def one_argument(fields):
     return 0
 
@@ -77,6 +81,9 @@ def trl(completions, word, **kwargs):
 def trl_chat(prompts, completions, size, **kwargs):
     assert all(role == "user" for (message,) in prompts for role in [message["role"]])
     return [float(message == {"role": "assistant", "content": "yes"}) for (message,) in completions]
+
+def trl_hint(completions, word, size, hint, prompts):
+    return [float(each == "h") for each in hint]
 
 def trl_tokens(completions, completion_ids):
     return [0.0 for _ in completions]
@@ -183,6 +190,16 @@ def test_several_turns_with_feedback_and_an_early_end() -> None:
 # Functions of TRL
 
 
+@pytest.mark.parametrize("with_hint", [0, 1, 2])
+def test_columns_are_the_same_whichever_row_comes_first(folder: Path, with_hint: int) -> None:
+    found = [{**row, **({"hint": "h"} if index == with_hint else {})} for index, row in enumerate(ROWS)]
+    game = task("mine.trl_hint", templates=None, dataset=write(folder / "hints.jsonl", found))
+    states = [game.reset(each, random.Random(0))[0] for each in game.tasks("train")]
+    for order in ([0, 1, 2], [2, 1, 0], [1]):
+        steps = game.step_batch([states[index] for index in order], [{"agent": ""}] * len(order))
+        assert [step.reward for step in steps] == [float(index == with_hint) for index in order]
+
+
 def test_a_function_of_trl_is_called_once_for_all_episodes_with_columns() -> None:
     game = task("mine.trl", templates=None)
     assert game.agent_ids == ("agent",)
@@ -280,6 +297,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"importing broken failed: ModuleNotFoundError.*nothing_here.*line 1",
     ),
     "parameters": ({"reward": "mine.one_argument"}, "cannot be called with the fields and {agent_id: text}: too many"),
+    "name of a metric": (
+        {"reward": "mine.named_return"},
+        "reward function mine.named_return returned has 'return', a name under which the run logs a number of its own",
+    ),
     "raises": (
         {"reward": "mine.breaks"},
         r"mine.breaks raised KeyError: 'wrod' \(mine.py line 23\) for task",
@@ -333,6 +354,23 @@ def test_a_mistake_is_found_at_construction(mistake: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         task(**settings)
     assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.csv", b"word,size\nw0,0\nw1,1,2\n", "bad.csv line 3 has 3 values for 2 columns; quote values that hold"),
+        (
+            "bad.jsonl.gz",
+            gzip.compress(b'{"word": "x"}')[:10] + b"\xff" * 20,
+            "bad.jsonl.gz cannot be read .*; give a readable file in UTF-8",
+        ),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message):
+        rows.load_rows(name)
 
 
 @pytest.mark.parametrize(

@@ -82,12 +82,11 @@ class GridGame(Environment):
         return Step(after, {} if over else self._observations(after, state), reward, terms, solved, info)
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Success, the score, turns, and per episode: lines that were rejected, and the counts of the game."""
+        """Success, the score, and per episode: lines that were rejected, and the counts of the game."""
         infos = [turn.info for turn in trajectory.turns]
         return {
             "success": float(infos[-1]["success"]),
             self.score: float(infos[-1][self.score]),
-            "turns": float(len(infos)),
             "rejected": float(sum(len(entries) for info in infos for entries in info["rejected"].values())),
             **{name: float(sum(info[name] for info in infos)) for name in self.counted},
         }
