@@ -23,7 +23,7 @@ def test_rewards_of_an_episode(density: str, least: float, expected: list[float]
     assert [paid(density, EARNED[t], worth[t], t == 2, least=least, most=4.0) for t in range(3)] == expected
 
 
-@pytest.mark.parametrize(("share", "number", "turns"), [(0.28, 7, 25), (0.14, 7, 50), (0.07, 7, 100), (0.55, 11, 20)])
+@pytest.mark.parametrize(("share", "number", "turns"), [(0.28, 7, 25), (0.14, 7, 50), (0.07, 7, 100), (0.56, 14, 25)])
 def test_a_share_is_reached_although_rounding_is_against_it(share: float, number: int, turns: int) -> None:
     assert share * turns > number
     paid_for = [paid("threshold", 0.0, count, True, least=share, most=turns) for count in (number - 1, number)]
