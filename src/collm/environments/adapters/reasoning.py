@@ -102,7 +102,8 @@ class ReasoningGym(Environment):
     def wanted(self, turn: int, answer: str) -> str:
         """What agents are asked for in a turn of a question with this answer."""
         if turn + 1 == self.horizon:
-            return f"Write the answer alone{'' if chr(10) in answer else ', in one line'}."
+            length = "" if "\n" in answer else ", in one line"
+            return f"Write the answer alone{length}."
         others = " The others know other parts of the question." if self.share == "sentences" else ""
         return f"Write a message to the others, at most {self.message_characters} characters.{others}"
 
