@@ -28,16 +28,25 @@ import collm.studies
 from collm import cli
 from collm.data import RolloutDataModule
 from collm.environments.base import Step
-from collm.environments.contract import begun, check_environment, measured, pictured, stepped, tasks_of
+from collm.environments.contract import (
+    begun,
+    check_environment,
+    check_names_of_metrics,
+    measured,
+    pictured,
+    stepped,
+    tasks_of,
+)
 from collm.environments.games.relay import Relay
 from collm.environments.writing.texts import load_texts
 from collm.errors import ConfigurationError, shortened
+from collm.metrics import episode_numbers
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.runtime.checks import Count, Range, ShareAboveZero, check_number, checked, shown
 from collm.runtime.command import run_command
 from collm.samplers.tree import Tree
-from collm.trajectory import Action, Task, Trajectory, Turn
+from collm.trajectory import Action, Task, Trajectory, Turn, collate
 from toy import REPOSITORY, Toy
 
 Fit = Callable[..., int]
@@ -571,6 +580,27 @@ def played() -> Trajectory:
 def test_metrics_must_be_floats_by_name(metrics: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"Toy \(task 't'\): what metrics returned (is|has)"):
         measured(changed(metrics=lambda trajectory: metrics), played())
+
+
+@pytest.mark.parametrize("name", ["return", "return_low", "turns", "failed", "latency/a", "truncated/a1", "reward/b"])
+def test_metrics_must_not_have_names_of_the_run(name: str) -> None:
+    trajectory = played()
+    trajectory.turns[0].terms = {"b": 1.0}
+    others = {"a/return": 0.0, "reward/a": 0.0, "truncated": 0.0}
+    assert measured(changed(metrics=lambda trajectory: others), trajectory) == others
+    environment = changed(metrics=lambda trajectory: {**others, name: 1.0})
+    with pytest.raises(
+        ConfigurationError, match=rf"Toy \(task 't'\): what metrics returned has '{name}', a name under"
+    ):
+        measured(environment, trajectory)
+
+
+def test_every_name_that_a_run_logs_is_refused() -> None:
+    numbers = episode_numbers(collate([played()]))
+    assert {"return", "turns", "failed"} < set(numbers)
+    for name in numbers:
+        with pytest.raises(ConfigurationError, match="give the metric another"):
+            check_names_of_metrics("what metrics returned", [name])
 
 
 def test_good_metrics_are_taken() -> None:

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from collm.metrics import BootstrapMean
+from collm.metrics import BootstrapMean, episode_numbers, summarized
+from collm.trajectory import Action, Task, Trajectory, Turn, collate
 
 
 def computed(*updates: object) -> dict[str, float]:
@@ -78,3 +79,14 @@ def test_values_of_all_processes_count():
     assert float(metric.compute()["mean"]) == 5.0  # (1 + 3 + 7 + 9) / 4
     metric.update(torch.tensor([1.0, 3.0]))  # after the sync the process has its own values again
     assert len(torch.cat(metric.values)) == 4
+
+
+def test_a_term_of_any_turn_is_logged_as_its_sum_over_the_episodes_that_have_it():
+    def played(*terms: dict[str, float]) -> Trajectory:
+        turns = [Turn({"a": ""}, {"a": Action("x")}, sum(each.values()), each) for each in terms]
+        return Trajectory(Task("t", {}), 0, len(turns), 1.0, turns)
+
+    batch = collate([played({"x": 1.0}, {"late": 0.5}, {"x": 2.0, "late": 0.25}), played({"x": 5.0}), played()])
+    logged = summarized(episode_numbers(batch))
+    # x is 1 + 2 = 3 and 5; late is 0.5 + 0.25 in the one episode that has it
+    assert (logged["reward/x"], logged["reward/late"]) == (4.0, 0.75)

@@ -86,7 +86,8 @@ def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
     """Numbers to log about a batch: a list of values for each name, to be reduced by `summarized`.
 
     `failed` covers all episodes, including those left out. `failed/<cause>` has a 1 for each failure, including those
-    that a retry corrected. All other lists cover the episodes of the batch.
+    that a retry corrected. All other lists cover the episodes of the batch; those of metrics and of `reward/<term>`, a
+    sum over the turns, the episodes that have it in any turn.
     """
     numbers: dict[str, list[float]] = {"return": [], "turns": [], "failed": [], **batch.numbers}
     for trajectory in (*batch.trajectories, *batch.left_out):
@@ -104,7 +105,7 @@ def episode_numbers(batch: RolloutBatch) -> dict[str, list[float]]:
             numbers.setdefault(f"action_tokens/{agent_id}", []).append(sum(lengths) / len(lengths))
             cut = [action.truncated for action in actions]
             numbers.setdefault(f"truncated/{agent_id}", []).append(sum(cut) / len(cut))
-        for term in trajectory.turns[0].terms if trajectory.turns else ():
+        for term in dict.fromkeys(term for turn in trajectory.turns for term in turn.terms):
             total = sum(turn.terms.get(term, 0.0) for turn in trajectory.turns)
             numbers.setdefault(f"reward/{term}", []).append(total)
     return numbers

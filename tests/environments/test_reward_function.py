@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import random
@@ -15,6 +16,7 @@ import pytest
 
 from collm.environments import rows
 from collm.environments.base import EpisodeFailure
+from collm.environments.calls import _Worker
 from collm.environments.example_rewards import fence
 from collm.environments.reward_function import RewardFunctionTask
 from collm.environments.templates import Template
@@ -57,6 +59,9 @@ def slow(fields, texts):
     time.sleep(0.0 if texts["a"] == "quick" else 5.0)
     return 1.0
 
+def named_return(fields, texts):
+    return 0.5, {"return": 3}
+
 def one_argument(fields):
     return 0
 
@@ -77,6 +82,9 @@ def trl_chat(prompts, completions, size, **kwargs):
     assert all(role == "user" for (message,) in prompts for role in [message["role"]])
     return [float(message == {"role": "assistant", "content": "yes"}) for (message,) in completions]
 
+def trl_hint(completions, word, size, hint, prompts):
+    return [float(each == "h") for each in hint]
+
 def trl_tokens(completions, completion_ids):
     return [0.0 for _ in completions]
 
@@ -92,6 +100,18 @@ async def waits(fields, texts):
     await asyncio.sleep(9 if texts["a"] == "never" else 0.02)
     running -= 1
     return 1.0
+
+async def departs(fields, texts):
+    raise SystemExit(texts["a"])
+
+begun = []
+
+def counted(fields, texts):
+    begun.append(int(texts["a"]))
+    time.sleep(0.6 if texts["a"] == "0" else 0.15)
+    return 1.0
+
+upper = str.upper  # a routine without a module
 
 async def blocks(fields, texts):
     time.sleep(9)
@@ -170,6 +190,16 @@ def test_several_turns_with_feedback_and_an_early_end() -> None:
 # Functions of TRL
 
 
+@pytest.mark.parametrize("with_hint", [0, 1, 2])
+def test_columns_are_the_same_whichever_row_comes_first(folder: Path, with_hint: int) -> None:
+    found = [{**row, **({"hint": "h"} if index == with_hint else {})} for index, row in enumerate(ROWS)]
+    game = task("mine.trl_hint", templates=None, dataset=write(folder / "hints.jsonl", found))
+    states = [game.reset(each, random.Random(0))[0] for each in game.tasks("train")]
+    for order in ([0, 1, 2], [2, 1, 0], [1]):
+        steps = game.step_batch([states[index] for index in order], [{"agent": ""}] * len(order))
+        assert [step.reward for step in steps] == [float(index == with_hint) for index in order]
+
+
 def test_a_function_of_trl_is_called_once_for_all_episodes_with_columns() -> None:
     game = task("mine.trl", templates=None)
     assert game.agent_ids == ("agent",)
@@ -220,6 +250,31 @@ def test_a_slow_call_costs_its_own_episode_only() -> None:
     )
 
 
+def test_nothing_is_called_twice_after_a_slow_call() -> None:
+    game = task("mine.counted", seconds=0.4, on_error="drop", trial=False)
+    state, _ = game.reset(game.tasks("train")[0], random.Random(0))
+    # The first call ends at 0.6 s; from 0.4 s another thread makes the other five, until about 0.4 + 5 * 0.15 = 1.15 s.
+    steps = game.step_batch([state] * 6, [{"a": str(index), "b": ""} for index in range(6)])
+    time.sleep(0.3)  # what the first thread would still begin
+    assert [getattr(step, "reward", None) for step in steps] == [None, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert sys.modules["mine"].begun == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_answer_that_comes_as_the_time_ends_is_taken() -> None:
+    worker = _Worker(lambda: 1, [((), {})])
+    worker.work()
+    assert not worker.leave()  # the answer is there
+    assert worker.answers.get() == 1
+    assert worker.leave()
+
+
+def test_an_asynchronous_function_that_exits_is_named_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"mine.departs raised SystemExit: .*\(mine.py line \d+\)"):
+        task("mine.departs", seconds=5)
+    assert time.monotonic() - began < 3.0
+
+
 def test_an_outage_is_a_failed_episode_also_in_the_trial() -> None:
     game = task("mine.outage")
     with pytest.raises(EpisodeFailure, match="no line") as failure:
@@ -242,6 +297,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"importing broken failed: ModuleNotFoundError.*nothing_here.*line 1",
     ),
     "parameters": ({"reward": "mine.one_argument"}, "cannot be called with the fields and {agent_id: text}: too many"),
+    "name of a metric": (
+        {"reward": "mine.named_return"},
+        "reward function mine.named_return returned has 'return', a name under which the run logs a number of its own",
+    ),
     "raises": (
         {"reward": "mine.breaks"},
         r"mine.breaks raised KeyError: 'wrod' \(mine.py line 23\) for task",
@@ -295,6 +354,23 @@ def test_a_mistake_is_found_at_construction(mistake: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         task(**settings)
     assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.csv", b"word,size\nw0,0\nw1,1,2\n", "bad.csv line 3 has 3 values for 2 columns; quote values that hold"),
+        (
+            "bad.jsonl.gz",
+            gzip.compress(b'{"word": "x"}')[:10] + b"\xff" * 20,
+            "bad.jsonl.gz cannot be read .*; give a readable file in UTF-8",
+        ),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message):
+        rows.load_rows(name)
 
 
 @pytest.mark.parametrize(

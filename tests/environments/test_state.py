@@ -112,6 +112,34 @@ def test_house_build_by_hand() -> None:
     assert {tuple(game.state_features(after(game, task=task))) for task in game.tasks("train")} == {game.feature_names}
 
 
+@pytest.mark.parametrize("density", ["dense", "sparse"])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_kill_counts_in_the_turn_that_critics_are_told_about(density: str, persistent: bool) -> None:
+    settings = {"num_spiders": 3, "spider_damage": (2, 2), "feedback": "perfect", "horizon": 4}
+    game = HouseBuild(
+        num_houses=4, size=(3, 3, 3), persistent=persistent, reward_density=density, prompt="compact", **settings
+    )
+    start, _ = game.reset(game.tasks("train")[0], random.Random(0))
+    # 3 spiders of 2 damage are more than the health of 5: the full penalty of 0.2, in an empty world
+    assert game.state_features(start)["score"] == pytest.approx(-0.2)
+    assert "spiders 6 of 5\n" in game.state_text(start)
+    step = game.step(start, {"builder_1": "/kill", "builder_2": ""})
+    killed = game.state_features(step.state)
+    assert (step.info["score"], killed["score"], killed["spiders_killed"], killed["damage"]) == (0, 0, 1, 6)
+    assert game.progress(step.state) == (0 if density == "sparse" else None)
+    text = game.state_text(step.state)
+    assert text.endswith("\nscore 0.00 of 2.00")
+    assert f"\n{'spiders dead' if persistent else 'spiders 6 of 5, killed in the last turn'}\n" in text
+    # What agents are advised is about the next turn, in which the spiders live again unless the game is persistent.
+    assert ("/kill" in step.observations["builder_1"]) is not persistent
+    # A turn without a kill: -0.2 again, or still dead
+    step = game.step(step.state, {"builder_1": "", "builder_2": ""})
+    features = game.state_features(step.state)
+    assert features["score"] == step.info["score"] == pytest.approx(0 if persistent else -0.2)
+    assert features["spiders_killed"] == persistent
+    assert game.progress(step.state) == (pytest.approx(0 if persistent else -0.1) if density == "sparse" else None)
+
+
 def test_every_task_of_several_turns_describes_and_draws_its_states() -> None:
     """Of those in configs/environments; Workload, which measures speed, has nothing to describe."""
     kinds = set()

@@ -25,6 +25,8 @@ from collm.runtime.checks import Range, check_choice
 from collm.trajectory import Task, Trajectory
 
 SPLITS = ("train", "eval")
+MAX_PICTURE = 200_000
+"""Largest number of characters of a picture of a turn."""
 AGENTS = Range(1, 1000, whole=True)
 TURNS = Range(1, 1_000_000, whole=True)
 Agents = Annotated[int, AGENTS]
@@ -160,7 +162,7 @@ class Environment(ABC):
         return None
 
     def render_turn(self, state: Any) -> str | None:
-        """A picture of the state as SVG, or None; `state` is the one after a turn.
+        """A picture of the state as SVG of at most `MAX_PICTURE` characters, or None; `state` is the one after a turn.
 
         The replay page shows it for every turn of evaluations, as an image in which nothing is executed or loaded.
         Escape what agents wrote with `html.escape`.

@@ -1,7 +1,7 @@
 """Calls of functions that a user wrote: found by import path, and called under a time limit.
 
 Plain functions are called one after the other in a thread; asynchronous ones side by side, up to a limit. A thread
-cannot be stopped: a plain function that exceeds its time goes on in the background, and its result is dropped.
+cannot be stopped: a plain call that exceeds its time goes on in the background, and its result is dropped.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def load_function(setting: str, path: Any) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         found = sorted(
-            key for key, value in vars(module).items() if inspect.isroutine(value) and value.__module__ == module_name
+            key
+            for key, value in vars(module).items()
+            if inspect.isroutine(value) and getattr(value, "__module__", None) == module_name
         )
         raise ConfigurationError(
             f"{setting} is {path!r}, but {module_name} has no function {name!r} (it has {found[:10]}); correct it."
@@ -98,21 +100,16 @@ class Calls:
     def _in_turn(self, arguments: Sequence[tuple[tuple, dict[str, Any]]]) -> list[Any]:
         results: list[Any] = []
         while len(results) < len(arguments):
-            answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            start_thread(self._work, arguments[len(results) :], answers)
-            try:
-                while len(results) < len(arguments):
-                    results.append(answers.get(timeout=self.seconds))
-            except queue.Empty:
-                results.append(TooSlow(f"took longer than {self.seconds:g} s"))
+            worker = _Worker(self.function, arguments[len(results) :])
+            start_thread(worker.work)
+            while len(results) < len(arguments):
+                try:
+                    results.append(worker.answers.get(timeout=self.seconds))
+                except queue.Empty:
+                    if worker.leave():
+                        results.append(TooSlow(f"took longer than {self.seconds:g} s"))
+                        break
         return results
-
-    def _work(self, arguments: Sequence[tuple[tuple, dict[str, Any]]], answers: queue.SimpleQueue[Any]) -> None:
-        for positional, by_name in arguments:
-            try:
-                answers.put(self.function(*positional, **by_name))
-            except BaseException as error:  # also SystemExit, which would end the thread silently
-                answers.put(error)
 
     def _side_by_side(self, arguments: Sequence[tuple[tuple, dict[str, Any]]]) -> list[Any]:
         answer: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
@@ -126,9 +123,15 @@ class Calls:
     async def _gather(self, arguments: Sequence[tuple[tuple, dict[str, Any]]]) -> list[Any]:
         gate = asyncio.Semaphore(self.max_concurrent)
 
+        async def answer(positional: tuple, by_name: dict[str, Any]) -> Any:
+            try:
+                return await self.function(*positional, **by_name)
+            except (SystemExit, KeyboardInterrupt) as error:  # which would end the event loop
+                return error
+
         async def call(positional: tuple, by_name: dict[str, Any]) -> Any:
             async with gate:
-                task = asyncio.ensure_future(self.function(*positional, **by_name))
+                task = asyncio.ensure_future(answer(positional, by_name))
                 await asyncio.wait([task], timeout=self.seconds)
                 if not task.done():
                     task.cancel()
@@ -136,6 +139,35 @@ class Calls:
                 return task.exception() or task.result()
 
         return await asyncio.gather(*(call(*each) for each in arguments), return_exceptions=True)
+
+
+class _Worker:
+    """Calls `function` with each of `arguments` until it is left; each result or exception goes to `answers`."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Sequence[tuple[tuple, dict[str, Any]]]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_left = False
+        self._lock = threading.Lock()
+
+    def work(self) -> None:
+        """Make the calls; the one during which it was left is the last."""
+        for positional, by_name in self.arguments:
+            try:
+                answer = self.function(*positional, **by_name)
+            except BaseException as error:  # also SystemExit, which would end the thread silently
+                answer = error
+            with self._lock:
+                if self._is_left:
+                    return
+                self.answers.put(answer)
+
+    def leave(self) -> bool:
+        """Whether the worker is left now; not if an answer has come in the meantime."""
+        with self._lock:
+            self._is_left = self.answers.empty()
+            return self._is_left
 
 
 def start_thread(target: Callable[..., None], *arguments: Any) -> None:

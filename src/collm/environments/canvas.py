@@ -88,10 +88,9 @@ class Canvas:
             path = "".join(f"M{_short(x)} {_short(y)}h{_short(a)}v{_short(a)}h{_short(-a)}z" for x, y, a in squares)
             parts.append(_stroke(path, style))
         for x, y, words in self.words:
-            shown = escape("".join(c if c.isprintable() else "?" for c in words))
             parts.append(
                 f'<text x="{_short(x)}" y="{_short(y)}" font-family="system-ui,sans-serif" font-size="11" '
-                f'fill="{INK}">{shown}</text>'
+                f'fill="{INK}">{escaped(words)}</text>'
             )
         return "".join([*parts, "</svg>"])
 
@@ -116,6 +115,11 @@ class Canvas:
 
 
 INK = "#1c2733"
+
+
+def escaped(words: str) -> str:
+    """Words as the text of an XML element; `?` in place of characters that XML may not hold."""
+    return escape("".join(c if c.isprintable() else "?" for c in words))
 
 
 def _stroke(path: str, style: Style) -> str:

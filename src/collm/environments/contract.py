@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from collm.environments.base import AGENTS, TURNS, Environment, EpisodeFailure, Step
+from collm.environments.base import AGENTS, MAX_PICTURE, TURNS, Environment, EpisodeFailure, Step
 from collm.errors import ConfigurationError
 from collm.runtime.checks import FINITE, check_number, check_utf8, shown
 from collm.trajectory import Task, Trajectory
 
-MAX_PICTURE = 200_000
+LOGGED = (
+    *("return", "return_low", "return_high", "turns", "failed", "joint_samples", "replaced_joint_samples"),
+    *("groups_of_one", "equal_groups", "policy_version", "staleness", "padding_share", "final_states"),
+)
+"""Names that a run logs itself under `rollout/` and `eval/`."""
+LOGGED_KINDS = ("failed/", "absent/", "retries/", "latency/", "action_tokens/", "truncated/")
+"""What such names of agents and causes begin with."""
 _MOST_RESPONSES = 1_000_000  # of one rollout: each takes hundreds of tokens of generation and kilobytes of memory
 
 
@@ -169,7 +175,25 @@ def measured(environment: Environment, trajectory: Trajectory) -> dict[str, floa
     where = f"{type(environment).__name__} (task {trajectory.task.task_id!r}): what metrics returned"
     if all(math.isfinite(turn.reward) for turn in trajectory.turns):  # otherwise the run will stop because of it
         check_named_numbers(where, metrics)
+        terms = [f"reward/{term}" for turn in trajectory.turns for term in turn.terms]
+        check_names_of_metrics(where, metrics, terms)
     return metrics
+
+
+def check_names_of_metrics(where: str, metrics: Iterable[str], terms: Iterable[str] = ()) -> None:
+    """Raise `ConfigurationError` if a metric has the name of one that the run logs itself.
+
+    Args:
+        where: What returned the metrics, for messages.
+        metrics: Their names.
+        terms: Names under which the terms of the reward are logged.
+    """
+    taken = {*LOGGED, *terms}
+    for name in metrics:
+        if name in taken or name.startswith(LOGGED_KINDS):
+            raise ConfigurationError(
+                f"{where} has {name!r}, a name under which the run logs a number of its own; give the metric another."
+            )
 
 
 def pictured(environment: Environment, trajectory: Trajectory) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from collm.environments.base import BatchEnvironment, EpisodeFailure, Step, Turns
 from collm.environments.calls import TooSlow, described
+from collm.environments.contract import check_names_of_metrics
 from collm.environments.rows import Row, load_rows
 from collm.environments.splits import named, split_rows
 from collm.environments.templates import Template, text_of
@@ -105,8 +106,12 @@ class RewardFunctionTask(BatchEnvironment):
             return rows
 
         self.splits = split_rows(type(self).__name__, load, dataset, eval_dataset, num_train, num_eval, seed)
-        self.reward = UserFunction("reward", reward, seconds, max_concurrent)
-        self.feedback = None if feedback is None else UserFunction("feedback", feedback, seconds, max_concurrent)
+        tasks = [task for split in self.splits.values() for task in split]
+        columns = list(dict.fromkeys(name for task in tasks for name in task.data))
+        self.reward = UserFunction("reward", reward, seconds, max_concurrent, columns)
+        self.feedback = (
+            None if feedback is None else UserFunction("feedback", feedback, seconds, max_concurrent, columns)
+        )
         self.reward.check(self.agent_ids, self.splits["train"][0])
         if self.feedback is not None:
             self.feedback.check(self.agent_ids, self.splits["train"][0])
@@ -124,6 +129,9 @@ class RewardFunctionTask(BatchEnvironment):
             raise ConfigurationError(
                 f"{error} This was a trial with blank responses (trial: false omits it)."
             ) from error
+        if isinstance(outcome, Step):
+            terms = [f"reward/{term}" for term in outcome.terms]
+            check_names_of_metrics(f"what {self.reward} returned", outcome.info.get("metrics", ()), terms)
         if isinstance(outcome, Step) and not self.min_reward <= outcome.reward <= self.max_reward:
             raise ConfigurationError(
                 f"{self.reward} returned {outcome.reward:g} for blank responses, outside the range from min_reward "

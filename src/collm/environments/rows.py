@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -130,7 +131,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
         return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}); give a readable file in UTF-8.") from error
 
 
@@ -173,6 +174,12 @@ def csv_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     csv_reader = csv.DictReader(io.StringIO(text))
     try:
         for row in csv_reader:
+            if None in row:  # where the reader puts the values that no column is left for
+                names = csv_reader.fieldnames or ()
+                raise ConfigurationError(
+                    f"{path} line {csv_reader.line_num} has {len(names) + len(row[None])} values for {len(names)} "
+                    "columns; quote values that hold commas, or name all columns in the first line."
+                )
             yield f"line {csv_reader.line_num}", row
     except csv.Error as error:
         # line_num counts the lines before this one

@@ -70,11 +70,15 @@ class UserFunction:
         path: Its import path.
         seconds: Time limit of one call.
         max_concurrent: Number of calls at the same time, if it is asynchronous.
+        columns: Names of the fields of all rows, for functions of the TRL form; a row without one has None there.
     """
 
-    def __init__(self, setting: str, path: str, seconds: float, max_concurrent: int) -> None:
+    def __init__(
+        self, setting: str, path: str, seconds: float, max_concurrent: int, columns: Sequence[str] = ()
+    ) -> None:
         self.setting = setting
         self.path = path
+        self.columns = [name for name in columns if name not in NOT_PASSED]
         function = load_function(setting, path)
         try:
             self.signature = inspect.signature(function)
@@ -120,10 +124,11 @@ class UserFunction:
             return [((row, dict(text)), names) for row, text, names in zip(rows, texts, named, strict=True)]
         prompts = [row.get("prompt", prompt_of(state.task)) for row, state in zip(rows, states, strict=True)]
         (agent_id,) = texts[0]
-        completions: list[Any] = [text[agent_id] for text in texts]
-        if is_conversation(prompts[0]):
-            completions = [[{"role": "assistant", "content": completion}] for completion in completions]
-        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in NOT_PASSED}
+        completions = [
+            [{"role": "assistant", "content": text[agent_id]}] if is_conversation(prompt) else text[agent_id]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        columns = {name: [row.get(name) for row in rows] for name in self.columns}
         return [((), {"prompts": prompts, "completions": completions, **columns})]
 
     def results(

@@ -19,12 +19,14 @@ TEXT = "Zion is married to Nova. They have a child. The child is Thomas.\nWho is
 class Generator:
     """Stands in for a generator of the package: the first `different` questions differ."""
 
+    answer = "child"
+
     def __init__(self, size: int, seed: int, different: int = 1000):
         assert different > 0, "different must be positive"
         self.size, self.seed, self.different = size, seed, different
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"question": f"{self.seed} {index % self.different}. {TEXT}", "answer": "child"}
+        return {"question": f"{self.seed} {index % self.different}. {TEXT}", "answer": self.answer}
 
 
 @pytest.fixture
@@ -86,6 +88,17 @@ def test_messages_reach_the_others_and_answers_are_judged() -> None:
         ("   \n", "", False),
         ("['-1', '2']", "['-1', '2']", True),
         ("nan", "5", False),
+        (".5", "5", False),
+        (".5", "0.5", True),
+        ("Answer: **.5**.", "0.5", True),
+        ("-.5", "-0.5", True),
+        ("5.", "5", True),
+        ("7 4 1\n8 5 2\n9 6 3", "7 4 1\n8 5 2\n9 6 3", True),
+        ("Answer:\n7 4 1\n8 5 2\n9 6 3\n", "7 4 1\n8 5 2\n9 6 3", True),
+        ("7 4 1\n8 5 2\n9 6 4", "7 4 1\n8 5 2\n9 6 3", False),
+        ("9 6 3", "7 4 1\n8 5 2\n9 6 3", False),
+        ("\n".join(["1 2 3 4 5"] * 300), "\n".join(["1 2 3 4 5"] * 300), True),  # 3,000 characters
+        ("\n".join(["1 2 3 4 5"] * 700), "\n".join(["1 2 3 4 5"] * 300), False),
         ("9" * 3000, "9" * 10, False),
         ("__import__('os').abort()", "0", False),
     ],
@@ -116,7 +129,18 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ReasoningGym()
 
 
-@pytest.mark.parametrize("dataset", ["family_relationships", "simple_equations", "zebra_puzzles"])
+@pytest.mark.usefixtures("generator")
+def test_an_answer_of_several_lines_is_asked_for_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Generator, "answer", "7 4 1\n8 5 2\n9 6 3")
+    game = ReasoningGym(horizon=1)
+    state, shown = game.reset(game.tasks("train")[0], random.Random(0))
+    assert shown["solver_1"].endswith("\nWrite the answer alone.")
+    assert game.step(state, game.demonstrate(state, random.Random(0))).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "dataset", ["family_relationships", "simple_equations", "zebra_puzzles", "rotate_matrix", "sudoku"]
+)
 def test_questions_of_the_package_itself(dataset: str) -> None:
     pytest.importorskip("reasoning_gym")
     game = ReasoningGym(dataset, num_train=6, num_eval=4)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from collm.environments.coding.class_eval import ClassEval, ClassState
-from collm.environments.coding.class_program import class_test, read_methods, read_skeleton
+from collm.environments.coding.class_program import class_test, merge, read_methods, read_skeleton
 from collm.environments.coding.unit_tests import test_functions as functions_of
 from collm.errors import ConfigurationError
 from collm.sandbox.pool import Sandbox
@@ -196,9 +196,59 @@ def test_methods_in_responses(text: str, names: list[str]) -> None:
     assert sorted(read_methods(text, SKELETON).sources) == names
 
 
+TEXT_OF_TWO_LINES = 'return """a\n  b\n\n""" + f\'\'\'{x}\nc\'\'\' + (\n"d")'
+
+
+@pytest.mark.parametrize("in_class", [False, True])
+def test_strings_of_several_lines_stay_as_they_are(in_class: bool) -> None:
+    written = f"def f(x):\n    {TEXT_OF_TWO_LINES}\n"
+    if in_class:
+        written = f"class A:\n    def f(x):\n        {TEXT_OF_TWO_LINES}\n"
+    methods = read_methods(written, SKELETON)
+    space: dict[str, Any] = {}
+    exec(merge(SKELETON, methods.sources, methods.imports), space)
+    assert space["A"].f(1) == "a\n  b\n\n1\ncd"
+    test = class_test("A", [("f", 'x = """a\n  b"""\nassert A.f(1) == x + """\n\n1\ncd"""')])
+    exec(test.source, space)
+    space["test_0"](space["A"])
+
+
 def test_decorators_are_those_of_the_skeleton() -> None:
     found = read_methods("@property\n@wrong\ndef f(x):\n    return 1", SKELETON)
     assert found.sources == {"f": "def f(x):\n    return 1"}
+
+
+# Each has a plain form but for one line. A right solution would fail it if that line stayed or became something else.
+WITHOUT_PLAIN_FORM = [
+    "with self.assertRaises(ValueError) as raised:\n            A().f('x')\n        self.assertTrue(raised)",
+    "with self.assertRaises(ValueError), open('x'):\n            A().f('x')",
+    "with self.subTest(i=1):\n            self.assertTrue(A().f(1))",
+    "self.assertAlmostEqual(A().f(1), 4, delta=0.5)",
+    "self.assertAlmostEqual(A().f(1), 4, None, 'message', 0.5)",
+    "self.assertEqual(first=A().f(1), second=4)",
+    "self.assertEqual(*A().f(1), *A().g())",
+    "self.assertTrue(**A().f(1))",
+    "self.helper(A())",
+    "self.assertEqual(A().f(1), self.EXPECTED)",
+    "self.assertEqual(A().f(1), EXPECTED)",
+    "self.assertEqual(A().f(1), expected())",
+    "x = self.assertEqual(A().f(1), 4)",
+    "super().setUp()",
+]
+
+
+@pytest.mark.parametrize("line", WITHOUT_PLAIN_FORM)
+def test_a_test_without_a_plain_form_is_left_out(line: str) -> None:
+    module = (
+        "EXPECTED = 4\ndef expected():\n    return 4\n"
+        "class ATest(unittest.TestCase):\n    EXPECTED = 4\n    def helper(self, a):\n        pass\n"
+        f"    def test_1(self):\n        {line}\n        self.assertTrue(A().g())\n"
+        "    @patch('A.f')\n    def test_2(self, patched):\n        self.assertTrue(A().g())\n"
+        "    def test_3(self):\n        self.new = EXPECTED = A\n        self.assertEqual(self.new().g(), EXPECTED)\n"
+    )
+    _, classes = functions_of(module)
+    (source,) = classes["ATest"]  # the third has one, as it sets what it uses
+    assert source.endswith("self.new = EXPECTED = A\nassert self.new().g() == EXPECTED")
 
 
 UNITTEST = """

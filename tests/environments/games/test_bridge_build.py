@@ -140,7 +140,7 @@ def test_metrics_and_picture() -> None:
     for step in steps:
         acts = {name: Action("") for name in played.agent_ids}
         trajectory.turns.append(Turn(dict.fromkeys(acts, ""), acts, step.reward, step.terms, step.info))
-    expected = {"success": 0, "gap": 2, "turns": 2, "rejected": 1, "probes": 1, "planks": 1, "fakes": 0, "messages": 1}
+    expected = {"success": 0, "gap": 2, "rejected": 1, "probes": 1, "planks": 1, "fakes": 0, "messages": 1}
     assert played.metrics(trajectory) == expected | {"useful_messages": 0}
     assert played.render_turn(steps[0].state).count("&lt;b&gt;") == 1
     assert "<b>" not in played.render_turn(state)

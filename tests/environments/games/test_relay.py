@@ -201,6 +201,16 @@ def test_values_are_conditional_expectations_where_policies_have_no_memory(
             np.testing.assert_allclose(values[:, turn, column], expected, atol=1e-12)
 
 
+def test_the_threshold_is_met_where_rounding_is_against_it() -> None:
+    game = Relay(num_agents=1, horizon=25, feedback="own", reward="threshold", threshold=0.28)
+    state, _ = game.reset(game.tasks("train")[0], random.Random(0))
+    for turn in range(25):
+        right = game.demonstrate(state, random.Random(0))
+        step = game.step(state, right if turn < 7 else {"relay_1": ""})
+        state = step.state
+    assert step.reward == 25  # 7 of 25 turns are the share 0.28, although 0.28 * 25 is 7.000000000000001
+
+
 def test_right_answers_and_values() -> None:
     game = Relay(horizon=4, feedback="own")
     trajectory = play(game, PLAN)

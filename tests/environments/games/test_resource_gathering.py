@@ -203,7 +203,6 @@ def test_metrics_count_messages_and_useful_ones() -> None:
     assert played.metrics(trajectory) == {
         "success": 0.0,
         "progress": 0.0,
-        "turns": 3.0,
         "rejected": 2.0,
         "messages": 3.0,
         "useful_messages": 2.0,

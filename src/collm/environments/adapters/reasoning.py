@@ -21,6 +21,7 @@ from collm.trajectory import Task, Trajectory
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 LABEL = re.compile(r"^\W*(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*[:=]?\s*", re.IGNORECASE)
+OUTER = " !\"'`*$"
 MAX_ANSWER = 500
 
 
@@ -36,7 +37,7 @@ class ReasoningState:
 class ReasoningGym(Environment):
     """Answer a question together: messages in all turns but the last, answers in the last one.
 
-    The reward of the last turn is the share of agents whose answer, the last line of the response, is right.
+    The reward of the last turn is the share of agents whose answer is right: the response as a whole, or its last line.
 
     Args:
         dataset: Name of a generator of reasoning-gym with one right answer per question, such as family_relationships,
@@ -78,7 +79,7 @@ class ReasoningGym(Environment):
     def reset(self, task: Task, rng: random.Random) -> tuple[ReasoningState, dict[str, str]]:
         """Show each agent its part of the question."""
         parts = self.parts(task.data["question"])
-        wanted = self.wanted(0)
+        wanted = self.wanted(0, task.data["answer"])
         return ReasoningState(task), {
             name: f"{part}\n{wanted}" for name, part in zip(self.agent_ids, parts, strict=True)
         }
@@ -98,10 +99,11 @@ class ReasoningGym(Environment):
             for index in range(num)
         ]
 
-    def wanted(self, turn: int) -> str:
-        """What agents are asked for in a turn."""
+    def wanted(self, turn: int, answer: str) -> str:
+        """What agents are asked for in a turn of a question with this answer."""
         if turn + 1 == self.horizon:
-            return "Write the answer alone, in one line."
+            length = "" if "\n" in answer else ", in one line"
+            return f"Write the answer alone{length}."
         others = " The others know other parts of the question." if self.share == "sentences" else ""
         return f"Write a message to the others, at most {self.message_characters} characters.{others}"
 
@@ -116,7 +118,7 @@ class ReasoningGym(Environment):
             told = {
                 name: "\n".join(f"{other}: {text}" for other, text in said.items() if other != name) for name in said
             }
-            asked = self.wanted(turn + 1)
+            asked = self.wanted(turn + 1, state.task.data["answer"])
             return Step(after, {name: f"{text}\n{asked}".strip() for name, text in told.items()}, 0.0)
         right = {name: is_right(text, state.task.data["answer"]) for name, text in texts.items()}
         after = ReasoningState(state.task, (*state.messages, texts), tuple(right.values()))
@@ -187,9 +189,16 @@ def questions(dataset: str, options: Mapping[str, Any], number: int, seed: int, 
 
 
 def is_right(response: str, answer: str) -> bool:
-    """Whether the last line of a response is the answer, as text or as a number."""
-    lines = [line for line in response[-4 * MAX_ANSWER :].splitlines() if line.strip()]
-    given = plain(LABEL.sub("", lines[-1]) if lines else "")
+    """Whether a response, or its last line, is the answer, as text or as a number."""
+    most = 2 * max(2 * MAX_ANSWER, len(answer))
+    lines = [line for line in response[-most:].splitlines() if line.strip()]
+    whole = [response.strip()] if len(response) <= most else []
+    return any(is_answer(LABEL.sub("", text), answer) for text in [*whole, *lines[-1:]])
+
+
+def is_answer(text: str, answer: str) -> bool:
+    """Whether a text is the answer and nothing else, as text or as a number."""
+    given = plain(text)
     if not given or len(given) > max(MAX_ANSWER, 2 * len(answer)):
         return False
     if given == plain(answer):
@@ -201,5 +210,5 @@ def is_right(response: str, answer: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """A text without case, outer punctuation and extra blanks."""
-    return " ".join(text.casefold().split()).strip(" .!\"'`*$")
+    """A text without case, outer punctuation and extra blanks; a point that begins a number stays."""
+    return " ".join(text.casefold().split()).lstrip(OUTER).rstrip(OUTER + ".")

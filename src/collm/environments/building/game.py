@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from collm.environments.base import Environment, Step, Turns
+from collm.environments.base import MAX_PICTURE, Environment, Step, Turns
 from collm.environments.building.arguments import check_blocks
 from collm.environments.building.blocks import (
     REASONS,
@@ -136,14 +136,18 @@ class BuildingGame(Environment):
     def build_text(self, state: BuildState, score: Score) -> str:
         """A short text about the build in `state` and the work left; `score` is its score."""
 
+    def last_score(self, state: BuildState) -> Score:
+        """The score of the build after the last turn, in which the spiders may have been killed."""
+        return self.score(replace(state, killed=state.killed_last), state.built)
+
     def state_features(self, state: BuildState) -> dict[str, float]:
         """Numeric features of the build after the last turn, and its score."""
-        score = self.score(state, state.built)
+        score = self.last_score(state)
         return {**self.build_features(state, score), "score": score.total}
 
     def state_text(self, state: BuildState) -> str:
         """The build after the last turn compared with the target, and its score."""
-        score = self.score(state, state.built)
+        score = self.last_score(state)
         return f"{self.build_text(state, score)}\nscore {score.total:.2f} of {self.best_score:.2f}"
 
     def progress(self, state: BuildState) -> float | None:
@@ -153,7 +157,7 @@ class BuildingGame(Environment):
         """
         if self.reward_density == "dense":
             return None
-        return self.score(state, state.built).total / self.best_score
+        return self.last_score(state).total / self.best_score
 
     def reset(self, task: Task, rng: random.Random) -> tuple[BuildState, dict[str, str]]:
         """Begin an episode."""
@@ -165,12 +169,14 @@ class BuildingGame(Environment):
         readings = {agent_id: self.read(state, agent_id, joint_action[agent_id]) for agent_id in self.agent_ids}
         commands = [command for reading in readings.values() for command in reading.accepted]
         world = build(state.world, commands)
+        killed = state.killed or any(command.verb == "kill" for command in commands)
         after = replace(
             state,
             turn=state.turn + 1,
             built=world,
             builders=builders_of(state.builders if self.persistent else {}, readings.values(), world),
-            killed=state.killed or any(command.verb == "kill" for command in commands),
+            killed=killed,
+            killed_last=killed,
         )
         score = self.score(after, world)
         baseline = state.terms if self.persistent else {}
@@ -227,9 +233,10 @@ class BuildingGame(Environment):
         last = trajectory.turns[-1].info.get("builders", []) if trajectory.turns else []
         return self.drawing(trajectory.task, world, dict(zip(sorted(world), last, strict=False))).pixels()
 
-    def render_turn(self, state: BuildState) -> str:
-        """The build after the last turn over its target, as SVG."""
-        return self.drawing(state.task, state.built, state.builders).svg()
+    def render_turn(self, state: BuildState) -> str | None:
+        """The build after the last turn over its target, as SVG; None if it is too large for a transcript."""
+        picture = self.drawing(state.task, state.built, state.builders).svg()
+        return picture if len(picture) <= MAX_PICTURE else None
 
     def position(self, agent_id: str) -> str:
         """Number of the agent and of all agents, as text."""

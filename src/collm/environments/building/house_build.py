@@ -234,7 +234,8 @@ class HouseBuild(BuildingGame):
     def build_text(self, state: BuildState, score: Score) -> str:
         """The build compared with the blueprint, its counts, the spiders and what is left to build with."""
         house = Blueprint.of(state.task.data)
-        lines = [*compare(house, state.built), *house_counts(score.counts, self.player_health)]
+        counts = house_counts(score.counts, self.player_health, are_back=not self.persistent)
+        lines = [*compare(house, state.built), *counts]
         if self.limited_resources:
             lines += [f"{name} has {self._supplies(state, house, name)}" for name in self.blocks]
         return "\n".join(lines)

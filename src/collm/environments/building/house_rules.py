@@ -108,11 +108,19 @@ def house_features(
     }
 
 
-def house_counts(counts: Mapping[str, int], health: int) -> list[str]:
-    """Lines with the counts of `score_house`, and the damage of the spiders if there are any."""
+def house_counts(counts: Mapping[str, int], health: int, are_back: bool = False) -> list[str]:
+    """Lines with the counts of `score_house`, and the damage of the spiders if there are any.
+
+    Args:
+        counts: Counts of `score_house`.
+        health: Damage with the full penalty.
+        are_back: Whether spiders that were killed live again in the next turn.
+    """
     lines = [f"covered {counts['covered']} of {counts['solid']}, exact {counts['exact']}, extra {counts['extra']}"]
     if counts["damage"]:
-        lines.append("spiders dead" if counts["killed"] else f"spiders {counts['damage']} of {health}")
+        living = f"spiders {counts['damage']} of {health}"
+        dead = f"{living}, killed in the last turn" if are_back else "spiders dead"
+        lines.append(dead if counts["killed"] else living)
     return lines
 
 

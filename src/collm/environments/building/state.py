@@ -37,7 +37,8 @@ class BuildState:
         world: Blocks at the beginning of the next turn; empty unless the game is persistent.
         terms: Terms of the last score, from which the next improvement is computed.
         attacks: Damage of each spider; empty in games without spiders.
-        killed: Whether the spiders are dead; false again at each turn unless the game is persistent.
+        killed: Whether the spiders are dead at the beginning of the next turn; never unless the game is persistent.
+        killed_last: Whether they were dead at the end of the last turn; equal to `killed` if the game is persistent.
         used: Number of cells filled so far, by agent and block; empty unless the game is persistent.
         built: Blocks at the end of the last turn; equal to `world` if the game is persistent.
         builders: Index of the agent that placed each block of `built`, for pictures.
@@ -49,6 +50,7 @@ class BuildState:
     terms: Mapping[str, float] = field(default_factory=dict)
     attacks: tuple[int, ...] = ()
     killed: bool = False
+    killed_last: bool = False
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     built: World = field(default_factory=dict)
     builders: Mapping[Cell, int] = field(default_factory=dict)

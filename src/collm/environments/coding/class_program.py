@@ -8,7 +8,6 @@ nothing else of the tests. Arguments and results must be plain data.
 from __future__ import annotations
 
 import ast
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,15 +141,37 @@ def extract(text: str, name: str, in_class: bool) -> str | None:
     nodes = tree.body if in_class and isinstance(tree, ast.ClassDef) else [tree]
     node = [each for each in nodes if isinstance(each, DEFINITIONS) and each.name == name][-1]
     assert node.end_lineno is not None
-    lines = text.split("\n")[node.lineno - 1 : node.end_lineno]
+    lines = text.split("\n")
     indent = node.col_offset
-    lines = [line[indent:] if not line[:indent].strip() else line.lstrip() for line in lines]
-    function = "\n".join(lines)
+    for number in set(range(node.lineno, node.end_lineno + 1)) - inside_strings(node):
+        line = lines[number - 1]
+        lines[number - 1] = line.lstrip() if line[:indent].strip() else line[indent:]
+    function = "\n".join(lines[node.lineno - 1 : node.end_lineno])
     try:
         parsed = ast.parse(function).body
     except SyntaxError:
         return None
     return function if len(parsed) == 1 else None  # nothing behind a semicolon
+
+
+def inside_strings(tree: ast.AST) -> set[int]:
+    """Numbers of the lines that begin inside a string, so that blanks before them belong to it."""
+    found: set[int] = set()
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))):
+            found.update(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))
+        else:  # before Python 3.12, positions inside an f-string are not those of the source
+            left.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def indented(source: str, indent: int) -> list[str]:
+    """The lines of a source with blanks before them, except where they would become part of a string."""
+    inside = inside_strings(ast.parse(source))
+    lines = enumerate(source.split("\n"), start=1)
+    return [line if number in inside or not line.strip() else " " * indent + line for number, line in lines]
 
 
 def merge(skeleton: Skeleton, methods: Mapping[str, str], imports: Iterable[str]) -> str:
@@ -159,7 +180,7 @@ def merge(skeleton: Skeleton, methods: Mapping[str, str], imports: Iterable[str]
     for name, node in sorted(skeleton.stubs.items(), key=lambda each: -each[1].lineno):
         if name in methods:
             assert node.end_lineno is not None
-            lines[node.lineno - 1 : node.end_lineno] = textwrap.indent(methods[name], " " * node.col_offset).split("\n")
+            lines[node.lineno - 1 : node.end_lineno] = indented(methods[name], node.col_offset)
     return "\n".join([*dict.fromkeys(imports), *lines])
 
 
@@ -203,10 +224,9 @@ def class_test(class_name: str, tests: Sequence[tuple[str, str]], imports: str =
     lines: list[str] = []
     spans = []
     for number, (_, source) in enumerate(tests):
-        ast.parse(source)
         lines.append(f"def test_{number}({class_name}):")
         first = len(lines) + 1
-        lines += textwrap.indent(source.strip("\n"), "    ").split("\n")
+        lines += indented(source.strip("\n"), 4)
         spans.append((first, len(lines)))
     lines.append("def check(candidate):")
     lines.append("    tested = stand_in(candidate)")

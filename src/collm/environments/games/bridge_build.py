@@ -159,7 +159,7 @@ class BridgeBuild(GridGame):
         """Share of the gap that is closed."""
         return 1 - state.river.gap(state.planks) / state.first_gap
 
-    def render_turn(self, state: State) -> str:
+    def render_turn(self, state: State) -> str | None:
         """The river with pillars (fakes crossed), planks, what each agent has seen and knows, and what it sent."""
         river = state.river
         banks = [square((x, y), "#a9c48f") for x in range(river.width) for y in (0, river.height - 1)]

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from collm.environments.base import Environment, Step, check_tasks
+from collm.environments.base import MAX_PICTURE, Environment, Step, check_tasks
 from collm.environments.games.grid_rules import GridMap, GridRules, GridState, Walker
 from collm.environments.games.svg import COLOURS, label, line, picture, square
 from collm.environments.pay import paid
@@ -82,12 +82,11 @@ class GridGame(Environment):
         return Step(after, {} if over else self._observations(after, state), reward, terms, solved, info)
 
     def metrics(self, trajectory: Trajectory) -> dict[str, float]:
-        """Success, the score, turns, and per episode: lines that were rejected, and the counts of the game."""
+        """Success, the score, and per episode: lines that were rejected, and the counts of the game."""
         infos = [turn.info for turn in trajectory.turns]
         return {
             "success": float(infos[-1]["success"]),
             self.score: float(infos[-1][self.score]),
-            "turns": float(len(infos)),
             "rejected": float(sum(len(entries) for info in infos for entries in info["rejected"].values())),
             **{name: float(sum(info[name] for info in infos)) for name in self.counted},
         }
@@ -95,8 +94,11 @@ class GridGame(Environment):
     def draw(
         self, state: GridState, size: tuple[int, int], ground: Sequence[str], things: Sequence[str], opacity: float,
         caption: str,
-    ) -> str:  # fmt: skip
-        """A picture: `ground`, what each agent has seen, `things`, the agents' walks; and what they sent."""
+    ) -> str | None:  # fmt: skip
+        """A picture: `ground`, what each agent has seen, `things`, the agents' walks; and what they sent.
+
+        None if it is too large for a transcript.
+        """
         shapes, captions = list(ground), [f"turn {state.turn}, {caption}"]
         for agent, colour in zip(state.agents, COLOURS, strict=False):
             shapes += [square(cell, colour, opacity) for cell in sorted(agent.seen)]
@@ -104,7 +106,8 @@ class GridGame(Environment):
         for index, agent in enumerate(state.agents):
             shapes += [line(agent.way, COLOURS[index]), label(agent.position, str(index + 1), "#fff")]
             captions += [f"{self.agent_ids[index]} sends: {text}" for text in agent.sent]
-        return picture(*size, shapes, captions)
+        drawing = picture(*size, shapes, captions)
+        return drawing if len(drawing) <= MAX_PICTURE else None
 
 
 def turn_lines(rules: GridRules, turn: int, agent: Walker, reasons: Mapping[str, str]) -> list[str]:

@@ -144,7 +144,7 @@ class Relay(Environment):
         state = State(state.signals, state.noise_seed, (*state.correct, correct), (*state.answers, *answers))
         over = turn + 1 == self.horizon
         successes, most = float(sum(map(all, state.correct))), float(self.horizon)
-        reward = paid(self.reward, float(all(correct)), successes, over, least=self.threshold * most, most=most)
+        reward = paid(self.reward, float(all(correct)), successes, over, least=self.threshold, most=most)
         if over and self.noise:
             reward += random.Random(f"{state.noise_seed} {state.answers}").gauss(0.0, self.noise)
         info = {

@@ -189,7 +189,7 @@ class ResourceGathering(GridGame):
         """Share of the goal that the team has."""
         return progress(self.rules, state.gathered)
 
-    def render_turn(self, state: State) -> str:
+    def render_turn(self, state: State) -> str | None:
         """The map with what is left, what each agent has seen, its last walk, and what it sent."""
         things = []
         for cell, held in sorted(state.amounts.items()):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
+from collm.environments.canvas import escaped
 from collm.environments.games.grid import Cell
 
 TILE = 24
@@ -21,7 +21,7 @@ def square(cell: Cell, fill: str, opacity: float = 1.0) -> str:
 def label(cell: Cell, text: str, fill: str = "#222", size: int = 11) -> str:
     """A short text in the middle of a cell."""
     x, y = cell[0] * TILE + TILE / 2, cell[1] * TILE + TILE / 2 + size / 3
-    return f'<text x="{x}" y="{y:.1f}" font-size="{size}" text-anchor="middle" fill="{fill}">{escape(text)}</text>'
+    return f'<text x="{x}" y="{y:.1f}" font-size="{size}" text-anchor="middle" fill="{fill}">{escaped(text)}</text>'
 
 
 def line(cells: Sequence[Cell], stroke: str) -> str:
@@ -39,7 +39,7 @@ def picture(width: int, height: int, shapes: Iterable[str], captions: Sequence[s
     """A grid of `width` by `height` cells with `shapes` in it and lines of text below."""
     bottom = height * TILE
     texts = (
-        f'<text x="4" y="{bottom + 16 * (row + 1)}" font-size="12" fill="#222">{escape(text)}</text>'
+        f'<text x="4" y="{bottom + 16 * (row + 1)}" font-size="12" fill="#222">{escaped(text)}</text>'
         for row, text in enumerate(captions)
     )
     grid = "".join(square((x, y), "#eceae4") for y in range(height) for x in range(width))
