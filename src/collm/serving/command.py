@@ -17,6 +17,7 @@ import yaml
 from collm.errors import ConfigurationError
 from collm.inference.vllm_engine import device_variables
 from collm.models.agent_record import read_agent
+from collm.models.policy_spec import PolicySpec
 from collm.runtime.checks import COUNT, POSITIVE, Range, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
@@ -127,7 +128,9 @@ _HEADER = """# Endpoints of the agents of a run: give this file as a --config af
 
 def client_settings(name: str, folder: Path, url: str | list[str], api_key_env: str | None) -> dict[str, Any]:
     """The policy with which clients reach an agent, without values that are defaults."""
-    settings = {key: value for key, value in settings_of(read_agent(folder)).items() if value not in (None, {}, False)}
+    default = PolicySpec()
+    settings = settings_of(read_agent(folder))
+    settings = {key: value for key, value in settings.items() if value != getattr(default, key)}
     settings = {"engine": "endpoint", "path": model_path(folder), **settings}
     endpoint = {"url": url, "model": name, **({"api_key_env": api_key_env} if api_key_env else {})}
     return {**settings, "endpoint": endpoint}
