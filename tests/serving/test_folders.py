@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from collm.errors import ConfigurationError
 from collm.models.agent_record import SETTINGS, read_agent
 from collm.models.policy_spec import PolicySpec
 from collm.serving import agents
@@ -62,3 +63,21 @@ def test_agents_are_loaded_where_they_are_asked_to_be(
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
         with pytest.raises(Asked, match="cuda" if found else "cpu"):
             load_agent(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "adapter_config.json cannot be read: .*Export the agent again"),
+        ("[]", "adapter_config.json: r is None, as of no adapter"),
+        ('{"lora_alpha": 8, "base_model_name_or_path": "tiny"}', "adapter_config.json: r is None"),
+        ('{"r": "x"}', "adapter_config.json: r is 'x'"),
+        ('{"r": 4, "lora_alpha": null}', "lora_alpha is None"),
+        ('{"r": 4, "lora_alpha": 8}', "base_model_name_or_path is None"),
+    ],
+)
+def test_a_damaged_adapter_is_named(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "collm_agent.json").write_text('{"agent_id": "a1"}')
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=says):
+        load_agent(tmp_path)
