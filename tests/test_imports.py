@@ -63,7 +63,9 @@ RULES = {
     "collm.runtime.versions": Rule(rooms("errors"), only=frozenset({"packaging"})),
     "collm.runtime.configuration": Rule(rooms("errors"), only=frozenset({"jsonargparse", "yaml"})),
     "collm.runtime.messages": Rule(rooms(), only=frozenset({"jsonargparse"})),
-    "collm.runtime.command": Rule(rooms("errors", "runtime.configuration"), only=frozenset({"jsonargparse"})),
+    "collm.runtime.command": Rule(
+        rooms("errors", "runtime.configuration", "runtime.terminal"), only=frozenset({"jsonargparse"})
+    ),
     "collm.replay": Rule(rooms("errors", "runtime.files", "runtime.command", "replay"), only=frozenset()),
     "collm.runtime.trainer_settings": Rule(rooms("errors", "runtime.checks")),
     "collm.runtime": Rule(rooms(), only=TORCH),

@@ -35,6 +35,7 @@ from collm.runtime.files import is_about_a_full_disk, unwritable
 from collm.runtime.messages import readable
 from collm.runtime.resuming import NAMED, find_named, while_restoring
 from collm.runtime.run_folder import RunFolder
+from collm.runtime.terminal import printable
 from collm.runtime.trainer_settings import check_trainer
 from collm.samplers.base import Sampler
 from collm.strategies.checkpoints import FileOrFolder, meta_file, read_meta
@@ -197,7 +198,8 @@ def main(
             cause = TrainingError(_with_location(error))
         if cause is None or os.environ.get(_TRACEBACK):
             raise
-        print(f"\nerror: {shortened(str(cause))}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
+        said = printable(shortened(str(cause)))
+        print(f"\nerror: {said}\n({_TRACEBACK}=1 shows where it was raised)", file=sys.stderr)
         return 1 if isinstance(cause, TrainingError) else 2
     return 0
 

@@ -119,6 +119,8 @@ def test_a_chat_has_the_tokens_of_training_over_four_turns(url: str, policy: Pol
         ({"prompt": [5], "stream": True}, "stream is True"),
         ({"prompt": [5], "stop": ["a"]}, "stop is"),
         ({"prompt": [5], "temperature": -1}, "body.temperature"),
+        ({"prompt": [5], "temperature": 1e-40}, "temperature is 1e-40; give 0"),
+        ({"prompt": [5], "temperature": 9e-4}, "temperature is 0.0009; give 0"),
         ({"prompt": {"a": 1}}, "body.prompt"),
         ({}, "body.prompt"),
     ],
@@ -127,6 +129,21 @@ def test_requests_that_cannot_be_followed(url: str, body: dict, says: str) -> No
     answer = httpx.post(f"{url}/completions", json=body)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
+
+
+def test_a_request_that_cannot_be_followed_does_not_disturb_others(url: str) -> None:
+    alone = completed(url, seed=3)["token_ids"]
+
+    async def together() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            body = {"prompt": PROMPT, "return_token_ids": True, "seed": 3}
+            both = [client.post(f"{url}/completions", json={**body, **own}) for own in ({}, {"temperature": 1e-40})]
+            return list(await asyncio.gather(*both))
+
+    good, bad = asyncio.run(together())
+    assert (good.status_code, bad.status_code) == (200, 400)
+    assert good.json()["choices"][0]["token_ids"] == alone
+    assert len(completed(url, temperature=1e-3)["token_ids"]) >= 1
 
 
 def test_another_model_is_not_here(url: str) -> None:

@@ -23,7 +23,7 @@ from collm.models.policy import Policy
 from collm.models.remote import remote_policy
 from collm.samplers.parallel import Parallel
 from collm.serving.command import check_key, serve, trainable_arguments, vllm, vllm_variables
-from collm.serving.processes import Server, free_ports, serving, stop
+from collm.serving.processes import Server, free_ports, serving, stop, wait_for_end
 from collm.serving.teams import spec_of
 from served import team
 from toy import REPOSITORY, Toy
@@ -166,6 +166,17 @@ def test_a_server_that_cannot_start_is_an_error_that_says_why(tmp_path: Path) ->
     assert time.monotonic() < began + 60
 
 
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_a_server_that_ends_is_noticed_also_where_the_time_is_limited(tmp_path: Path, seconds: float | None) -> None:
+    (tmp_path / "a1.log").write_text("no memory")
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(TrainingError, match="the server of a1 ended with status 3 .*no memory"):
+        wait_for_end({"a1": process}, tmp_path, seconds)
+    began = time.monotonic()
+    wait_for_end({}, tmp_path, 0.3)
+    assert time.monotonic() >= began + 0.3
+
+
 def start(servers: Sequence[Server], logs: Path, patience: float) -> None:
     with serving(servers, logs, patience):
         pytest.fail("they are not healthy")
@@ -186,6 +197,8 @@ def test_nobody_else_is_let_in_without_a_key(monkeypatch: pytest.MonkeyPatch, tm
         check_key("somewhere", None)
     with pytest.raises(ConfigurationError, match="holds no exported agents"):
         serve(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="seconds is -1"):
+        serve(str(tmp_path), seconds=-1)
 
 
 def test_vllm_serves_whole_models_and_adapters(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ class Stub:
                 return JSONResponse({"error": "no"}, self.status)
             return JSONResponse({"id": "1", "choices": [{"token_ids": [5, 7, 0], "text": "é"}]})
 
+        @self.app.post("/v1/chat/completions")
+        async def chat(request: Request) -> JSONResponse:
+            self.asked.append(await request.json())
+            return JSONResponse({"id": "2"})
+
         self.app.add_middleware(GivesSets)
 
     async def collective_rpc(self, method: str, args: tuple[str, int]) -> list[Any]:
@@ -77,6 +82,19 @@ def test_other_completions_and_errors_go_through_as_they_are() -> None:
         answer = ask(address)
         assert (answer.status_code, answer.json()) == (400, {"error": "no"})
         assert [length for _, length in stub.taken] == [0]  # nothing is kept of it
+
+
+def test_clients_tell_logits_processors_nothing() -> None:
+    stub, cut = Stub(), {"request": ["a"], "top_p": 1.0, "top_k": 0}
+    with listening(stub.app) as address:
+        assert ask(address, return_sampling_mask=False, vllm_xargs=cut).status_code == 200
+        assert ask(address, vllm_xargs=cut).status_code == 200
+        chat = {"messages": [], "vllm_xargs": cut, "return_sampling_mask": True}
+        assert httpx.post(f"{address}/v1/chat/completions", json=chat).json() == {"id": "2"}
+    plain, with_sets, chatted = stub.asked
+    assert "vllm_xargs" not in plain
+    assert with_sets["vllm_xargs"]["request"] == stub.taken[0][0]  # its own
+    assert chatted == {"messages": [], "return_sampling_mask": True}
 
 
 @pytest.mark.parametrize("more", [{"stream": True}, {"n": 2}, {"prompt": [[1], [2]]}, {"prompt": ["a", "b"]}])

@@ -99,6 +99,41 @@ def test_weights_wait_for_answers_and_answers_for_weights(stub: Stub) -> None:
     assert torch.equal(second["lm_head.weight"], weights["model.embed_tokens.weight"] + 1)
 
 
+def test_weights_come_between_clients_that_always_ask(stub: Stub) -> None:
+    """Two clients, one of which is being answered at any time."""
+    weights, answered = save(weights_of(team("tiny")["a1"])), []
+
+    async def answer() -> dict[str, Any]:
+        await asyncio.sleep(0.2)
+        return {}
+
+    stub.app.router.routes[:] = [one for one in stub.app.router.routes if one.path != "/v1/completions"]
+    stub.app.post("/v1/completions")(answer)
+
+    async def together() -> int:
+        ended = asyncio.Event()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(stub.app), base_url="http://server") as client:
+
+            async def ask_always(first: float) -> None:
+                await asyncio.sleep(first)
+                while not ended.is_set():
+                    answered.append((await client.post("/v1/completions")).status_code)
+
+            asking = [asyncio.create_task(ask_always(first)) for first in (0.0, 0.1)]
+            await asyncio.sleep(0.3)
+            try:
+                headers = {"x-collm-version": "run:1"}
+                given = client.post("/weights", content=weights, headers=headers)
+                return (await asyncio.wait_for(given, 10)).status_code
+            finally:
+                ended.set()
+                await asyncio.gather(*asking)
+
+    assert asyncio.run(together()) == 200
+    assert len(stub.loaded) == 1
+    assert set(answered) == {200}
+
+
 def test_weights_that_are_refused_and_a_server_that_breaks(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights_of(team("tiny")["a1"])
     fewer = dict(list(weights.items())[1:])

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from collm.callbacks.samples import firsts
 from collm.callbacks.summary import in_columns
 from collm.runtime.checks import COUNT, check_number
+from collm.runtime.terminal import printable
 from collm.trajectory import RolloutBatch, Trajectory
 
 
@@ -57,5 +58,5 @@ class PrintSamples(L.Callback):
 
 def in_one_line(text: str, most: int) -> str:
     """At most `most` characters of `text` on one line; what a terminal might obey is replaced."""
-    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -49,7 +49,7 @@ def check_engines(specs: Mapping[str, PolicySpec]) -> None:
         ConfigurationError: Names the agent, the setting and how to mend it.
     """
     for agent_id, spec in specs.items():
-        engine_class(spec.engine).check(f"policy of {agent_id!r}", spec)
+        engine_class(spec.engine).check(f"policy of {agent_id!r}", spec, agent_id)
 
 
 def all_elsewhere(specs: Mapping[str, PolicySpec]) -> bool:

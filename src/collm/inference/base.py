@@ -39,12 +39,13 @@ class Engine(ABC):
         self.policies = dict(policies)
 
     @classmethod  # noqa: B027 (most engines refuse nothing)
-    def check(cls, name: str, spec: PolicySpec) -> None:
+    def check(cls, name: str, spec: PolicySpec, agent_id: str) -> None:
         """Refuse settings that this engine cannot follow; called before weights load.
 
         Args:
             name: What error messages call the policy.
             spec: Settings of the policy.
+            agent_id: The agent.
 
         Raises:
             ConfigurationError: Names the setting and how to mend it.

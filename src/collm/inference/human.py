@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from collm.inference.base import Engine, Prompts
+from collm.runtime.terminal import printable
 from collm.trajectory import Action
 
 
@@ -23,7 +24,8 @@ class HumanEngine(Engine):
 
     def ask(self, agent_id: str, prompt: Any) -> Action:
         """What somebody answers as `agent_id` to the last of the messages."""
-        print(f"\n--- {agent_id}\n{prompt[-1]['content']}\n--- your answer, then an empty line:", flush=True)
+        shown = printable(prompt[-1]["content"])  # what others wrote is part of it
+        print(f"\n--- {agent_id}\n{shown}\n--- your answer, then an empty line:", flush=True)
         lines = []
         while (line := sys.stdin.readline()).strip():
             lines.append(line)

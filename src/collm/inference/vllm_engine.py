@@ -53,7 +53,7 @@ class VLLMEngine(Engine):
         self.servers: dict[Backbone, Server] = {}  # started by the first `sync`
 
     @classmethod
-    def check(cls, name: str, spec: PolicySpec) -> None:
+    def check(cls, name: str, spec: PolicySpec, agent_id: str) -> None:
         """Refuse what vLLM cannot do here; see `Engine.check`."""
         check_installed(f"{name}.engine is 'vllm'")
         if not torch.cuda.is_available():
@@ -113,6 +113,11 @@ class VLLMEngine(Engine):
             server.rest()
 
 
+def lora_room(rank: int) -> int:
+    """The smallest value of vLLM's `max_lora_rank` for adapters of up to `rank`."""
+    return next((size for size in _MAX_RANKS if size >= rank), rank)
+
+
 def check_installed(what: str) -> None:
     """Refuse a missing vLLM, and versions that were not tested.
 
@@ -151,7 +156,7 @@ class Server:
         largest = max((config.r for config in getattr(backbone.lm, "peft_config", {}).values()), default=0)
         limits = {
             "max_loras": len(backbone.adapters),
-            "max_lora_rank": min(rank for rank in _MAX_RANKS if rank >= largest),
+            "max_lora_rank": lora_room(largest),
         }
         self.backbone = backbone
         self.recorder = CutRecorder.for_engine()

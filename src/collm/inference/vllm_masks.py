@@ -24,6 +24,8 @@ class CutRecorder(LogitsProcessor):
     """
 
     masks: dict[int | str, dict[int, SamplingMask]] = {}  # by name of the request and position of the token
+    most: int | None = 4096
+    """Requests whose sets are kept, those that were written last: in a server, some may never be asked for."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
         self.requests: dict[int, _Request] = {}  # by row
@@ -31,7 +33,15 @@ class CutRecorder(LogitsProcessor):
     @classmethod
     def for_engine(cls) -> type[CutRecorder]:
         """A class of its own for one engine."""
-        return type("CutRecorder", (cls,), {"masks": {}})
+        return type("CutRecorder", (cls,), {"masks": {}, "most": None})
+
+    @classmethod
+    def keep(cls, request: int | str, position: int, mask: SamplingMask) -> None:
+        """Note the set of a token; one that is drawn again, after a pause for example, replaces the first."""
+        sets = cls.masks[request] = cls.masks.pop(request, {})  # now the last
+        sets[position] = mask
+        if cls.most is not None and len(cls.masks) > cls.most:
+            del cls.masks[next(iter(cls.masks))]
 
     @classmethod
     def take(cls, request: int | str, length: int) -> SamplingMask:
@@ -45,6 +55,8 @@ class CutRecorder(LogitsProcessor):
         given = sampling_params.extra_args or {}
         if "request" not in given:
             return
+        if not isinstance(given["request"], (str, int)):
+            raise ValueError(f"request is {given['request']!r:.50}; give a name or a number")
         top_p, top_k = given.get("top_p"), given.get("top_k")
         is_share = isinstance(top_p, (int, float)) and 0 < top_p <= 1
         if not is_share or not isinstance(top_k, int) or top_k < -1:
@@ -67,8 +79,7 @@ class CutRecorder(LogitsProcessor):
             kept = SamplingMask.of(kept_tokens(cut, None)).to("cpu")  # what is not allowed has -inf here
             for row, mask in zip(rows, kept.split([1] * len(rows)), strict=True):
                 request = self.requests[row]
-                # a token that is drawn again, of a prompt read in parts or after a pause, replaces the first
-                self.masks.setdefault(request.name, {})[len(request.tokens)] = mask
+                self.keep(request.name, len(request.tokens), mask)
             logits[rows] = cut
         return logits
 

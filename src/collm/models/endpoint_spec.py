@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from collm.errors import ConfigurationError
-from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_choice, check_numbers
+from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, check_choice, check_numbers, shown
 
 PROTOCOLS = ("completions", "chat")
 LATE = ("wait", "silent", "last", "fail")
@@ -61,14 +61,7 @@ class EndpointSpec:
         Raises:
             ConfigurationError: Names the setting, its value and how to mend it.
         """
-        if not self.urls:
-            raise ConfigurationError(f"{name}.url is missing; give the address of a server that ends in /v1.")
-        for url in self.urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigurationError(f"{name}.url is {url!r}; give an address such as http://127.0.0.1:8001/v1.")
-            if parts.username or parts.password:
-                raise ConfigurationError(f"{name}.url holds a password; name a variable with api_key_env instead.")
+        self._check_urls(name)
         check_choice(f"{name}.protocol", self.protocol, PROTOCOLS)
         check_choice(f"{name}.late", self.late, LATE)
         if self.trained and (self.protocol != "completions" or self.late not in ("fail", "wait") or self.version):
@@ -80,3 +73,22 @@ class EndpointSpec:
         check_numbers(name, self, deadline=POSITIVE.or_none)
         if self.api_key_env and not os.environ.get(self.api_key_env):
             raise ConfigurationError(f"{name}.api_key_env is {self.api_key_env!r}, but that variable is not set.")
+
+    def _check_urls(self, name: str) -> None:
+        given = [self.url] if isinstance(self.url, str) else self.url
+        if not isinstance(given, list) or not all(isinstance(url, str) for url in given):
+            raise ConfigurationError(
+                f"{name}.url is {shown(self.url)}; give the address of a server, or a list of them."
+            )
+        if not given:
+            raise ConfigurationError(f"{name}.url is missing; give the address of a server that ends in /v1.")
+        for url in given:
+            try:
+                parts = urlsplit(url)
+                known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+            except ValueError:  # such as half an IPv6 address, or a port of letters
+                known = False
+            if not known:
+                raise ConfigurationError(f"{name}.url is {url!r}; give an address such as http://127.0.0.1:8001/v1.")
+            if parts.username or parts.password:
+                raise ConfigurationError(f"{name}.url holds a password; name a variable with api_key_env instead.")

@@ -13,6 +13,8 @@ from collm.runtime.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE_ABOVE_ZER
 
 ENGINES = ("collm", "transformers", "vllm", "endpoint", "human")
 """Short names of engines; `collm.inference.actors` knows their classes."""
+LEAST_TEMPERATURE = 1e-3
+"""Logits that are divided by less may be larger than the largest number."""
 
 
 @dataclass
@@ -23,7 +25,8 @@ class PolicySpec(ModelSpec):
         max_new_tokens: Longest response, in tokens.
         min_new_tokens: Shortest response, in tokens: until then nothing ends it. Equal to `max_new_tokens`, all
             responses have the same length, for measuring speed.
-        temperature: Sampling temperature; the trained log-probabilities are those of the tempered policy.
+        temperature: Sampling temperature, 0.001 or more; the trained log-probabilities are those of the tempered
+            policy.
         top_p: Sample from the smallest set of tokens with this much probability; 1 turns it off.
         top_k: Sample from this many most likely tokens; 0 turns it off.
         trained_policy: `sampled` trains the policy that acts, as `top_p`, `top_k` and `min_new_tokens` cut it: its
@@ -90,7 +93,8 @@ class PolicySpec(ModelSpec):
         if not self.knows_text_only:
             super().check(name)
         check_numbers(name, self, max_new_tokens=COUNT, min_new_tokens=COUNT_OR_ZERO, top_k=COUNT_OR_ZERO)
-        check_numbers(name, self, temperature=POSITIVE, top_p=SHARE_ABOVE_ZERO, sampler_weight_cap=POSITIVE)
+        check_numbers(name, self, temperature=Range(LEAST_TEMPERATURE), top_p=SHARE_ABOVE_ZERO)
+        check_numbers(name, self, sampler_weight_cap=POSITIVE)
         check_numbers(name, self, engine_memory=Range(0, 1, above=True, below=True))
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigurationError(

@@ -90,7 +90,7 @@ def _explained(cause: str, where: str, parser: ArgumentParser, components: Mappi
         subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
         known = {action.dest for one in (parser, *subcommands) for action in one._actions} - {"help"}
         settings = {dest.partition(".")[0] for dest in known} - {"print_shtab"}
-        if settings == _arguments(components["model"]):
+        if "model" in components and settings == _arguments(components["model"]):
             return (
                 f"unknown setting {name!r}; no algorithm is chosen yet, or one without this setting: put --model=... "
                 "before its settings"
@@ -100,14 +100,15 @@ def _explained(cause: str, where: str, parser: ArgumentParser, components: Mappi
         name = match[1]
         bases = [base for key, base in components.items() if key in where.split(".")[-1:]] or components.values()
         known = {cls.__name__ for base in bases for cls in _subclasses(base)}
-        return f"{name!r} is not a class that fits here; {_nearest(name.split('.')[-1], known, 2)}"
+        remedy = _nearest(name.split(".")[-1], known, 2) if known else "give the import path of one that does"
+        return f"{name!r} is not a class that fits here; {remedy}"
     return cause
 
 
 def _nearest(name: str, known: set[str], num: int) -> str:
     if near := difflib.get_close_matches(name, sorted(known), num, 0.6):
         return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"there are {', '.join(sorted(known))}" if len(known) <= 50 else "--help lists all there are"
+    return f"there are {', '.join(sorted(known)) or 'none'}" if len(known) <= 50 else "--help lists all there are"
 
 
 def _subclasses(cls: type) -> Iterator[type]:

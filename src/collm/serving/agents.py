@@ -19,12 +19,13 @@ from collm.serving.folders import adapter_settings, model_path, settings_of
 _ADAPTER = "served"
 
 
-def load_agent(folder: str | Path, engine: str = "collm") -> Policy:
+def load_agent(folder: str | Path, engine: str = "collm", device: str | None = None) -> Policy:
     """The policy in the folder of an exported agent.
 
     Args:
         folder: The folder.
         engine: What will generate for it.
+        device: Where its weights are; by default on a GPU, where there is one that torch can use.
 
     Raises:
         ConfigurationError: It is no exported agent, or its weights or its base cannot be read.
@@ -40,9 +41,11 @@ def load_agent(folder: str | Path, engine: str = "collm") -> Policy:
         targets: Any = lora.get("target_modules")
         spec.lora_target_modules = targets  # checked below
     spec.check(f"agent in {folder}")
-    backbone = Backbone(path, spec.dtype, quantization=spec.quantization)
+    home = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backbone = Backbone(path, spec.dtype, home=home, quantization=spec.quantization)
     if lora:
         backbone.add_adapter(_ADAPTER, spec.lora_rank, spec.lora_alpha, 0.0, spec.lora_target_modules)
+        backbone.keep_on(home)  # the adapter too
         _load_adapter(backbone, folder / "adapter_model.safetensors")
     backbone.eval()
     return Policy(record["agent_id"], spec, backbone, _ADAPTER if lora else None)

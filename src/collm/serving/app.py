@@ -18,6 +18,7 @@ from collm.inference.endpoint.masks import packed
 from collm.inference.endpoint.weights import VERSION_HEADER
 from collm.inference.sampling import Sampling, sampling_of
 from collm.models.policy import Policy
+from collm.models.policy_spec import LEAST_TEMPERATURE
 from collm.serving.batcher import Batcher, Busy
 from collm.serving.conversations import Conversations
 from collm.serving.decoding import Job
@@ -40,6 +41,8 @@ class _Settings(BaseModel):
     n: int = 1
     stream: bool = False
     stop: Any = None
+    stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
     return_token_ids: bool = False
 
 
@@ -92,6 +95,16 @@ class Service:
         ):
             if value != only:
                 raise HTTPException(400, f"{name} is {value!r:.50}; this server supports {only!r} only")
+        if given.temperature and given.temperature < LEAST_TEMPERATURE:
+            least = f"give 0 for the most likely tokens, or {LEAST_TEMPERATURE:g} or more"
+            raise HTTPException(400, f"temperature is {given.temperature:g}; {least}")
+        ends = self.policy.eos_ids
+        if given.stop_token_ids is not None and set(given.stop_token_ids) != ends:
+            raise HTTPException(
+                400,
+                f"stop_token_ids is {given.stop_token_ids!r:.50}; by its folder, responses of this agent end with "
+                f"{sorted(ends)} only",
+            )
         own = sampling_of(self.policy, greedy=given.temperature == 0)
         limit = max_tokens or own.max_new_tokens
         return Sampling(
@@ -101,8 +114,19 @@ class Service:
             own.top_k if given.top_k is None else max(given.top_k, 0),
             own.greedy,
             min(limit, own.min_new_tokens if given.min_tokens is None else given.min_tokens),
-            own.allowed_ids,
+            self.allowed(given),
         )
+
+    def allowed(self, given: _Settings) -> tuple[int, ...] | None:
+        """The only tokens that may be written: those of the request, of which null is all, or else the agent's own."""
+        if "allowed_token_ids" not in given.model_fields_set:
+            return None if self.policy.allowed_ids is None else tuple(self.policy.allowed_ids)
+        ids, most = given.allowed_token_ids, self.policy.backbone.vocabulary_size
+        if ids is None:
+            return None
+        if not ids or not all(0 <= token < most for token in ids):
+            raise HTTPException(400, f"allowed_token_ids must be tokens from 0 to {most - 1}, at least one")
+        return tuple(ids)
 
     def check_ids(self, ids: list[int], limit: int) -> None:
         """HTTP status 400 for a prompt that the model cannot read."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from inspect import signature
 from ipaddress import ip_address
@@ -15,9 +14,10 @@ from typing import Any, Literal
 import yaml
 
 from collm.errors import ConfigurationError
-from collm.inference.vllm_engine import device_variables
+from collm.inference.vllm_engine import device_variables, lora_room
 from collm.models.agent_record import read_agent
-from collm.runtime.checks import COUNT, POSITIVE, Range, check_number
+from collm.models.policy_spec import PolicySpec
+from collm.runtime.checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
 from collm.runtime.naming import folder_name
@@ -75,6 +75,7 @@ def serve(
     check_number("port", port, Range(0, 65535, whole=True))
     check_number("max_bytes", max_bytes, COUNT)
     check_number("patience", patience, POSITIVE)
+    check_number("seconds", seconds, NOT_NEGATIVE.or_none)
     check_key(host, api_key_env)
     if backend != "vllm":
         check_installed()
@@ -114,9 +115,7 @@ def serve(
             plain, slurm = lines_for(machine, settings)
             print(f"on {machine}, where {api_key_env} holds the same key:\n    {plain}\nor with SLURM:\n    {slurm}")
         print(f"written to {target}; stop with ^C", flush=True)
-        if seconds is None:
-            wait_for_end(running, logs)
-        time.sleep(seconds or 0)
+        wait_for_end(running, logs, seconds)
 
 
 _HEADER = """# Endpoints of the agents of a run: give this file as a --config after that of the run.
@@ -127,7 +126,9 @@ _HEADER = """# Endpoints of the agents of a run: give this file as a --config af
 
 def client_settings(name: str, folder: Path, url: str | list[str], api_key_env: str | None) -> dict[str, Any]:
     """The policy with which clients reach an agent, without values that are defaults."""
-    settings = {key: value for key, value in settings_of(read_agent(folder)).items() if value not in (None, {}, False)}
+    default = PolicySpec()
+    settings = settings_of(read_agent(folder))
+    settings = {key: value for key, value in settings.items() if value != getattr(default, key)}
     settings = {"engine": "endpoint", "path": model_path(folder), **settings}
     endpoint = {"url": url, "model": name, **({"api_key_env": api_key_env} if api_key_env else {})}
     return {**settings, "endpoint": endpoint}
@@ -178,7 +179,7 @@ def vllm(name: str, folder: Path, host: str, port: int, program: str, more: Sequ
     command += ["--dtype", record["dtype"], "--max-model-len", str(record["context"])]
     command += ["--logprobs-mode", "processed_logprobs"]  # as the policy that samples
     if lora:
-        command += ["--enable-lora", "--max-lora-rank", str(_lora_rank(lora["r"]))]
+        command += ["--enable-lora", "--max-lora-rank", str(lora_room(lora["r"]))]
         command += ["--lora-modules", f"{name}={folder.resolve()}", "--served-model-name", f"{name} (base)"]
     else:
         command += ["--served-model-name", name]
@@ -210,15 +211,10 @@ def vllm_variables(folder: Path, key: str | None, trainable: bool = False) -> di
     return {**own, **{name: value for name, value in device_variables().items() if name not in os.environ}}
 
 
-def _lora_rank(rank: int) -> int:
-    """The smallest rank that vLLM makes room for and an adapter of `rank` fits in."""
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
-
-
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
 def main() -> int:
     """The command."""
-    return run_command(serve, positional=True)
+    return run_command(serve, positional=True, stopped="the servers have ended")

@@ -8,6 +8,7 @@ from typing import Any
 
 from collm.errors import ConfigurationError
 from collm.models.agent_record import AGENT_FILE, SETTINGS, read_agent
+from collm.runtime.checks import shown
 
 AGENT_VARIABLE = "COLLM_SERVED_AGENT"
 """Environment variable that tells vLLM's server the folder of the agent it serves."""
@@ -19,14 +20,29 @@ def settings_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the adapter in a folder; empty where it holds a complete model."""
+    """The settings of the adapter in a folder; empty where it holds a complete model.
+
+    Raises:
+        ConfigurationError: They are not those of an adapter.
+    """
     path = folder / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}. Export the agent again.") from error
+    kinds: dict[str, Any] = {"r": int, "lora_alpha": (int, float), "base_model_name_or_path": str}
+    for name, kind in kinds.items():
+        given = settings.get(name) if isinstance(settings, dict) else None
+        if not isinstance(given, kind):
+            raise ConfigurationError(f"{path}: {name} is {shown(given)}, as of no adapter; export the agent again.")
+    return settings
 
 
 def model_path(folder: Path) -> str:
     """Where configuration and tokenizer of an exported agent are: its folder, or the model under its adapter."""
-    base = str(adapter_settings(folder).get("base_model_name_or_path", folder.resolve()))
+    base = adapter_settings(folder).get("base_model_name_or_path", str(folder.resolve()))
     return str((folder / base).resolve()) if base.startswith("..") else base
 
 

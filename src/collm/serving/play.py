@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from collm.environments.contract import tasks_of
-from collm.errors import ConfigurationError
+from collm.errors import ConfigurationError, TrainingError
 from collm.inference.actors import Actors
 from collm.metrics import episode_numbers, stratified_interval, summarized
 from collm.runtime.checks import COUNT, SEED, check_number
 from collm.runtime.command import run_command
-from collm.runtime.files import replacing
 from collm.samplers.base import Sampler
 from collm.samplers.parallel import Parallel
 from collm.samplers.stand_ins import StandIns
 from collm.serving.folders import agent_folders
-from collm.serving.teams import Team, environment_of, part_of, play, read_config
+from collm.serving.teams import Team, environment_of, part_of, play, policies_of, read_config
 from collm.trajectory import Trajectory, collate, without_failed
 
 
@@ -49,7 +48,7 @@ def play_command(
             OpenAI-compatible interface, such as http://127.0.0.1:8000/v1#model, which is asked by chat; or the folder
             of another run or of an exported agent.
         endpoints: An endpoints.yaml of `serve.py`, for agents that `agent` does not name.
-        out: Folder for transcripts.jsonl.
+        out: Folder for transcripts.jsonl, to which the episodes that are played side by side are added when they end.
         split: Tasks to play: `eval` or `train`.
         num_tasks: Number of tasks; by default all.
         episodes_per_task: Episodes of each task.
@@ -69,7 +68,7 @@ def play_command(
     folder = Path(run) if Path(run).is_dir() else None
     config = read_config(folder / "config.yaml" if folder else run)
     environment = environment_of(config)
-    remote = read_config(endpoints)["model"]["init_args"]["policies"] if endpoints else {}
+    remote = policies_of(endpoints) if endpoints else {}
     members = dict(agent or {})
     if folder and not {*members, *remote}.issuperset(environment.agent_ids):
         own = {name: str(path) for name, path in agent_folders(folder).items()}
@@ -77,7 +76,7 @@ def play_command(
     team = Team(environment.agent_ids, members, remote, {"late": late, "api_key_env": api_key_env})
     sampler = part_of(config, "eval_sampler", Sampler) or Parallel()
     if team.stand_ins:
-        if not isinstance(sampler, Parallel):
+        if type(sampler) is not Parallel:  # not one of its subclasses either, which branch episodes
             raise ConfigurationError(f"scripts and fixed texts cannot take part in a {type(sampler).__name__}.")
         sampler = StandIns(team.stand_ins)
     tasks = tasks_of(environment, split)[:num_tasks]
@@ -86,31 +85,32 @@ def play_command(
     actors, played, began = Actors(team.policies), [], time.perf_counter()
     people = [policy for policy in team.policies.values() if policy.spec.engine == "human"]
     target = Path(out) / "transcripts.jsonl"
-    with replacing(target) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        for first in range(0, len(tasks), size):
+    for first in range(0, len(tasks), size):
 
-            def progress(turn: int, active: int, first: int = first) -> None:
-                if not len(people) > len(team.stand_ins) and sys.stderr.isatty():
-                    print(
-                        f"\rtask {first + 1} of {len(tasks)}, turn {turn + 1}, {active} episodes ",
-                        end="",
-                        file=sys.stderr,
-                    )
+        def progress(turn: int, active: int, first: int = first) -> None:
+            if not len(people) > len(team.stand_ins) and sys.stderr.isatty():
+                said = f"\rtask {first + 1} of {len(tasks)}, turn {turn + 1}, {active} episodes "
+                print(said, end="", file=sys.stderr)
 
-            batch = play(
-                environment,
-                sampler,
-                actors,
-                tasks[first : first + size],
-                episodes_per_task,
-                seed + first,
-                greedy,
-                progress,
-            )
-            file.writelines(json.dumps(trajectory.record()) + "\n" for trajectory in batch)
-            played += batch
+        now = tasks[first : first + size]
+        batch = play(environment, sampler, actors, now, episodes_per_task, seed + first, greedy, progress)
+        write(batch, target, append=first > 0)
+        played += batch
     report(played, actors, time.perf_counter() - began)
     print(f"transcripts are in {target}")
+
+
+def write(played: Sequence[Trajectory], path: Path, append: bool) -> None:
+    """Write the transcripts of episodes, one on a line, after those before them or in place of an older file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if append else "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(trajectory.record()) + "\n" for trajectory in played)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} could not be written: {error.strerror or error}. Free disk space or make the folder writable, or "
+            "give another one with --out, and start again."
+        ) from error
 
 
 def report(played: Sequence[Trajectory], actors: Actors, seconds: float) -> None:
@@ -131,4 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for index in range(len(given) - 1, 0, -1):
         if given[index - 1] == "--agent" and "=" in given[index] and not given[index].startswith("{"):
             given[index - 1 : index + 1] = [f"--agent.{given[index]}"]
-    return run_command(play_command, positional=True, arguments=given)
+    stopped = "transcripts.jsonl of --out has the batches that had ended, and is unchanged if none had; the same "
+    stopped += "command plays from the start"
+    return run_command(play_command, positional=True, arguments=given, stopped=stopped)

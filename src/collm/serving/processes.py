@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -92,10 +93,22 @@ def serving(servers: Sequence[Server], logs: Path, patience: float) -> Iterator[
         stop(list(running.values()))
 
 
-def wait_for_end(running: Mapping[str, subprocess.Popen], logs: Path) -> None:
-    """Wait until a server ends, which is an error: they serve until they are stopped."""
+def wait_for_end(running: Mapping[str, subprocess.Popen], logs: Path, seconds: float | None = None) -> None:
+    """Wait until a server ends, which is an error: they serve until they are stopped.
+
+    Args:
+        running: The servers.
+        logs: Folder of what they print.
+        seconds: Wait no longer than this.
+
+    Raises:
+        TrainingError: One ended.
+    """
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
     while True:
         _check_alive(running, logs)
+        if time.monotonic() >= deadline:
+            return
         time.sleep(_POLL_SECONDS)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from collm.errors import ConfigurationError
+from collm.runtime.terminal import printable
 from collm.serving.agents import load_agent
 from collm.serving.app import Service, make_app
 from collm.serving.guard import Guard, Impatient
@@ -86,7 +87,7 @@ def main() -> int:
     try:
         serve(given.folder, given.backend, given.host, given.port, key, given.max_bytes, given.trainable)
     except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

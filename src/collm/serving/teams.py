@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -14,14 +14,17 @@ from jsonargparse import ArgumentParser
 
 from collm.environments.base import Environment
 from collm.environments.contract import begun, check_environment, measured
-from collm.errors import ConfigurationError
+from collm.errors import ConfigurationError, shortened
 from collm.inference.actors import Actors, check_engines
 from collm.inference.endpoint.engine import described
+from collm.models.agent_record import AGENT_FILE
 from collm.models.endpoint_spec import EndpointSpec
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.models.remote import dialogue_of, remote_policy
+from collm.runtime.checks import shown
 from collm.runtime.configuration import check_file
+from collm.runtime.messages import readable
 from collm.samplers.base import Sampler
 from collm.samplers.stand_ins import StandIn, saying, scripted
 from collm.serving.agents import load_agent
@@ -29,6 +32,14 @@ from collm.serving.folders import agent_folders
 from collm.trajectory import Task, Trajectory
 
 _SAMPLING = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k")
+_COMPONENTS = {"environment": Environment, "eval_sampler": Sampler}
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one message with the setting, its value and the remedy."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigurationError(readable(shortened(message, 20_000), self, _COMPONENTS)) from ex
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -41,17 +52,21 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def part_of(config: Mapping[str, Any], name: str, base: type) -> Any:
     """The object that `data.<name>` of a configuration describes; None where it says nothing."""
-    described = config.get("data", {}).get(name)
+    data = config.get("data") or {}
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(f"data is {shown(data)}; it has settings such as `environment: ...`.")
+    described = data.get(name)
     if described is None:
         return None
-    parser = ArgumentParser(exit_on_error=False)
+    parser = _Parser()
     parser.add_subclass_arguments(base, name)
     try:
         return parser.instantiate_classes(parser.parse_object({name: described}))[name]
-    except ConfigurationError:
-        raise
-    except Exception as error:  # of jsonargparse, which knows many
-        raise ConfigurationError(f"data.{name}: {str(error).strip().splitlines()[-1]}") from error
+    except Exception as error:  # of jsonargparse, which knows many, or of the class
+        known = isinstance(error, ConfigurationError)
+        message = str(error) if known else readable(shortened(str(error), 20_000), parser, _COMPONENTS)
+        where = "data." if message.startswith(name) else f"data.{name}: "
+        raise ConfigurationError(f"{where}{message}") from error
 
 
 def environment_of(config: Mapping[str, Any]) -> Environment:
@@ -61,6 +76,23 @@ def environment_of(config: Mapping[str, Any]) -> Environment:
         raise ConfigurationError("the configuration has no data.environment; give one that says what is played.")
     check_environment(environment)
     return environment
+
+
+def policies_of(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Settings of policies by agent id, from a file such as endpoints.yaml, which must all be of `engine: endpoint`."""
+    given: Any = read_config(path)
+    for name in ("model", "init_args", "policies"):
+        given = given.get(name) if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{path} has no model.init_args.policies; give an endpoints.yaml of serve.py.")
+    for agent_id, settings in given.items():
+        engine = settings.get("engine") if isinstance(settings, Mapping) else settings
+        if engine != "endpoint":
+            raise ConfigurationError(
+                f"{path}: the engine of {agent_id!r} is {shown(engine)}; only agents with `engine: endpoint` are taken "
+                "from there. Name the others with --agent."
+            )
+    return dict(given)
 
 
 def spec_of(given: Mapping[str, Any]) -> PolicySpec:
@@ -102,7 +134,10 @@ class Team:
             if agent_id in members:
                 self._add(agent_id, members[agent_id], chat or {})
             elif agent_id in endpoints:
-                self._add_remote(agent_id, spec_of(endpoints[agent_id]))
+                spec = spec_of(endpoints[agent_id])
+                if spec.endpoint:
+                    spec.endpoint.trained = False  # nothing trains here, so the servers keep their weights
+                self._add_remote(agent_id, spec)
             else:
                 raise ConfigurationError(f"nobody plays {agent_id!r}; say who with --agent {agent_id}=...")
 
@@ -121,7 +156,7 @@ class Team:
             self._add_remote(agent_id, PolicySpec(engine="endpoint", endpoint=endpoint, **sampling))
         else:
             folder = Path(who)
-            if not (folder / "collm_agent.json").is_file():
+            if not (folder / AGENT_FILE).is_file():
                 own = agent_folders(folder)
                 if agent_id not in own:
                     raise ConfigurationError(f"{who!r} has no agent {agent_id!r}, only {', '.join(own)}.")

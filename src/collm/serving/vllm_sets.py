@@ -18,6 +18,8 @@ from collm.serving.guard import App, Guard, Message, Receive, Send, refuse, repl
 class GivesSets:
     """Middleware of vLLM's server that follows `return_sampling_mask` in completions, as this project's servers do.
 
+    What clients themselves tell logits processors, `vllm_xargs`, is left out of completions and chats.
+
     Args:
         app: The server.
     """
@@ -27,7 +29,7 @@ class GivesSets:
         self.guarded = Guard(self.answer, os.environ.get("VLLM_API_KEY"))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/v1/completions":
+        if scope["type"] == "http" and scope["path"].endswith("/completions"):
             await self.guarded(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -39,7 +41,11 @@ class GivesSets:
             given = json.loads(body)
         except (ValueError, RecursionError):  # which is for the server to say
             given = None
-        asked = isinstance(given, dict) and given.get("return_sampling_mask") is True
+        if isinstance(given, dict) and "vllm_xargs" in given:
+            del given["vllm_xargs"]
+            body = json.dumps(given).encode()
+        completes = scope["path"] == "/v1/completions"
+        asked = completes and isinstance(given, dict) and given.get("return_sampling_mask") is True
         if not asked or given.get("temperature") == 0:  # greedy tokens are drawn from no set
             await self.app(scope, replay(body, receive), send)
         elif given.get("stream") or given.get("n", 1) != 1 or not _is_one(given.get("prompt")):

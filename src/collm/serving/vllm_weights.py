@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,13 +52,15 @@ class TakesWeights:
         self.run: str | None = None  # whose weights are taken
         self.files: TemporaryDirectory | None = None  # of the adapter that answers
         self.answering = 0
+        self.changing = False
         self.changes = asyncio.Condition()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/weights":
             await self.guarded(scope, receive, send)
         elif scope["type"] == "http" and scope["path"].endswith("/completions"):
-            async with self.changes:  # which is held while weights change
+            async with self.changes:
+                await self.changes.wait_for(lambda: not self.changing)
                 self.answering += 1
             try:
                 await self.app(scope, receive, send)
@@ -74,8 +78,7 @@ class TakesWeights:
             version = request.headers.get(VERSION_HEADER, "")
             run = run_of(version, self.run)
             weights = read_weights(await request.body(), self.shapes)
-            async with self.changes:
-                await self.changes.wait_for(lambda: not self.answering)
+            async with self.alone():
                 self.name_weights(scope["app"].state, "none")  # while they are neither the old nor the new ones
                 await (self.load_adapter if self.is_adapter else self.load_model)(scope["app"].state, weights)
                 await scope["app"].state.engine_client.reset_prefix_cache()
@@ -86,6 +89,19 @@ class TakesWeights:
             await JSONResponse(body, 409)(scope, receive, send)
         else:
             await JSONResponse({"version": version})(scope, receive, send)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """The context in which nothing is answered: answers that are being written come first, others after it."""
+        async with self.changes:
+            await self.changes.wait_for(lambda: not self.changing)
+            self.changing = True
+            try:
+                await self.changes.wait_for(lambda: not self.answering)
+                yield
+            finally:
+                self.changing = False
+                self.changes.notify_all()
 
     @staticmethod
     def name_weights(state: Any, version: str) -> None:

@@ -79,7 +79,7 @@ def untrained(config: Mapping[str, Any], agents: Mapping[str, Policy]) -> dict[s
             return {}
         settings = {key: value for key, value in vars(policy.spec).items() if key not in ("path", "lora_rank")}
         own = PolicySpec(path=spec["path"], **settings)
-        before[name] = Policy(name, own, Backbone(own.path, own.dtype).eval(), None)
+        before[name] = Policy(name, own, Backbone(own.path, own.dtype, home=policy.backbone.home).eval(), None)
     return before
 
 

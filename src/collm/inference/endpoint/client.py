@@ -79,12 +79,34 @@ def connection(urls: Sequence[str], key: str | None, concurrency: int) -> httpx.
     """
     return httpx.AsyncClient(
         verify=any(url.startswith("https:") for url in urls),  # reading certificates takes longer than a request
-        headers={"authorization": f"Bearer {key}"} if key else {},
+        # compressed, a short answer may be of any length
+        headers={"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})},
         timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # deadlines are set for whole answers
         limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=_IDLE_SECONDS),
         trust_env=False,
         follow_redirects=False,
     )
+
+
+async def read(answer: httpx.Response, most: int) -> bytes:
+    """The body of an answer, as it was sent.
+
+    Args:
+        answer: From `send` with `stream=True`; closing it is for the caller.
+        most: Most bytes.
+
+    Raises:
+        Fault: It has more, or is compressed.
+    """
+    encoding = answer.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise Fault("encoded", f"content-encoding is {encoding:.50}, which was not asked for", again=False)
+    content = bytearray()
+    async for part in answer.aiter_raw():
+        content += part
+        if len(content) > most:
+            raise Fault("too_long", f"more than {most} bytes")
+    return bytes(content)
 
 
 async def request(
@@ -109,11 +131,7 @@ async def request(
         traffic.num_bytes += len(asked.content)
         answer = await client.send(asked, stream=True)
         try:
-            content = b""
-            async for part in answer.aiter_bytes():
-                content += part
-                if len(content) > most:
-                    raise Fault("too_long", f"more than {most} bytes")
+            content = await read(answer, most)
         finally:
             traffic.num_bytes += answer.num_bytes_downloaded
             await answer.aclose()
@@ -165,7 +183,7 @@ async def ask(
     version = version if isinstance(version, str) else None
     truncated = choice.get("finish_reason") == "length"
     if chats:
-        return Answer(_content(choice, parsed, body["max_tokens"], most), None, None, truncated, version)
+        return Answer(_content(choice, parsed), None, None, truncated, version)
     ids = choice.get("token_ids")
     if ids is None:
         raise Fault("no_ids", "it gives no token_ids; use protocol: chat", again=False)
@@ -179,7 +197,7 @@ async def ask(
     return Answer("", ids, _log_probs(choice, len(ids)), truncated, version, kept)
 
 
-def _content(choice: dict[str, Any], parsed: dict[str, Any], max_tokens: int, most: int) -> str:
+def _content(choice: dict[str, Any], parsed: dict[str, Any]) -> str:
     """The text of a chat's answer."""
     message = choice.get("message")
     text = message.get("content") if isinstance(message, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
@@ -19,6 +18,7 @@ from collm.models.endpoint_spec import EndpointSpec
 from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
+from collm.models.remote import end_tokens
 from collm.runtime.collectives import gather_objects, rank
 from collm.runtime.progress import progress
 from collm.trajectory import Action
@@ -62,7 +62,7 @@ class EndpointEngine(Engine):
         weights = weights_of(mate.policy) if mate.wanted != name else {}
         if weights and rank() == 0:
             try:
-                run(push(mate.endpoint.urls, key_of(mate.policy.spec), mate.policy.agent_id, weights, name))
+                run(push(mate.endpoint.urls, key_of(mate.endpoint), mate.policy.agent_id, weights, name))
             except Exception as error:  # whatever it is, or the others would wait for this process
                 problem = str(error) if isinstance(error, TrainingError) else f"weights were not pushed: {error!r}"
                 cause = error
@@ -87,7 +87,7 @@ class EndpointEngine(Engine):
             loop.close()
 
     @classmethod
-    def check(cls, name: str, spec: PolicySpec) -> None:
+    def check(cls, name: str, spec: PolicySpec, agent_id: str) -> None:
         """Refuse servers that are down, or have another model or tokenizer; see `Engine.check`."""
         try:
             from collm.inference.endpoint.client import Fault, introduced
@@ -100,13 +100,17 @@ class EndpointEngine(Engine):
         if not spec.knows_text_only:
             tokenizer = load_tokenizer(spec.path)
             ids = list(tokenizer(_PROBE, add_special_tokens=False).input_ids)
-            probe = {"text": _PROBE, "ids": ids, "vocabulary": len(tokenizer), "more": {}}
+            more: dict[str, Any] = {}
             if endpoint.trained and spec.cuts:
                 more = {"top_p": spec.top_p, "top_k": spec.top_k, "min_tokens": min(spec.min_new_tokens, 1)}
-                probe["more"] = {**more, "return_sampling_mask": True}
-        agent = endpoint.model or name.partition("'")[2].rstrip("'")
+                more["return_sampling_mask"] = True
+            if spec.is_remote:
+                more["stop_token_ids"] = sorted(end_tokens(spec.path) | {tokenizer.eos_token_id})
+            if (allowed := spec.allowed_ids()) is not None:
+                more["allowed_token_ids"] = allowed
+            probe = {"text": _PROBE, "ids": ids, "vocabulary": len(tokenizer), "more": more}
         try:
-            run(introduced(endpoint.urls, key_of(spec), agent, spec.knows_text_only, probe))
+            run(introduced(endpoint.urls, key_of(endpoint), endpoint.model or agent_id, spec.knows_text_only, probe))
         except Fault as fault:
             raise ConfigurationError(f"{name}.endpoint: {fault}.") from fault
 
@@ -145,8 +149,7 @@ def described(endpoint: EndpointSpec, model: str) -> dict[str, Any]:
     """What the first server says of an agent of this project; empty for other models, and where it says nothing."""
     from collm.inference.endpoint.client import Fault, described
 
-    key = os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else None
     try:
-        return run(described(endpoint.urls[0], key, model))
+        return run(described(endpoint.urls[0], key_of(endpoint), model))
     except (Fault, asyncio.TimeoutError, TimeoutError):  # the engine's own check says what is wrong
         return {}

@@ -41,4 +41,4 @@ class Latency:
             return self.patience
         tail = sorted(self._seconds)[int(0.95 * (len(self._seconds) - 1))]
         growth = max(1.0, load / max(self._loads))
-        return min(self.patience, max(_LEAST_SECONDS, _TIMES * tail) * growth * 2**attempt)
+        return min(self.patience, max(_LEAST_SECONDS, _TIMES * tail) * growth * 2 ** min(attempt, 30))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from collm.inference.endpoint.latency import Latency
 from collm.inference.endpoint.masks import unpacked
 from collm.inference.sampling import sampling_of
+from collm.models.endpoint_spec import EndpointSpec
 from collm.models.policy import Policy, Response
-from collm.models.policy_spec import PolicySpec
 from collm.trajectory import Action
 
 if TYPE_CHECKING:  # httpx is an extra
@@ -43,7 +43,7 @@ class Mate:
 
     def open(self, connection: Any) -> None:
         """Connect, in the event loop that runs."""
-        self.client = connection(self.endpoint.urls, key_of(self.policy.spec), self.endpoint.concurrency)
+        self.client = connection(self.endpoint.urls, key_of(self.endpoint), self.endpoint.concurrency)
         self.turnstile = asyncio.Semaphore(self.endpoint.concurrency)
 
     async def answer(self, prompt: Any, seed: int, greedy: bool) -> Action:
@@ -119,6 +119,8 @@ class Mate:
         self.latency.record(seconds, load)
         if answer.token_ids is None:
             return Action(answer.text, truncated=answer.truncated, seconds=seconds)
+        if self.policy.allowed_ids is not None and not set(answer.token_ids) <= set(self.policy.allowed_ids):
+            raise _Failed("not_allowed", url, False, None)
         log_probs, mask = answer.log_probs or [0.0] * len(answer.token_ids), None
         if "return_sampling_mask" in body:
             try:
@@ -147,13 +149,14 @@ class Mate:
             "min_tokens": spec.min_new_tokens,
             "logprobs": 1,
             "return_token_ids": True,
+            # what is known here, whatever the server's folder says
+            "stop_token_ids": sorted(self.policy.eos_ids),
+            "ignore_eos": True,
         }
-        if self.endpoint.trained:  # what the learner knows, whatever the server's folder says
-            ends = {"stop_token_ids": sorted(self.policy.eos_ids), "ignore_eos": True}
-            allowed = self.policy.allowed_ids
-            more |= {**ends, "allowed_token_ids": None if allowed is None else list(allowed)}
-            if sampling_of(self.policy, greedy).records_masks:
-                more["return_sampling_mask"] = True
+        if self.policy.allowed_ids is not None or self.endpoint.trained:
+            more["allowed_token_ids"] = self.policy.allowed_ids
+        if self.endpoint.trained and sampling_of(self.policy, greedy).records_masks:
+            more["return_sampling_mask"] = True
         return {**body, "prompt": list(prompt), **more}
 
     def count(self, absent: float, retries: int, seconds: float | None) -> None:
@@ -182,11 +185,10 @@ class _Failed(Exception):
 
     def pause(self, retries: int) -> float:
         """Seconds before the next attempt: doubled each time, and a random part of that."""
-        longest = min(_LONGEST_PAUSE, 0.1 * 2**retries)
+        longest = min(_LONGEST_PAUSE, 0.1 * 2 ** min(retries, 30))
         return max(self.after or 0.0, longest * random.uniform(0.5, 1.0))
 
 
-def key_of(spec: PolicySpec) -> str | None:
+def key_of(endpoint: EndpointSpec) -> str | None:
     """The key of the servers of an agent, if they want one."""
-    variable = spec.endpoint.api_key_env if spec.endpoint else None
-    return os.environ.get(variable) if variable else None
+    return os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else None

@@ -15,6 +15,7 @@ from collm.runtime.collectives import full_state, rank
 VERSION_HEADER = "x-collm-version"
 _ATTEMPTS = 3
 _SECONDS = 600.0
+_MOST_BYTES = 100_000  # of an answer
 
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
@@ -43,23 +44,32 @@ async def push(
     Raises:
         TrainingError: A server did not take them; those that did, and those that did not, refuse to pass for others.
     """
-    from collm.inference.endpoint.client import connection
+    from collm.inference.endpoint.client import connection, read
 
     content = save(dict(weights))
     headers = {VERSION_HEADER: version, "content-type": "application/octet-stream"}
+
+    async def given(address: str) -> tuple[int, str]:
+        """The status and the text of the answer."""
+        asked = client.build_request("POST", address, content=content, headers=headers)
+        answer = await client.send(asked, stream=True)
+        try:
+            return answer.status_code, (await read(answer, _MOST_BYTES)).decode("utf-8", "replace")
+        finally:
+            await answer.aclose()
 
     async def give(url: str) -> str:
         address, problem = f"{url.removesuffix('/v1')}/weights", ""
         for attempt in range(_ATTEMPTS):
             try:
-                answer = await asyncio.wait_for(client.post(address, content=content, headers=headers), _SECONDS)
-            except Exception as error:  # of httpx, and time that ran out
+                status, text = await asyncio.wait_for(given(address), _SECONDS)
+            except Exception as error:  # of httpx, an answer that is too long, and time that ran out
                 problem = f"{type(error).__name__} {error}"
             else:
-                if answer.status_code == 200:
+                if status == 200:
                     return ""
-                problem = f"status {answer.status_code}: {answer.text[:300]}"
-                if answer.status_code < 500:
+                problem = f"status {status}: {text[:300]}"
+                if status < 500:
                     break
             await asyncio.sleep(0.5 * 2**attempt)
         return f"{url} ({problem})"
