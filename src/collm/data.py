@@ -127,6 +127,7 @@ class RolloutDataModule(L.LightningDataModule):
         check_environment(environment)
         self.train_tasks = tasks_of(environment, "train")
         self.eval_tasks = tasks_of(environment, "eval")
+        self.predict_tasks = self.eval_tasks if predict_split == "eval" else self.train_tasks
         check_tasks(type(environment).__name__, self.train_tasks, self.eval_tasks)
         check_size(environment, "tasks_per_rollout", tasks_per_rollout, "num_generations", num_generations)
         self.sampler.check(environment, tasks_per_rollout, num_generations)
@@ -142,11 +143,12 @@ class RolloutDataModule(L.LightningDataModule):
     trainer: Any  # Lightning sets it, and its `lightning_module` is an algorithm
 
     def setup(self, stage: str) -> None:
-        """Check the engines, and that every first prompt fits the context of its agent; loads tokenizers only."""
+        """Check the engines, and that every first prompt that `stage` shows fits its agent; loads tokenizers only."""
         check_engines(self.trainer.lightning_module.specs)
         self.trainer.lightning_module.max_staleness = self.max_staleness
         dialogues = self.trainer.lightning_module.dialogues()
-        for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
+        played = {"fit": [*self.train_tasks, *self.eval_tasks], "predict": self.predict_tasks}
+        for task in played.get(stage, self.eval_tasks):
             try:
                 _, observations = begun(self.environment, task, random.Random(self.seed))
             except EpisodeFailure as failure:
@@ -166,7 +168,7 @@ class RolloutDataModule(L.LightningDataModule):
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
-        return self._loader(EvalRollouts(self, self.eval_tasks if self.predict_split == "eval" else self.train_tasks))
+        return self._loader(EvalRollouts(self, self.predict_tasks))
 
     @staticmethod
     def _loader(dataset: IterableDataset) -> DataLoader:
