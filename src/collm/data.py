@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from collm.environments.base import Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, check_size, measured, tasks_of
 from collm.errors import ConfigurationError
-from collm.inference.actors import Actors, all_elsewhere, check_engines
+from collm.inference.actors import Actors, check_engines, engine_class
 from collm.returns import equal_groups
 from collm.rollouts.epochs import EvalRollouts, TrainRollouts
 from collm.runtime.checks import Count, CountOrZero, Seed, checked
@@ -218,7 +218,8 @@ class RolloutDataModule(L.LightningDataModule):
     @property
     def generates_elsewhere(self) -> bool:
         """Whether servers generate the responses of all agents, so that a rollout can be played beside an update."""
-        return all_elsewhere(self.trainer.lightning_module.specs)
+        specs = self.trainer.lightning_module.specs
+        return all(engine_class(spec.engine).elsewhere for spec in specs.values())
 
     def play_aside(self, actors: Actors, tasks: Sequence[Task], seed: int) -> RolloutBatch:
         """Play a training rollout with policies that servers hold, in a thread beside the one that updates."""
