@@ -62,6 +62,16 @@ def test_tokens_stand_beside_their_log_probabilities_and_entropies():
     assert record["turns"][1]["tokens"] == {"a": [["b", -1.0]]}  # written elsewhere
 
 
+def test_tokens_without_known_log_probabilities_are_not_shown_as_certain():
+    """Scripts, stand-ins and some servers note 0 for them; a policy with one word to choose knows that it is 0."""
+    script, certain = Action("b", (), [2], [0.0]), Action("b", (), [2], [0.0], policy_version=0)
+    episode = trajectory(script, certain, Action("b", policy_version=0))
+    record = episode.record()
+    policies = {"a": SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "-ab"[ids[0]]))}
+    add_tokens(record, episode, policies, {script.uid: [0.5]})
+    assert [turn["tokens"] for turn in record["turns"]] == [{}, {"a": [["b", 0.0]]}, {}]
+
+
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.5}])
 def test_entropies_are_those_of_the_distributions_that_tokens_were_drawn_from(tiny_folder, options):
     """Also where an agent sends a message before it acts, and where two episodes share an action."""
