@@ -282,11 +282,14 @@ class RolloutDataModule(L.LightningDataModule):
             fresh = self.play(self.sampler, chosen, seed + attempt * _REPLACEMENT_SEED, self.num_generations)
             for trajectory in [*fresh.trajectories, *fresh.left_out]:
                 trajectory.group = groups[trajectory.group]
-            kept = [path for path, drop in zip(batch.trajectories, equal.tolist(), strict=True) if not drop]
-            replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
-            merged = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
-            numbers = {name: batch.numbers.get(name, []) + values for name, values in fresh.numbers.items()}
-            batch = collate(merged, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
-            batch.numbers = numbers
-            batch.replaced_joint_samples = replaced
+            before = batch
+            kept = [path for path, drop in zip(before.trajectories, equal.tolist(), strict=True) if not drop]
+            replaced = [path for path, drop in zip(before.trajectories, equal.tolist(), strict=True) if drop]
+            together = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
+            batch = collate(together, before.seconds + fresh.seconds, [*before.left_out, *fresh.left_out])
+            batch.numbers = {
+                name: before.numbers.get(name, []) + fresh.numbers.get(name, [])
+                for name in before.numbers | fresh.numbers
+            }
+            batch.replaced = [*before.replaced, *replaced]
         return batch

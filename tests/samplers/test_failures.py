@@ -172,6 +172,7 @@ def test_a_failed_episode_is_left_out() -> None:
     assert batch.turn_mask.all()
     assert batch.rewards.shape == (2, 2)
     assert [one.error for one in batch.left_out] == ["step 7"]
+    assert batch.joint_samples == 2 + 2 + 1
     assert batch.to(torch.device("cpu")).left_out == batch.left_out
     numbers = summarized(episode_numbers(batch))
     assert (numbers["failed"], numbers["failed/sandbox"], numbers["turns"]) == (pytest.approx(1 / 3), 2.0, 2.0)
@@ -233,7 +234,7 @@ def test_paths_of_a_tree_that_are_left_share_the_weight_of_those_that_are_not() 
     assert [one.weight for one in left] == [1 / 4, 1 / 4, *[1 / 6] * 3]  # half of it at each node left, then evenly
     batch = collate(left, 0.0, failed)
     assert_close(batch.weights, torch.tensor([5 / 4, 5 / 4, *[5 / 6] * 3]))  # mean 1
-    assert batch.joint_samples == 7
+    assert batch.joint_samples == 8  # all three first turns and five of nine second ones
     assert groups_of_one(batch) == 0
     found[1].error = "broke"
     del found[1].turns[1]
