@@ -22,7 +22,7 @@ from collm.callbacks.curve import draw_curve
 from collm.callbacks.progress import RolloutProgress
 from collm.callbacks.replay import WriteReplay
 from collm.callbacks.samples import add_branches, add_tokens, note_estimates
-from collm.callbacks.summary import in_columns
+from collm.callbacks.summary import PrintSummary, in_columns
 from collm.callbacks.table import in_one_line
 from collm.callbacks.threads import ChooseThreads
 from collm.environments.contract import drawn
@@ -60,6 +60,16 @@ def test_tokens_stand_beside_their_log_probabilities_and_entropies():
     add_tokens(record, episode, policies, {episode.turns[0].actions["a"].uid: [0.25, 1.5]})
     assert record["turns"][0]["tokens"] == {"a": [["a", -0.5, 0.25], ["b", -2.0, 1.5]]}
     assert record["turns"][1]["tokens"] == {"a": [["b", -1.0]]}  # written elsewhere
+
+
+def test_tokens_without_known_log_probabilities_are_not_shown_as_certain():
+    """Scripts, stand-ins and some servers note 0 for them; a policy with one word to choose knows that it is 0."""
+    script, certain = Action("b", (), [2], [0.0]), Action("b", (), [2], [0.0], policy_version=0)
+    episode = trajectory(script, certain, Action("b", policy_version=0))
+    record = episode.record()
+    policies = {"a": SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "-ab"[ids[0]]))}
+    add_tokens(record, episode, policies, {script.uid: [0.5]})
+    assert [turn["tokens"] for turn in record["turns"]] == [{}, {"a": [["b", 0.0]]}, {}]
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.5}])
@@ -128,6 +138,43 @@ def test_small_models_use_one_thread(monkeypatch, size, variable, num_threads, e
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(used)
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "expected"),
+    [
+        (3, "torch uses 3 thread(s), as ChooseThreads.num_threads says"),
+        (None, "torch uses one thread, with which small models are fastest; OMP_NUM_THREADS can say otherwise"),
+    ],
+)
+def test_who_chose_the_threads_is_told(monkeypatch, num_threads, expected):
+    told, used = [], torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("collm.callbacks.threads.rank_zero_info", told.append)
+    module = SimpleNamespace(device=torch.device("cpu"), backbones={})
+    try:
+        torch.set_num_threads(2)
+        ChooseThreads(num_threads).on_fit_start(None, module)  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(used)
+    assert told == [expected]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_samples_and_the_time_at_the_end_are_those_of_one_process(monkeypatch, capsys, tmp_path, resumed):
+    clock = iter([0.0, 100.0, 165.0])  # made, begins, ends
+    monkeypatch.setattr("collm.callbacks.summary.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("collm.callbacks.summary.networks", lambda module: ())
+    trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, fast_dev_run=False)
+    module = SimpleNamespace(joint_samples=1024 if resumed else 0)
+    summary = PrintSummary()
+    summary.on_fit_start(trainer, module)
+    for _ in range(2):
+        summary.on_train_batch_start(trainer, module, None, 0)
+        module.joint_samples += 256
+    summary.on_fit_end(trainer, module)
+    before = ", after 1,024 before the run was resumed" if resumed else ""
+    assert capsys.readouterr().out.splitlines()[-1] == f"trained on 512 joint samples in 1 min 05 s{before}"
 
 
 @pytest.mark.parametrize("picture", [7, "<script>", "<svg" + " " * 300_000])

@@ -325,7 +325,7 @@ def test_failed_episodes_are_counted(fit: Fit, run_folder: Path) -> None:
     assert [event.value for event in logged["rollout/failed"]] == [0.5]
     assert [event.value for event in logged["rollout/failed/environment"]] == [2.0]  # and once more when it was retried
     assert [event.value for event in logged["rollout/turns"]] == [2.0]  # of the episode that is left
-    assert [event.value for event in logged["rollout/joint_samples"]] == [2.0]
+    assert [event.value for event in logged["rollout/joint_samples"]] == [3.0]  # and the first turn of the other
     assert [event.value for event in logged["eval/failed"]] == [0.5, 0.5]
     assert [event.value for event in logged["eval/failed/environment"]] == [2.0, 2.0]
     lines = (run_folder / "transcripts" / "validate-00000000.jsonl").read_text().splitlines()
@@ -349,6 +349,15 @@ def test_a_rollout_without_successful_episodes_changes_no_weights(fit: Fit, run_
     assert [event.value for event in logged["rollout/failed/environment"]] == [4.0, 4.0]
     assert ("rollout/return" in logged) == (failed == "zero")
     assert not {"loss/critic", "loss/policy/a1", "critic/value"} & set(logged)
+
+
+def test_turns_before_a_failure_are_joint_samples_though_nothing_is_learned(fit: Fit, run_folder: Path) -> None:
+    late = ["--data.environment.fail_turn=1", "--data.environment.fail_every=1", "--trainer.callbacks+=capture.Capture"]
+    with pytest.warns(UserWarning, match=r"every episode failed \(environment: 4\): nothing is learned from this"):
+        assert fit(*late) == 0
+    assert not Capture.moved()
+    # two episodes a rollout with one turn each
+    assert [event.value for event in scalars(run_folder)["rollout/joint_samples"]] == [2.0, 4.0]
 
 
 def test_a_run_in_which_all_episodes_fail_stops(fit: Fit, capsys: pytest.CaptureFixture[str], run_folder: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_a_rollout_may_hold_more_than_all_tasks() -> None:
 def test_counts_have_to_be_positive(setting: str) -> None:
     with pytest.raises(ConfigurationError, match=f"data.{setting} is 0"):
         RolloutDataModule(Toy(), **{setting: 0})
+
+
+@pytest.mark.parametrize(
+    ("stage", "split", "expected"),
+    [
+        ("fit", "eval", ["train_0", "train_1", "eval_0"]),
+        ("validate", "train", ["eval_0"]),
+        ("predict", "eval", ["eval_0"]),
+        ("predict", "train", ["train_0", "train_1"]),
+    ],
+)
+def test_the_first_prompts_of_all_tasks_that_are_played_are_checked(stage: str, split: str, expected: list) -> None:
+    data = RolloutDataModule(Toy(num_agents=1, num_tasks=2, num_eval=1), predict_split=split)
+    checked: list[str] = []
+    dialogue = SimpleNamespace(check_fits=lambda agent_id, task_id, observation: checked.append(task_id))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(specs={}, dialogues=lambda: {"a1": dialogue}))
+    data.setup(stage)
+    assert checked == expected
 
 
 # A crash in the middle of a run

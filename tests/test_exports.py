@@ -22,7 +22,7 @@ from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.resuming import find_named
 from pair import Run
-from toy import toy_config
+from toy import Toy, toy_config
 
 PROMPT = "task 0 a1"
 
@@ -190,3 +190,24 @@ def test_a_push_without_access_is_refused(fit, capsys: pytest.CaptureFixture[str
     assert "push_to_hub is 'me/team', but the hub cannot be used" in capsys.readouterr().err
     assert fit("--push_to_hub", "team") == 2
     assert "give an owner and a name" in capsys.readouterr().err
+
+
+def test_a_card_shows_a_task_where_the_tasks_come_from_a_generator(fit, run_folder, monkeypatch) -> None:
+    listed = Toy.tasks
+    monkeypatch.setattr(Toy, "tasks", lambda game, split: (task for task in listed(game, split)))
+    assert fit("--trainer.max_epochs=1", "--data.rollouts_per_epoch=1") == 0
+    assert "It was shown, for example:\n\n    task 0 a1\n" in (run_folder / "agents" / "a1" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("callbacks", ["PrintSamples", "null", "[]"])
+@pytest.mark.parametrize("setting", ["export='best'", "push_to_hub='me/team'"])
+def test_nothing_is_exported_in_silence(fit, no_weights, capsys, callbacks: str, setting: str) -> None:
+    name, value = setting.replace("'", "").split("=")
+    assert fit(f"--{name}={value}", f"--trainer.callbacks={callbacks}") == 2
+    words = f"{name} is {value!r}, but ExportAgents is not among trainer.callbacks, so no agent would be exported"
+    assert words in capsys.readouterr().err
+
+
+def test_a_single_callback_is_told_what_to_export(fit, no_weights, capsys) -> None:
+    assert fit("--export=best", "--trainer.callbacks=ExportAgents") == 2
+    assert "no ModelCheckpoint among the callbacks monitors eval/return" in capsys.readouterr().err

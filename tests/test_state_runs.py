@@ -92,7 +92,7 @@ def episode(group: int, *rewards: float, task: str = "") -> Trajectory:
 
 def test_group_numbers_by_hand() -> None:
     batch = collate([episode(0, 0, 1), episode(0, 0, 1), episode(1, 0, 1), episode(1, 1, 0), episode(2, 1, 1)])
-    batch.replaced_joint_samples = 6
+    batch.replaced = [episode(3, 0, 0)] * 3
     assert_close(group_numbers(batch), torch.tensor([1.0, 2.0, 6.0]))
     assert batch.joint_samples == 16
     assert batch.to(torch.device("cpu")).joint_samples == 16
@@ -140,7 +140,7 @@ def test_equal_groups_are_replaced_and_counted() -> None:
     assert [path.task.task_id for path in batch.trajectories] == ["train_3", "train_3", "train_1", "train_1"]
     assert batch.groups.tolist() == [0, 0, 1, 1]
     assert batch.rewards.flatten().tolist() == [1.0, 0.0, 0.0, 1.0]
-    assert (batch.replaced_joint_samples, batch.joint_samples, batch.seconds) == (2, 6, 2.0)
+    assert (len(batch.replaced), batch.joint_samples, batch.seconds) == (2, 6, 2.0)
 
 
 def test_what_is_still_equal_in_the_end_is_kept() -> None:
@@ -150,7 +150,7 @@ def test_what_is_still_equal_in_the_end_is_kept() -> None:
     assert [names for names, _ in asked] == [["train_0", "train_2"], ["train_2"] * 2, ["train_2"] * 2]
     assert len({seed for _, seed in asked}) == 3
     assert batch.groups.tolist() == [0, 0, 1, 1]
-    assert (batch.replaced_joint_samples, batch.joint_samples) == (8, 12)
+    assert (len(batch.replaced), batch.joint_samples) == (8, 12)
 
 
 def test_failed_episodes_of_every_try_are_kept_with_their_groups() -> None:
@@ -167,6 +167,22 @@ def test_failed_episodes_of_every_try_are_kept_with_their_groups() -> None:
     batch = data.play_until_different([tasks["train_1"], tasks["train_0"]], [tasks["train_3"]], seed=5)
     assert [path.group for path in batch.left_out] == [0, 1]
     assert [(path.group, path.task.task_id) for path in batch.trajectories[1:3]] == [(0, "train_1"), (1, "train_3")]
+
+
+def test_what_engines_count_adds_up_over_all_tries() -> None:
+    data, asked = played(REWARDS, replace_equal_groups=2)
+    complete = data.play
+    counted = [{"latency/a1": [1.0], "absent/a1": [0.0]}, {"latency/a1": [2.0], "retries/a1": [1.0]}, {}]
+
+    def play(*args: Any) -> Any:
+        batch = complete(*args)
+        batch.numbers = counted[len(asked) - 1]
+        return batch
+
+    data.play = play
+    batch = data.play_until_different(data.train_tasks[:1], data.train_tasks[2:3], seed=5)
+    assert len(asked) == 3
+    assert batch.numbers == {"latency/a1": [1.0, 2.0], "absent/a1": [0.0], "retries/a1": [1.0]}
 
 
 def test_nothing_is_replaced_unasked() -> None:

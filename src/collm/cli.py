@@ -82,19 +82,25 @@ class CollmCLI(LightningCLI):
                 "of another algorithm) before its settings."
             )
         check_trainer(trainer, command, self.config[command].data.rollouts_per_epoch)
+        callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        callbacks = [item for item in callbacks if item]
         for switch, class_name in (
             ("enable_progress_bar", "RolloutProgress"),
             ("enable_checkpointing", "ModelCheckpoint"),
         ):
             if getattr(trainer, switch) is False:  # Lightning would refuse the callback instead of dropping it
-                callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-                suffix = f".{class_name}"
-                trainer.callbacks = [item for item in callbacks if item and not item.class_path.endswith(suffix)]
+                callbacks = [item for item in callbacks if not item.class_path.endswith(f".{class_name}")]
+        trainer.callbacks = callbacks
+        exports = [item for item in callbacks if item.class_path.endswith(".ExportAgents")]
         for name, argument in (("push_to_hub", "push_to_hub"), ("export", "checkpoint")):
             given = self.config[command][name]
-            for item in trainer.callbacks if given else ():
-                if item.class_path.endswith(".ExportAgents"):
-                    item.init_args[argument] = given
+            if given and not exports and command == "fit":
+                raise ConfigurationError(
+                    f"{name} is {given!r}, but ExportAgents is not among trainer.callbacks, so no agent would be "
+                    f"exported; add it with --trainer.callbacks+=ExportAgents, or leave --{name} out."
+                )
+            for item in exports if given else ():
+                item.init_args[argument] = given
         _check_writable(trainer)
 
     def _set_seed(self) -> None:

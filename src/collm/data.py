@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from collm.environments.base import Environment, EpisodeFailure, check_tasks
 from collm.environments.contract import begun, check_environment, check_size, measured, tasks_of
 from collm.errors import ConfigurationError
-from collm.inference.actors import Actors, all_elsewhere, check_engines
+from collm.inference.actors import Actors, check_engines, engine_class
 from collm.returns import equal_groups
 from collm.rollouts.epochs import EvalRollouts, TrainRollouts
 from collm.runtime.checks import Count, CountOrZero, Seed, checked
@@ -127,6 +127,7 @@ class RolloutDataModule(L.LightningDataModule):
         check_environment(environment)
         self.train_tasks = tasks_of(environment, "train")
         self.eval_tasks = tasks_of(environment, "eval")
+        self.predict_tasks = self.eval_tasks if predict_split == "eval" else self.train_tasks
         check_tasks(type(environment).__name__, self.train_tasks, self.eval_tasks)
         check_size(environment, "tasks_per_rollout", tasks_per_rollout, "num_generations", num_generations)
         self.sampler.check(environment, tasks_per_rollout, num_generations)
@@ -142,11 +143,12 @@ class RolloutDataModule(L.LightningDataModule):
     trainer: Any  # Lightning sets it, and its `lightning_module` is an algorithm
 
     def setup(self, stage: str) -> None:
-        """Check the engines, and that every first prompt fits the context of its agent; loads tokenizers only."""
+        """Check the engines, and that every first prompt that `stage` shows fits its agent; loads tokenizers only."""
         check_engines(self.trainer.lightning_module.specs)
         self.trainer.lightning_module.max_staleness = self.max_staleness
         dialogues = self.trainer.lightning_module.dialogues()
-        for task in [*self.train_tasks, *self.eval_tasks] if stage == "fit" else self.eval_tasks:
+        played = {"fit": [*self.train_tasks, *self.eval_tasks], "predict": self.predict_tasks}
+        for task in played.get(stage, self.eval_tasks):
             try:
                 _, observations = begun(self.environment, task, random.Random(self.seed))
             except EpisodeFailure as failure:
@@ -166,7 +168,7 @@ class RolloutDataModule(L.LightningDataModule):
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
-        return self._loader(EvalRollouts(self, self.eval_tasks if self.predict_split == "eval" else self.train_tasks))
+        return self._loader(EvalRollouts(self, self.predict_tasks))
 
     @staticmethod
     def _loader(dataset: IterableDataset) -> DataLoader:
@@ -216,7 +218,8 @@ class RolloutDataModule(L.LightningDataModule):
     @property
     def generates_elsewhere(self) -> bool:
         """Whether servers generate the responses of all agents, so that a rollout can be played beside an update."""
-        return all_elsewhere(self.trainer.lightning_module.specs)
+        specs = self.trainer.lightning_module.specs
+        return all(engine_class(spec.engine).elsewhere for spec in specs.values())
 
     def play_aside(self, actors: Actors, tasks: Sequence[Task], seed: int) -> RolloutBatch:
         """Play a training rollout with policies that servers hold, in a thread beside the one that updates."""
@@ -279,11 +282,14 @@ class RolloutDataModule(L.LightningDataModule):
             fresh = self.play(self.sampler, chosen, seed + attempt * _REPLACEMENT_SEED, self.num_generations)
             for trajectory in [*fresh.trajectories, *fresh.left_out]:
                 trajectory.group = groups[trajectory.group]
-            kept = [path for path, drop in zip(batch.trajectories, equal.tolist(), strict=True) if not drop]
-            replaced = batch.replaced_joint_samples + int(batch.turn_mask[equal].sum())
-            merged = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
-            numbers = {name: batch.numbers.get(name, []) + values for name, values in fresh.numbers.items()}
-            batch = collate(merged, batch.seconds + fresh.seconds, [*batch.left_out, *fresh.left_out])
-            batch.numbers = numbers
-            batch.replaced_joint_samples = replaced
+            before = batch
+            kept = [path for path, drop in zip(before.trajectories, equal.tolist(), strict=True) if not drop]
+            replaced = [path for path, drop in zip(before.trajectories, equal.tolist(), strict=True) if drop]
+            together = sorted([*kept, *fresh.trajectories], key=lambda trajectory: trajectory.group)
+            batch = collate(together, before.seconds + fresh.seconds, [*before.left_out, *fresh.left_out])
+            batch.numbers = {
+                name: before.numbers.get(name, []) + fresh.numbers.get(name, [])
+                for name in before.numbers | fresh.numbers
+            }
+            batch.replaced = [*before.replaced, *replaced]
         return batch

@@ -152,8 +152,8 @@ def group_numbers(batch: RolloutBatch) -> Tensor:
         groups = batch.tree.siblings
     sizes = (groups[:, None] == groups).sum(1)
     equal = equal_groups(values, groups)
-    counts = [(equal / sizes).sum(), ((sizes > 1) / sizes).sum(), values.new_tensor(batch.replaced_joint_samples)]
-    return torch.stack(counts)
+    replaced = sum(len(trajectory.turns) for trajectory in batch.replaced)
+    return torch.stack([(equal / sizes).sum(), ((sizes > 1) / sizes).sum(), values.new_tensor(replaced)])
 
 
 def merged(parts: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

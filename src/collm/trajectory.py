@@ -210,7 +210,7 @@ class RolloutBatch:
         seconds: Time of the rollout in seconds.
         tree: Structure of the rollout trees; None if every trajectory is an independent episode.
         left_out: Failed episodes, which are not among `trajectories` and not learned from.
-        replaced_joint_samples: Number of joint actions in groups that were played and then replaced.
+        replaced: Episodes of groups that were played and then replaced, which are not learned from.
         numbers: What engines counted while the batch was played, a list of values for each name.
     """
 
@@ -222,14 +222,20 @@ class RolloutBatch:
     seconds: float = 0.0
     tree: RolloutTree | None = None
     left_out: list[Trajectory] = field(default_factory=list)
-    replaced_joint_samples: int = 0
+    replaced: list[Trajectory] = field(default_factory=list)
     numbers: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def joint_samples(self) -> int:
-        """Number of joint actions that were sampled for this batch, including those of replaced groups."""
-        kept = int(self.turn_mask.sum()) if self.tree is None else len(self.tree.siblings)
-        return kept + self.replaced_joint_samples
+        """Number of joint actions that were rewarded for this batch, those of `left_out` and `replaced` included."""
+        turns = [turn for trajectory in self.played for turn in trajectory.turns]
+        nodes = {turn.branch.node for turn in turns if turn.branch}
+        return len(nodes) + sum(turn.branch is None for turn in turns)
+
+    @property
+    def played(self) -> list[Trajectory]:
+        """All episodes that were played for this batch, whatever became of them."""
+        return [*self.trajectories, *self.left_out, *self.replaced]
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The batch with its tensors on `device`."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.magrpo import MAGRPO
+from collm.algorithms.rollout_hooks import RolloutHooks
 from collm.critics.language_model import LanguageModelCritic
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.packing import action_sequences, pad_sequences
-from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 from untrained import without_trainer
 
 
@@ -90,3 +93,22 @@ def test_the_divergence_from_the_reference_is_a_mean_over_the_tokens_of_a_step(
     assert divergence > 0.01
     assert_close(loss.detach(), 0.5 * divergence)
     assert dict(module.logged)["policy/kl/a"] == pytest.approx(divergence.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("failed", "message"),
+    [
+        ([True, True], r"every episode failed \(sandbox: 4\)"),
+        ([False, True, False], r"no turn was played, though 2 of 3 episodes did not fail \(sandbox: 2\)"),
+        ([False], "no turn was played, though 1 of 1 episodes did not fail"),
+    ],
+)
+def test_a_rollout_without_turns_says_what_became_of_its_episodes(failed: list[bool], message: str) -> None:
+    """Each failed episode was tried twice."""
+    episodes = [Trajectory(Task("t", {}), 0, 1, 1.0) for _ in failed]
+    for episode, broken in zip(episodes, failed, strict=True):
+        if broken:
+            episode.error, episode.failures = "broke", [("sandbox", "broke")] * 2
+    batch = collate([one for one in episodes if not one.error], 0.0, [one for one in episodes if one.error])
+    with pytest.warns(UserWarning, match=f"^{message}: nothing is learned from this rollout"):
+        RolloutHooks.skip_update(SimpleNamespace(_empty_rollouts=1), batch)

@@ -191,3 +191,14 @@ def test_siblings_of_crossed_actions_are_a_matrix(opened):
 def test_a_failed_episode_says_why(opened):
     browser = opened("#episode=15&turn=1")
     assert "the sandbox broke" in text_of(browser, ".error")
+
+
+@pytest.mark.parametrize("name", ["constructor", "__proto__"])
+def test_an_agent_may_have_the_name_of_what_every_object_has(browser, tmp_path, name):
+    one = json.loads(json.dumps(episode("alpha", 1.0)).replace('"main"', f'"{name}"'))
+    one["turns"][0]["info"] = {}  # nothing of it was rejected
+    (tmp_path / "named.jsonl").write_text(json.dumps(one) + "\n")
+    write_page([tmp_path / "named.jsonl"], tmp_path / "named.html")
+    browser.get((tmp_path / "named.html").as_uri())
+    assert [card.text for card in browser.find_elements(By.CSS_SELECTOR, ".card h3")] == ["helper", name]
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -87,6 +87,14 @@ def test_a_page_is_never_larger_than_promised(tmp_path):
     assert (tmp_path / "page.html").stat().st_size <= MAX_BYTES
 
 
+def test_episodes_beyond_the_most_of_a_file_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("collm.replay.episodes.MAX_EPISODES", 3)
+    files = [transcript(tmp_path / f"{name}.jsonl", *[episode("a", 1.0)] * 5) for name in ("one", "two")]
+    files[1].write_text("\n" + files[1].read_text())  # an empty line is no episode
+    data = document_of(find_sources(files))
+    assert (len(data["episodes"]), data["left_out"]) == (6, 4)
+
+
 def test_values_of_wrong_types_do_no_harm(tmp_path):
     strange = {
         "task_id": 3,

@@ -200,8 +200,15 @@ def test_throughput_counts_rollout_and_update(monkeypatch: pytest.MonkeyPatch) -
     turn = Turn({"x": "?"}, {"x": Action("a", token_ids=[1] * 8)}, 1.0)
     logged = {}
     module = SimpleNamespace(device=torch.device("cpu"), network_devices={}, log=logged.__setitem__)
-    LogResources().on_train_batch_end(None, module, None, collate([Trajectory(Task("t", {}), 0, 1, 1.0, [turn])]), 0)
+    batch = collate([Trajectory(Task("t", {}), 0, 1, 1.0, [turn])])
+    LogResources().on_train_batch_end(None, module, None, batch, 0)
     assert logged["throughput/tokens_per_second"] == 2
     assert logged["throughput/joint_samples_per_hour"] == 900
     assert logged["rollout/padding_share"] == pytest.approx(0.1)
     assert logged["time/generate"] == 3
+    # of a failed episode and of a replaced one too: 8 + 4 + 4 tokens and 3 joint samples in 4 seconds
+    others = [Turn({"x": "?"}, {"x": Action("a", token_ids=[1] * 4)}, 1.0) for _ in range(2)]
+    batch.left_out, batch.replaced = ([Trajectory(Task("t", {}), 0, 1, 1.0, [one])] for one in others)
+    LogResources().on_train_batch_end(None, module, None, batch, 0)
+    assert logged["throughput/tokens_per_second"] == 4
+    assert logged["throughput/joint_samples_per_hour"] == 2700

@@ -91,6 +91,28 @@ def test_an_episode_that_fails_again_has_failed() -> None:
     assert (repeating.error, len(repeating.turns)) == ("step 4", 1)
 
 
+def test_a_failure_while_turns_are_repeated_leaves_no_trace_either() -> None:
+    """Steps: turn 1; turn 2, which fails; turn 1 again, which fails; turn 1 again; turn 2 again."""
+
+    class Shaky(Toy):
+        calls = 0
+
+        def step(self, state: tuple[Task, int], joint_action: Mapping[str, str]) -> Step:
+            self.calls += 1
+            if self.calls in (2, 3):
+                raise EpisodeFailure(f"step {self.calls}", "sandbox")
+            return super().step(state, joint_action)
+
+    def played(game: Toy) -> Trajectory:
+        actors = actors_of({name: Signed(name) for name in game.agent_ids})
+        return Parallel().rollout(game, game.tasks("train")[:1], actors, 0, "cpu", 1, retries=2)[0]
+
+    found = played(game := Shaky())
+    assert (found.error, found.failures) == (None, [("sandbox", "step 2"), ("sandbox", "step 3")])
+    assert told(found) == told(played(Toy()))
+    assert game.calls == 5
+
+
 @pytest.mark.parametrize("sampler", [Parallel(), Tree()], ids=["parallel", "tree"])
 def test_an_environment_that_cannot_begin_is_tried_again_and_then_fails(sampler: Sampler) -> None:
     (found,) = play(Fragile(resets=[0]), sampler, 1)
@@ -150,6 +172,7 @@ def test_a_failed_episode_is_left_out() -> None:
     assert batch.turn_mask.all()
     assert batch.rewards.shape == (2, 2)
     assert [one.error for one in batch.left_out] == ["step 7"]
+    assert batch.joint_samples == 2 + 2 + 1
     assert batch.to(torch.device("cpu")).left_out == batch.left_out
     numbers = summarized(episode_numbers(batch))
     assert (numbers["failed"], numbers["failed/sandbox"], numbers["turns"]) == (pytest.approx(1 / 3), 2.0, 2.0)
@@ -211,7 +234,7 @@ def test_paths_of_a_tree_that_are_left_share_the_weight_of_those_that_are_not() 
     assert [one.weight for one in left] == [1 / 4, 1 / 4, *[1 / 6] * 3]  # half of it at each node left, then evenly
     batch = collate(left, 0.0, failed)
     assert_close(batch.weights, torch.tensor([5 / 4, 5 / 4, *[5 / 6] * 3]))  # mean 1
-    assert batch.joint_samples == 7
+    assert batch.joint_samples == 8  # all three first turns and five of nine second ones
     assert groups_of_one(batch) == 0
     found[1].error = "broke"
     del found[1].turns[1]

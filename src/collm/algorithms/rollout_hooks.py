@@ -21,7 +21,7 @@ from collm.runtime.files import write_text
 from collm.trajectory import RolloutBatch, Trajectory, distinct_actions
 
 MAX_EMPTY_ROLLOUTS = 3
-"""A run stops after this many consecutive rollouts in which every episode failed."""
+"""A run stops after this many consecutive rollouts without a turn to learn from."""
 
 
 class RolloutHooks(Agents):
@@ -71,12 +71,13 @@ class RolloutHooks(Agents):
             self.stop(f"a reward of task {task_ids[0]!r} is not finite", [offending] if offending else [])
         self.check_policy_versions(batch)
         self.num_rollouts += 1
-        played = int(sum_over_ranks(batch.joint_samples, self.device))
-        self.joint_samples += played
+        played = torch.tensor([batch.joint_samples, int(batch.turn_mask.sum())])
+        joint_samples, num_turns = map(int, sum_over_ranks(played, self.device))
+        self.joint_samples += joint_samples
         self.weigh(batch)
         self.log_rollout(batch)
-        self._empty_rollouts = 0 if played else self._empty_rollouts + 1
-        if not played:
+        self._empty_rollouts = 0 if num_turns else self._empty_rollouts + 1
+        if not num_turns:
             self.skip_update(batch)
 
     def weigh(self, batch: RolloutBatch) -> None:
@@ -102,10 +103,15 @@ class RolloutHooks(Agents):
                 self.log("rollout/staleness", self.num_rollouts - mean)
 
     def skip_update(self, batch: RolloutBatch) -> None:
-        """Skip the update of a rollout in which no episode was played on any rank; stop after several in a row."""
+        """Skip the update of a rollout without a turn to learn from on any rank; stop after several in a row."""
         episodes = [*batch.trajectories, *batch.left_out]
-        causes = Counter(chain.from_iterable(gather_objects([c for one in episodes for c, _ in one.failures])))
-        message = f"every episode failed ({', '.join(f'{cause}: {count}' for cause, count in sorted(causes.items()))})"
+        told = [(one.error is None, [cause for cause, _ in one.failures]) for one in episodes]
+        told = list(chain.from_iterable(gather_objects(told)))
+        idle = sum(finished for finished, _ in told)
+        causes = Counter(chain.from_iterable(causes for _, causes in told))
+        counts = ", ".join(f"{cause}: {count}" for cause, count in sorted(causes.items()))
+        message = f"no turn was played, though {idle} of {len(told)} episodes did not fail"
+        message = (message if idle else "every episode failed") + f" ({counts})" * bool(counts)
         if self._empty_rollouts == MAX_EMPTY_ROLLOUTS:
             self.stop(f"{message}, as in the {MAX_EMPTY_ROLLOUTS - 1} rollouts before", episodes)
         rank_zero_warn(f"{message}: nothing is learned from this rollout.")

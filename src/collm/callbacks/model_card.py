@@ -28,7 +28,7 @@ def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool, be
         adapter: Whether the folder holds an adapter.
         best: Return and joint samples of the checkpoint it is of; None for the end of the run.
     """
-    policy, environment = module.policies[agent_id], trainer.datamodule.environment  # type: ignore[attr-defined]
+    policy, data = module.policies[agent_id], trainer.datamodule  # type: ignore[attr-defined]
     others = [name for name in module.agent_ids if name != agent_id]
     spec, record = policy.spec, policy.record()
     joint_samples = best.joint_samples if best else module.joint_samples
@@ -39,7 +39,7 @@ def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool, be
         "tags: [collm, multi-agent-reinforcement-learning]",
         *([f"base_model: {record['base']}"] if "/" in record["base"] else []),
         "---",
-        f"# {agent_id} of a team for {type(environment).__name__}",
+        f"# {agent_id} of a team for {type(data.environment).__name__}",
         "",
         f"Trained with {type(module).__name__} (collm) from `{record['base']}`, {joint_samples} joint samples, "
         + (f"together with {', '.join(others)}." if others else "alone."),
@@ -71,6 +71,6 @@ def model_card(trainer: L.Trainer, module: Any, agent_id: str, adapter: bool, be
         "",
     ]
     with contextlib.suppress(EpisodeFailure):
-        _, shown = begun(environment, environment.tasks("train")[0], random.Random(0))
+        _, shown = begun(data.environment, data.train_tasks[0], random.Random(0))
         lines += ["It was shown, for example:", "", *("    " + line for line in shown[agent_id].splitlines()), ""]
     return "\n".join(lines)

@@ -21,10 +21,11 @@ class LogResources(L.Callback):
     `time/...` are seconds of this process: `generate`, `environment`, `values` (of critics, before the update),
     `update/policy`, `update/critic` and `other` add up to the time since the previous update, without evaluations;
     `rollout` and `update` split the same time in two. `throughput/tokens_per_second` counts sampled tokens and
-    `throughput/joint_samples_per_hour` joint actions with a reward, of all processes, in that time. `padding_share`
-    of `rollout` and `update` is the share of padding among the computed tokens. `memory/peak_rss_gb` is the peak
-    main memory of the process so far, including weights and libraries. `memory/peak_cuda_gb` is the peak memory that
-    PyTorch has allocated on the fullest of the run's CUDA devices. Both are in units of 10^9 bytes.
+    `throughput/joint_samples_per_hour` joint actions with a reward, of all processes, in that time, also those of
+    episodes that failed or were replaced. `padding_share` of `rollout` and `update` is the share of padding among the
+    computed tokens. `memory/peak_rss_gb` is the peak main memory of the process so far, including weights and
+    libraries. `memory/peak_cuda_gb` is the peak memory that PyTorch has allocated on the fullest of the run's CUDA
+    devices. Both are in units of 10^9 bytes.
 
     Args:
         synchronize: Wait for the GPU at the start and end of phases, so that its time counts in the right phase; this
@@ -57,7 +58,7 @@ class LogResources(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         self.reading = reading = meter.take()
-        num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch.trajectories))
+        num_tokens = sum(len(action.token_ids) for action in distinct_actions(batch.played))
         totals = sum_over_ranks(torch.tensor([num_tokens, batch.joint_samples]), pl_module.device).tolist()
         scalars = {f"time/{name}": seconds for name, seconds in reading.seconds.items()} | {
             "time/update": meter.clock() - self._update_began,

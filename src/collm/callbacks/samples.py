@@ -147,11 +147,15 @@ def add_tokens(
     policies: Mapping[str, Any],
     entropies: Mapping[str, Sequence[float]],
 ) -> None:
-    """Add to a transcript the tokens of every action: text, log-probability and, where it is known, entropy."""
+    """Add to a transcript the tokens of every action: text, log-probability and, where it is known, entropy.
+
+    Those of scripts, stand-ins and servers that tell no log-probabilities are left out.
+    """
     for kept, turn in zip(record["turns"], trajectory.turns, strict=True):
         kept["tokens"] = {}
         for agent_id, action in turn.actions.items():
-            if action.log_probs:
+            known = action.policy_version is not None or any(action.log_probs)  # unknown ones are noted as 0
+            if action.log_probs and known:
                 pieces = [policies[agent_id].tokenizer.decode([token]) for token in action.token_ids]
                 numbers = [[round(value, 3) for value in action.log_probs]]
                 numbers += [[round(value, 3) for value in entropies[action.uid]]] if action.uid in entropies else []

@@ -24,7 +24,7 @@ class PrintSummary(L.Callback):
     def __init__(self) -> None:
         self.returns: list[list[float]] = []  # mean and interval of each evaluation
         self._began = time.perf_counter()
-        self._learned = False
+        self._trained_before: int | None = None  # joint samples, before the run was resumed; None: nothing is trained
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._began = time.perf_counter()
@@ -32,8 +32,9 @@ class PrintSummary(L.Callback):
         if trainer.is_global_zero:
             print("\n" + in_columns(rows))
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self._learned = True
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        if self._trained_before is None:  # callbacks are asked before the algorithm, which counts the batch
+            self._trained_before = pl_module.joint_samples
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         found = [trainer.callback_metrics.get(f"eval/return{end}") for end in ("", "_low", "_high")]
@@ -49,8 +50,11 @@ class PrintSummary(L.Callback):
         if any(folder.glob("events.out.tfevents.*")):
             lines.append(("curves", f"tensorboard --logdir {folder.parent}", "all runs of this name"))
         minutes, seconds = divmod(round(time.perf_counter() - self._began), 60)
-        if self._learned:
-            print(f"\ntrained on {pl_module.joint_samples:,} joint samples in {minutes} min {seconds:02} s")
+        if (before := self._trained_before) is not None:
+            print(
+                f"\ntrained on {pl_module.joint_samples - before:,} joint samples in {minutes} min {seconds:02} s"
+                + f", after {before:,} before the run was resumed" * bool(before)
+            )
         else:
             done = f"the run of {pl_module.joint_samples:,} joint samples was at its end"
             print(f"\n{done}, so nothing was trained; a larger --trainer.max_epochs goes on")

@@ -37,7 +37,9 @@ class ChooseThreads(L.Callback):
         if wanted is not None and wanted != torch.get_num_threads():
             torch.set_num_threads(wanted)
             rank_zero_info(
-                f"torch uses {wanted} thread(s), as small models are fastest with one; OMP_NUM_THREADS decides"
+                f"torch uses {wanted} thread(s), as ChooseThreads.num_threads says"
+                if self.num_threads
+                else "torch uses one thread, with which small models are fastest; OMP_NUM_THREADS can say otherwise"
             )
 
     on_validation_start = on_fit_start

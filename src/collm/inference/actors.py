@@ -52,11 +52,6 @@ def check_engines(specs: Mapping[str, PolicySpec]) -> None:
         engine_class(spec.engine).check(f"policy of {agent_id!r}", spec, agent_id)
 
 
-def all_elsewhere(specs: Mapping[str, PolicySpec]) -> bool:
-    """Whether the responses of all agents are generated outside this process."""
-    return all(engine_class(spec.engine).elsewhere for spec in specs.values())
-
-
 class Actors:
     """All agents of a run, each with the engine that its settings name.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,28 @@ MAX_ENTRIES = 200  # of one dictionary or list
 MAX_TOKENS = 4_096
 
 
-def read_episodes(path: Path) -> Iterator[dict[str, Any]]:
-    """The episodes of a transcript file, one JSON object per line.
+def read_episodes(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The first episodes of a transcript file, one JSON object per line, and the number of those after them.
 
     Raises:
         ConfigurationError: The file cannot be read, or a line holds no episode.
     """
+    episodes: list[dict[str, Any]] = []
+    left_out = 0
     try:
         with path.open("rb") as file:
-            for number in range(1, MAX_EPISODES + 1):
-                line = file.readline(MAX_LINE + 1)
-                if not line:
-                    return
+            for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
                 if len(line) > MAX_LINE:
                     raise ConfigurationError(f"{path} line {number} is longer than {MAX_LINE:,} bytes; remove it.")
-                if line.strip():
-                    yield _episode(_parsed(line, path, number))
+                if not line.strip():
+                    continue
+                if len(episodes) < MAX_EPISODES:
+                    episodes.append(_episode(_parsed(line, path, number)))
+                else:
+                    left_out += 1
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}; give a transcript (.jsonl).") from error
+    return episodes, left_out
 
 
 def _parsed(line: bytes, path: Path, number: int) -> Mapping[str, Any]:

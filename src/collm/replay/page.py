@@ -46,9 +46,12 @@ def document_of(sources: Sequence[Source], title: str = "", max_bytes: int = MAX
     If there is more, the first episodes of each task stay, and of evaluations those after and before training first.
     """
     ranked: list[tuple[tuple[int, int, int], int, dict[str, Any]]] = []
+    left_out = 0
     for index, source in enumerate(sources):
         counts: dict[str, int] = defaultdict(int)
-        for number, episode in enumerate(read_episodes(source.path)):
+        episodes, num_more = read_episodes(source.path)
+        left_out += num_more
+        for number, episode in enumerate(episodes):
             ranked.append(((counts[episode["task"]], _priority(sources, index), number), index, episode))
             counts[episode["task"]] += 1
     if not ranked:
@@ -62,7 +65,7 @@ def document_of(sources: Sequence[Source], title: str = "", max_bytes: int = MAX
     kept.sort(key=lambda one: one[:2])
     return {
         "title": title,
-        "left_out": len(ranked) - len(kept),
+        "left_out": left_out + len(ranked) - len(kept),
         "sources": [{"label": one.label, "kind": one.kind, "step": one.step} for one in sources],
         "episodes": [{"source": index, "number": number + 1, **episode} for index, number, episode in kept],
     }

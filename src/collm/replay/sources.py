@@ -58,7 +58,7 @@ def has_transcripts(folder: Path) -> bool:
 
 def _of_path(path: Path, label: str) -> list[Source]:
     if path.is_file():
-        return [_source(path, label)]
+        return [Source(path, label, *_kind(path))]
     evaluations = sorted(folder for folder in path.glob("evaluations/*") if folder.is_dir())
     if evaluations:
         return [
@@ -67,12 +67,7 @@ def _of_path(path: Path, label: str) -> list[Source]:
             for source in _of_path(folder, re.sub(r"_\d+$", "", folder.name).replace("_", " "))
         ]
     files = [*sorted(path.glob("transcripts/*.jsonl"), key=_order), *path.glob("predictions.jsonl")]
-    return [_source(file, label) for file in files]
-
-
-def _source(path: Path, label: str) -> Source:
-    kind, step = _kind(path)
-    return Source(path, label, kind, step)
+    return [Source(file, label, *_kind(file)) for file in files]
 
 
 def _kind(path: Path) -> tuple[str, int | None]:

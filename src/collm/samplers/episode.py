@@ -66,14 +66,17 @@ class Episode:
             EpisodeFailure: It failed once more, or the agents would have been shown something else.
         """
         shown = [*(turn.observations for turn in self.trajectory.turns), self.observations]
-        self.begin()
-        for turn, expected in zip(self.trajectory.turns, shown[1:], strict=True):
-            texts = {name: action.text for name, action in turn.actions.items()}
-            step = self.environment.step(self.state, texts)
-            self.state, self.observations = step.state, step.observations
-            if self.observations != expected:
-                raise EpisodeFailure("a fresh episode did not repeat what agents had been shown", cause="repetition")
-        self.observations = shown[-1]
+        try:
+            self.begin()
+            for turn, expected in zip(self.trajectory.turns, shown[1:], strict=True):
+                texts = {name: action.text for name, action in turn.actions.items()}
+                step = self.environment.step(self.state, texts)
+                self.state = step.state
+                if step.observations != expected:
+                    message = "a fresh episode did not repeat what agents had been shown"
+                    raise EpisodeFailure(message, cause="repetition")
+        finally:
+            self.observations = shown[-1]  # also where it failed, as the next try compares with it
 
     def describe(self) -> None:
         """Note the state before a turn, for critics alone; steps may change the state itself."""

@@ -1,6 +1,8 @@
 // The episodes of the page, which of them are listed, and the address of an episode and turn.
 
-const replay = JSON.parse(document.getElementById("document").textContent);
+// Without prototypes: an agent may be called `constructor`, which every other object seems to have.
+const replay = JSON.parse(document.getElementById("document").textContent,
+  (_, value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.setPrototypeOf(value, null) : value));
 replay.episodes.forEach((episode, index) => { episode.index = index; });
 
 const labels = [...new Set(replay.sources.map((source) => source.label))];
