@@ -49,7 +49,7 @@ COMMANDS = {
     r"play\.py .*(human|http:)": "tests/serving/test_play.py::test_a_person_a_script_and_an_endpoint_play_together",
     r"(serve|play)\.py|fit\.py predict": "tests/serving/test_documented_teams.py"
     "::test_a_run_is_served_played_and_evaluated",
-    r"plan(\.py)? --config": "tests/benchmark/test_plan.py::test_the_table_is_printed",
+    r"plan(\.py)? --config": "tests/benchmark/test_plan.py::test_the_page_has_the_table_of_its_command",
     r"bench\.py run": "tests/benchmark/test_suite.py::test_any_configuration_is_compared_with_the_floor",
     r"report(\.py)? --study": "tests/studies/test_study_claims.py::test_report_of_a_small_study",
     r"collm replay logs/comparison": "tests/replay/test_page.py"

@@ -174,8 +174,13 @@ def main(
             with contextlib.suppress(ImportError):  # a missing optional package is reported where it is used
                 importlib.import_module(module.name)
     # warnings about Lightning's own use of torch, and about things that are done here on purpose
-    in_eval_mode = r"Found \d+ module\(s\) in eval mode"  # modules without dropout stay in eval mode
-    for message in (".*LeafSpec.*", "Your `IterableDataset` has `__len__` defined", ".*sync_dist=True.*", in_eval_mode):
+    for message in (
+        ".*LeafSpec.*",
+        "Your `IterableDataset` has `__len__` defined",
+        ".*sync_dist=True.*",
+        r"Found \d+ module\(s\) in eval mode",  # modules without dropout stay in eval mode
+        "LightningCLI's args parameter",  # commands that run this one hand it arguments of their own
+    ):
         warnings.filterwarnings("ignore", message)
     defaults = {"default_config_files": [str(default_config)]} if default_config else {}
     try:

@@ -168,6 +168,7 @@ class Trajectory:
         failures: Cause and message of every `EpisodeFailure` of the environment, also of those that a retry resolved.
         error: Why the episode failed after all retries, else None; a failed episode keeps the turns before the failure.
         weight: Probability of this path in a uniform random descent of its rollout tree; 1 outside rollout trees.
+        seed: Seed of the random generator with which the environment began; None if it is not known.
     """
 
     task: Task
@@ -179,6 +180,7 @@ class Trajectory:
     failures: list[tuple[str, str]] = field(default_factory=list)
     error: str | None = None
     weight: float = 1.0
+    seed: int | None = None
 
     @property
     def total_reward(self) -> float:
@@ -189,6 +191,7 @@ class Trajectory:
         """The trajectory as plain data, one line of a transcript file."""
         return {
             "task_id": self.task.task_id,
+            **({} if self.seed is None else {"seed": self.seed}),
             "return": self.total_reward,
             "metrics": self.metrics,
             "error": self.error,

@@ -10,7 +10,11 @@ from actors import actors_of
 from collm.algorithms.collm_cc import CoLLMCC
 from collm.algorithms.collm_dc import CoLLMDC
 from collm.benchmark.floor import Floor, actions_by_turn, histories_by_turn, policy_loss, value_loss
+from collm.critics.feature_network import FeatureNetworkCritic
+from collm.critics.features import FeaturesCritic
 from collm.critics.language_model import LanguageModelCritic
+from collm.critics.sum import SumCritic
+from collm.environments.games.relay import Relay
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
 from collm.samplers.parallel import Parallel
@@ -137,3 +141,20 @@ def test_episodes_may_end_early() -> None:
         ["a", "c"],
         ["b"],
     ]
+
+
+def test_critics_on_features_cost_the_floor_nothing_and_a_sum_costs_it_its_language_model(tiny_folder: str) -> None:
+    env = Relay(horizon=2, num_tasks=2)
+    for critic, repeated in (
+        (FeaturesCritic(), []),
+        (FeatureNetworkCritic(), []),
+        (SumCritic(rest=LanguageModelCritic(ModelSpec(tiny_folder))), ["critic"]),
+    ):
+        policy = PolicySpec(tiny_folder, max_new_tokens=4)
+        critic.check(env)
+        module = without_trainer(CoLLMCC(agent_ids=env.agent_ids, policy=policy, critic=critic))
+        played = Parallel().rollout(env, env.tasks("train"), actors_of(module.policies), 0, "cpu")
+        floor = Floor(module)
+        assert list(floor.critics) == repeated
+        seconds = floor.round(collate(played))
+        assert (seconds["update/critic"] > 0) == bool(repeated)

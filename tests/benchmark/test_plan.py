@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from collm.benchmark import plan
 from collm.benchmark.memory import Plan, Shape
-from toy import REPOSITORY
+from collm.samplers.tree import Tree
+from toy import REPOSITORY, Toy
 
 CONFIGS = REPOSITORY / "configs"
 # Qwen3-4B: embeddings tied to the head; queries, keys, values, output; feed-forward; two norms, and those of heads
@@ -155,6 +158,55 @@ def test_activations_are_what_autograd_keeps(kind: type, dtype: torch.dtype) -> 
     per_token = (kept(3)[0] - kept(1)[0]) / 2 / 512
     assert (shape.queries, shape.keys, shape.normalized) == (384, 96, kind is Qwen3Config)
     assert shape.activation_bytes(dtype.itemsize) == pytest.approx(per_token, rel=0.02)
+
+
+def test_the_page_has_the_table_of_its_command(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    page = (REPOSITORY / "docs" / "many_devices.md").read_text()
+    command = re.search(r"```bash\npython tools/plan\.py (.*?)```", page, re.DOTALL)[1].replace("\\\n", " ")
+    assert plan.main(CONFIGS / "base.yaml", shlex.split(command)) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 6
+    assert "\n\n" + "\n".join(rows) + "\n\n" in page
+
+
+def sampled_by(monkeypatch: pytest.MonkeyPatch, sampler: str, num_generations: int, *more: str) -> Plan:
+    args = [f"--data.sampler={sampler}", "--data.tasks_per_rollout=3", f"--data.num_generations={num_generations}"]
+    return planned(monkeypatch, *files("algorithms/magrpo", "environments/house_build", "models/tiny"), *args, *more)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "responses"),
+    [
+        ("collm.samplers.parallel.Parallel", 2),
+        ("collm.samplers.tree.Tree", 2**4),  # two at each of 2^3 nodes of the last turn
+        # one other response of each of two agents at each of three turns, and two of the main episode
+        ("collm.samplers.counterfactual.Counterfactual", 2 * 3 + 2),
+    ],
+)
+def test_the_cache_holds_all_responses_that_are_generated_at_once(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, responses: int
+) -> None:
+    assert sampled_by(monkeypatch, sampler, 2).rows == 3 * responses
+
+
+def test_crossed_responses_of_a_tree_make_more_nodes() -> None:
+    game = Toy(num_agents=2, horizon=3)
+    # 2^2 joint actions at each node: 4^2 nodes of the last turn, at each of which an agent answers twice
+    assert Tree("cross").most_at_once(game, 2) == 16 * 2
+
+
+def test_the_longest_history_of_all_agents_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = '{"builder_2": {"path": "tiny", "max_new_tokens": 96, "context_length": 4096}}'
+    short = ("--model.policy.max_new_tokens=8", "--model.policy.context_length=4096", "--prompt_tokens=50")
+    found = sampled_by(monkeypatch, "collm.samplers.parallel.Parallel", 2, *short, f"--model.policies={policies}")
+    assert found.history == 4 * (50 + 96)
+
+
+def test_models_of_critics_inside_of_critics_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("algorithms/collm_cc", "environments/house_build", "models/tiny", "critics/features_and_history")
+    found = planned(monkeypatch, *files(*names), "--model.critic.rest.model.path=Qwen/Qwen3-4B-Instruct-2507")
+    assert sum(w.numel() for w in found.module.backbones["critic"].lm.parameters()) == QWEN3_4B
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

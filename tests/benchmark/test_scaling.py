@@ -8,7 +8,17 @@ import pytest
 import yaml
 
 from collm.benchmark import command
+from collm.errors import TrainingError
 from toy import REPOSITORY, toy_config
+
+
+def test_a_run_that_fails_is_told_in_one_message(monkeypatch, capsys) -> None:
+    def fail(*_) -> str:
+        raise TrainingError("the run of 2 ended with status 1")
+
+    monkeypatch.setattr("collm.benchmark.scaling.measure_scaling", fail)
+    assert command.main(REPOSITORY / "tools" / "bench.py", REPOSITORY / "configs", ["scaling"]) == 1
+    assert capsys.readouterr().err == "\nerror: the run of 2 ended with status 1\n"
 
 
 @pytest.mark.slow

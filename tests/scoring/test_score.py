@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from collm.environments.base import Environment
+from collm.environments.building.house_build import HouseBuild
 from collm.environments.building.str_build import StrBuild
+from collm.environments.games.relay import Relay
+from collm.samplers.episode import Episode, act_all
 from collm.scoring import command
 from collm.scoring import score as scoring
 from collm.trajectory import Action, Trajectory, Turn
@@ -208,6 +214,69 @@ def test_transcripts_are_replayed(tmp_path: Path) -> None:
     assert "task 'other' is not one of" in unknown["error"]
     (released, _) = score(tmp_path, trajectory.record(), "{", arguments=("--reward", "released"), status=1)
     assert "palette" in released["terms"]
+
+
+def played(environment: Environment, seed: int, act: Callable[[Any], Mapping[str, str]]) -> Trajectory:
+    """An episode of the first held-out task in which agents write what `act` says in a state."""
+    episode = Episode(environment, environment.tasks("eval")[0], group=0, seed=seed)
+    while not episode.done:
+        act_all([episode], [{name: Action(text) for name, text in act(episode.state).items()}])
+    return episode.trajectory
+
+
+def scorer_of(tmp_path: Path, environment: type[Environment], options: Mapping[str, Any], reward: str | None = None):
+    settings = {"class_path": f"{environment.__module__}.{environment.__name__}", "init_args": dict(options)}
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": {"environment": settings}}))
+    return scoring.Scorer(reward, None, scoring.configured_environment(tmp_path / "config.yaml"))
+
+
+def without_seed(trajectory: Trajectory) -> dict[str, Any]:
+    return {name: value for name, value in trajectory.record().items() if name != "seed"}
+
+
+def test_chance_at_the_beginning_repeats_itself_by_the_seed(tmp_path: Path) -> None:
+    options = {"horizon": 2}
+    environment = Relay(**options)
+    right = played(environment, 12345, lambda state: environment.demonstrate(state, random.Random(0)))
+    assert right.total_reward == 2.0  # both turns succeed
+    lines = [json.dumps(record) for record in (right.record(), without_seed(right), {**right.record(), "seed": "1"})]
+    scored, other, bad = scoring.score_lines(lines, scorer_of(tmp_path, Relay, options))
+    assert scored["reward"] == 2.0
+    assert "no 'seed'" in other["error"]
+    assert "in turn 1 " in other["error"]
+    assert "'seed' must be int" in bad["error"]
+    lucky = played(environment, 0, lambda state: environment.demonstrate(state, random.Random(0)))
+    (result,) = scoring.score_lines([json.dumps(without_seed(lucky))], scorer_of(tmp_path, Relay, options))
+    assert result["reward"] == 2.0  # agents are shown what the transcript says
+
+
+@pytest.mark.parametrize("prompt", ["full", "compact"])
+def test_spiders_of_transcripts_without_a_seed_are_those_that_agents_were_shown(tmp_path: Path, prompt: str) -> None:
+    options = {"prompt": prompt, "horizon": 2, "num_houses": 1, "num_eval": 1}
+    environment = HouseBuild(**options)
+    trajectory = played(environment, 12345, lambda state: dict.fromkeys(environment.agent_ids, ""))
+    damage = trajectory.turns[0].info["counts"]["damage"]
+    assert damage != sum(environment.begin(trajectory.task, random.Random(0)).attacks)
+    lines = [json.dumps(record) for record in (trajectory.record(), without_seed(trajectory))]
+    for reward in (None, "released"):
+        seeded, unseeded = scoring.score_lines(lines, scorer_of(tmp_path, HouseBuild, options, reward))
+        assert {**seeded, "line": 2} == unseeded
+        if reward is None:
+            assert seeded["reward"] == pytest.approx(trajectory.total_reward)
+
+
+def test_transcripts_that_cannot_be_replayed_say_why(tmp_path: Path) -> None:
+    options = {"horizon": 1}
+    environment = Relay(**options)
+    record = played(environment, 1, lambda state: dict.fromkeys(environment.agent_ids, "")).record()
+    (result,) = scoring.score_lines([json.dumps(record)], scorer_of(tmp_path, Relay, options, "released"))
+    assert "cannot be made with the reward 'released' (leave out --reward if it has no such form)" in result["error"]
+    options = {"num_houses": 1, "num_eval": 1, "horizon": 1}
+    house = HouseBuild(**options)
+    record = without_seed(played(house, 1, lambda state: dict.fromkeys(house.agent_ids, "")))
+    record["turns"][0].update(info=[1], observations={})
+    (result,) = scoring.score_lines([json.dumps(record)], scorer_of(tmp_path, HouseBuild, options))
+    assert "'info' must be dict, got [1]" in result["error"]
 
 
 def test_a_transcript_without_its_run_says_what_it_needs(tmp_path: Path) -> None:

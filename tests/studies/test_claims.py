@@ -9,7 +9,7 @@ import pytest
 from collm.errors import ConfigurationError
 from collm.studies.claims import Claim, Rule, decide, judge
 from collm.studies.outcomes import Outcome, horizons, measured
-from collm.studies.report import report
+from collm.studies.report import joined, report
 
 BETTER = Claim("A beats B", "game", "A", "B", "auc", "better", 0.1)
 EQUAL = Claim("A is as good as B", "game", "A", "B", "auc", "equal", 0.1)
@@ -173,6 +173,8 @@ def test_runs_of_one_study_on_two_machines_are_joined(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "joined" / "outcomes.json").read_text()) == whole
     report(raw=str(paths["whole"]), out=str(tmp_path / "page"))
     assert (tmp_path / "joined" / "README.md").read_text() == (tmp_path / "page" / "README.md").read_text()
+    # parts of five runs each that were planned as a study of five
+    assert joined({**of_a, "planned": 5}, {**of_b, "planned": 5})["planned"] == 10
     with pytest.raises(ConfigurationError, match="both parts have a run of 'A' in 'game' with seed 0"):
         report(raw=str(paths["whole"]), more=str(paths["of_a"]), out=str(tmp_path / "twice"))
     with pytest.raises(ConfigurationError, match="differ in their homes"):

@@ -19,9 +19,10 @@ from collm.errors import ConfigurationError
 from collm.metrics import stratified_interval
 from collm.studies import comparison, plots
 from collm.studies.comparison import Entry, Job, compare, find, tabulate, training
+from collm.studies.measure import MeasureEpisodes
 from collm.studies.runs import Curve, band, read_run
 from collm.studies.tables import Row, as_cell, as_text, write_csv
-from collm.trajectory import collate
+from collm.trajectory import Task, Trajectory, collate
 
 BASE = Path(__file__).parents[2] / "configs" / "base.yaml"
 
@@ -171,6 +172,7 @@ def test_table_cells_by_hand() -> None:
         ((0.5, 0.5, 0.5), "0.500"),
         ((-0.01234, -1.0, 100.0), "-0.0123 [-1.00, 100]"),
         ((15360.0, 15360.0, 15360.0), "15,360"),
+        ((999.7, 999.4, 1000.4), "1,000 [999, 1,000]"),
     ],
 )
 def test_cell_as_text(cell: tuple[float, float, float], text: str) -> None:
@@ -244,6 +246,46 @@ def test_other_tasks_are_not_compared(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(comparison, "evaluate", lambda *_: {"tasks": [next(found)], "episodes": [], "seconds": []})
     with pytest.raises(ConfigurationError, match="other tasks"):
         compare([Entry("x", str(BASE)), Entry("y", str(BASE))], out=str(tmp_path), figures=False)
+
+
+def fake_record(*tasks: str, dropped: int = 0) -> dict:
+    return {"tasks": tasks, "dropped": dropped, "episodes": [{"return": 1.0}], "seconds": []}
+
+
+def test_dropped_episodes_are_reported_and_change_no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of x drop 1 and 0 of 2 episodes of two tasks, the run of y drops 1: 0.5 and 1 of a run."""
+    records = iter(
+        [fake_record("t", "u", dropped=1), fake_record("u", "t", "t", "u"), fake_record("u", "t", dropped=1)]
+    )
+    monkeypatch.setattr(comparison, "evaluate", lambda *_: next(records))
+    compare([Entry("x", str(BASE)), Entry("x", str(BASE)), Entry("y", str(BASE))], out=str(tmp_path), figures=False)
+    document = json.loads((tmp_path / "table.json").read_text())
+    assert [row["cells"]["dropped"][0] for row in document["table"]] == [0.5, 1.0]
+    assert document["tasks"] == ["t", "u"]
+
+
+def test_an_evaluation_counts_the_episodes_that_it_dropped(tmp_path: Path) -> None:
+    kept, failed = (Trajectory(Task(name, {}), 0, 1, 1.0) for name in ("kept", "failed"))
+    measure = MeasureEpisodes(str(tmp_path / "episodes.json"))
+    for _ in range(2):  # what one evaluation has counted is not counted in the next
+        measure.on_validation_batch_end(None, None, None, collate([kept], 0.0, [failed]))
+        measure.on_validation_end(None, SimpleNamespace(joint_samples=0))
+        record = json.loads((tmp_path / "episodes.json").read_text())
+        assert (record["tasks"], record["dropped"], len(record["episodes"])) == (["kept", "failed"], 1, 1)
+
+
+def test_labels_keep_apart_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither trained and untrained agents in one row, nor two rows with the same folders of transcripts."""
+    monkeypatch.setattr(comparison, "evaluate", lambda *_: fake_record("t"))
+    (tmp_path / "last.ckpt").touch()
+    mixed = [Entry("x", str(BASE), str(tmp_path / "last.ckpt")), Entry("x", str(BASE))]
+    for entries, named in (
+        (mixed, "'x' names trained and untrained entries"),
+        ([Entry("a b", str(BASE)), Entry("a-b", str(BASE))], "the labels a b, a-b must differ"),
+    ):
+        with pytest.raises(ConfigurationError, match=named):
+            compare(entries, out=str(tmp_path / "out"), figures=False)
+    assert not (tmp_path / "out").exists()
 
 
 # All of it

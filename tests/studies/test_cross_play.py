@@ -11,6 +11,7 @@ from actors import actors_of
 from collm.samplers.stand_ins import StandIns, repeating, saying, scripted
 from collm.serving.teams import play
 from collm.studies import cross_play
+from collm.studies.tables import Row
 from served import team
 from toy import Toy
 
@@ -72,4 +73,11 @@ def test_the_table_has_every_situation_and_its_numbers(tmp_path: Path) -> None:
     cross_play.write(tmp_path, table, game, ["a", "b"], 3, 5)
     assert json.loads((tmp_path / "table.json").read_text())["matrix"][0][0] == list(table.matrix[0][0])
     assert "| without a1 | 2 |" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "table.png").stat().st_size > 5000
+
+
+def test_returns_below_zero_are_drawn(tmp_path: Path) -> None:
+    worst, bad = (-3.0, -4.0, -2.0), (-1.0, -1.5, -0.5)
+    rows = [Row("trained team", 2, {"team return": bad})]
+    cross_play.draw(tmp_path / "table.png", cross_play.Table(rows, [[worst, bad], [bad, worst]]), "a1")
     assert (tmp_path / "table.png").stat().st_size > 5000

@@ -97,6 +97,14 @@ def test_finished_runs_are_skipped(settings: dict[str, Any], tmp_path: Path, com
     assert len(compared) == 2
 
 
+def test_a_label_is_trained_or_untrained(settings: dict[str, Any], tmp_path: Path, compared: list[Any]) -> None:
+    for label, named in (("CC", "'CC' is among methods and untrained"), ("DC own critics", "must differ in their")):
+        with pytest.raises(ConfigurationError, match=named):
+            study(**settings | {"untrained": {label: Method()}})
+    assert not compared
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize("end", ["fail", "stop without an error"])
 def test_unfinished_runs_resume_from_their_checkpoint(
     settings: dict[str, Any], tmp_path: Path, compared: list[Any], end: str

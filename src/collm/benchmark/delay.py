@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,4 +136,4 @@ def timed(
 
 
 if __name__ == "__main__":
-    run_command(measure)
+    sys.exit(run_command(measure))

@@ -4,7 +4,7 @@ It makes ONE `generate` call per agent and turn for all episodes, ONE batched fo
 turn, and one AdamW step per network. It shares, caches and packs nothing: each turn reads the complete history again.
 It is not an algorithm (no old log-probabilities, no values before the update, no environment, no logging), but it does
 the same work as a recorded rollout, with the same prompts, response lengths and critic inputs. It has its own networks,
-with full training of all weights.
+with full training of all weights. Of critics it repeats the language models; those on features cost next to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from collm.critics.language_model import LanguageModelCritic
 from collm.models.loading import load_model
 from collm.runtime.profiler import meter
 from collm.trajectory import Action, RolloutBatch, Trajectory
@@ -37,7 +38,8 @@ class Floor:
             for agent_id, policy in module.policies.items()
         }
         self.critics: dict[str, nn.ModuleList] = {}
-        for name, critic in getattr(module, "critics", {}).items():
+        self.originals = language_models(getattr(module, "critics", {}))
+        for name, critic in self.originals.items():
             backbone = load_model(critic.model.path, critic.network.backbone.dtype).base_model
             head = nn.Linear(critic.network.backbone.hidden_size, 1, dtype=backbone.dtype)
             self.critics[name] = nn.ModuleList([backbone, head]).to(module.device)
@@ -70,7 +72,7 @@ class Floor:
             seconds["update/policy"] += self._now() - began
         backbone: Any
         for name, (backbone, head) in self.critics.items():
-            steps = histories_by_turn(self.module.critics[name].encode(batch.trajectories))
+            steps = histories_by_turn(self.originals[name].encode(batch.trajectories))
             began = self._now()
             self.optimizers[name].zero_grad()
             for histories in steps.values():
@@ -104,6 +106,16 @@ class Floor:
         if self.module.device.type == "cuda":
             torch.cuda.synchronize(self.module.device)
         return meter.clock()
+
+
+def language_models(critics: Mapping[str, nn.Module]) -> dict[str, LanguageModelCritic]:
+    """The critics that are language models or contain one, as the residual of a sum, each by the name of its critic."""
+    return {
+        name: part
+        for name, critic in critics.items()
+        for part in critic.modules()
+        if isinstance(part, LanguageModelCritic)
+    }
 
 
 def actions_by_turn(trajectories: Sequence[Trajectory], agent_id: str) -> list[list[Action]]:

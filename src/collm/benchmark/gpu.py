@@ -6,7 +6,6 @@ All measurements use random weights of a known shape, in one process.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import sys
 import tempfile
@@ -51,8 +50,6 @@ def measure_gpu(known: argparse.Namespace) -> int:
             for engine in known.engines if parameters == "separate" else known.engines[:1]:
                 name = f"iteration, {parameters}, {engine}"
                 table.measure(name, partial(bench.iteration, name, parameters, engine))
-    absent = [name for name in ("trl", "vllm") if importlib.util.find_spec(name) is None]
-    table.add("TRL with vLLM", f"not installed: {', '.join(absent)}" if absent else "installed; not measured here")
     print(f"\n{table.text()}\n{known.out / 'gpu.json'}:")
     print((known.out / "gpu.json").read_text(), flush=True)
     return int(table.failed)

@@ -42,7 +42,7 @@ class Needs:
         activations: Activations and logits of the largest micro-batch of the largest network.
         gathered: Gathered layers of sharded weights, in an update.
         sampled: Gathered weights of all agents, in a rollout.
-        cache: Key/value cache of all episodes that are played in parallel, for the largest agent.
+        cache: Key/value cache of all responses that are generated in parallel, for the largest agent.
     """
 
     parameters: float
@@ -68,7 +68,7 @@ class Plan:
 
     Args:
         module: The algorithm, built on the meta device.
-        rows: Episodes of one rollout, on all devices together.
+        rows: Responses of one agent that a rollout generates in parallel, on all devices together.
         history: Tokens of the longest history in an agent's cache.
     """
 

@@ -10,10 +10,12 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from collm import cli
 from collm.benchmark.memory import Plan
@@ -64,12 +66,9 @@ class _Planning(cli.CollmCLI):
         for name, value in overrides.items():  # the run may be planned on another machine
             config.trainer[name] = value
         config.trainer.callbacks = None
-        arguments = config.model.init_args
-        critic = (arguments.get("critic") or {}).get("init_args", {}).get("model")
-        for spec in [arguments.policy, critic, *(arguments.get("policies") or {}).values()]:
-            if spec is not None:
-                spec.path = self.config_path(spec.path)
-                spec.random_weights = True
+        for spec in model_specs(config.model.init_args):
+            spec.path = self.config_path(spec.path)
+            spec.random_weights = True
 
     def config_path(self, path: str) -> str:
         """`path`, or a folder with the configuration of a hub model, if the package ships its configuration."""
@@ -85,12 +84,24 @@ class _Planning(cli.CollmCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with torch.device("meta"):
             self.model.configure_model()
-        horizon, spec = self.datamodule.environment.horizon, next(iter(self.model.specs.values()))
-        history = horizon * (self.options.prompt_tokens + spec.max_new_tokens)
-        rows = self.datamodule.tasks_per_rollout * self.datamodule.num_generations
-        plan = Plan(self.model, rows, min(history, spec.prompt_room() + spec.max_new_tokens))
+        data, prompt_tokens = self.datamodule, self.options.prompt_tokens
+        specs = [self.model.specs[name] for name, policy in self.model.policies.items() if policy.has_weights]
+        history = max(
+            min(data.environment.horizon * (prompt_tokens + spec.max_new_tokens), spec.max_tokens()) for spec in specs
+        )
+        rows = data.tasks_per_rollout * data.sampler.most_at_once(data.environment, data.num_generations)
+        plan = Plan(self.model, rows, history)
         for line in describe(plan, self.options):
             print(line)
+
+
+def model_specs(settings: Any) -> Iterator[Any]:
+    """The specifications of all models in parsed settings, of critics inside of critics as well."""
+    if isinstance(settings, Namespace) and "random_weights" in settings:
+        yield settings
+    elif isinstance(settings, (Namespace, Mapping)):
+        for value in (vars(settings) if isinstance(settings, Namespace) else settings).values():
+            yield from model_specs(value)
 
 
 def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
@@ -105,7 +116,7 @@ def describe(plan: Plan, options: argparse.Namespace) -> Iterator[str]:
     trains = {name: sum(weight.numel() for weight in weights) for name, weights in module.learners.items()}
     yield "trains: " + ", ".join(f"{name} {count:,}" for name, count in trains.items())
     yield (
-        f"assumed: {module.tokens_per_micro_batch:,} tokens per micro-batch, {plan.rows} episodes side by side, "
+        f"assumed: {module.tokens_per_micro_batch:,} tokens per micro-batch, {plan.rows} responses side by side, "
         f"histories of {plan.history:,} tokens ({options.prompt_tokens} per turn beside the response)"
     )
     yield "peak = parameters + gradients + optimizer + the larger of (activations + gathered) and (sampled + cache)"

@@ -117,6 +117,10 @@ class Sampler(ABC):
             episodes = self.play_turn(episodes, actors, generator, num_generations, greedy)
         return [episode.trajectory for episode in episodes]
 
+    def most_at_once(self, environment: Environment, num_generations: int) -> int:
+        """Largest number of responses of one agent that are generated at once for one task."""
+        return num_generations
+
     def num_joint_actions(self, episodes: Sequence[Episode], num_generations: int) -> int:
         """How many joint actions the next turn of `episodes` plays."""
         return sum(not episode.done for episode in episodes)

@@ -55,6 +55,11 @@ class Counterfactual(Tree):
                 "tasks_per_rollout, or raise it."
             )
 
+    def most_at_once(self, environment: Environment, num_generations: int) -> int:
+        """In the last turn K of the main episode, and one of each other episode that began before."""
+        others = len(environment.agent_ids) * (num_generations - 1) * (environment.horizon - 1)
+        return num_generations + others
+
     def num_responses(self, paths: Sequence[Episode], num_generations: int) -> list[int]:
         mains = {path.trajectory.group: path for path in reversed(paths)}  # the first path of each task
         return [num_generations if path is mains[path.trajectory.group] else 1 for path in paths if not path.done]

@@ -31,7 +31,7 @@ class Episode:
         self.pictures = pictures
         self.seed = seed
         self.retries = retries
-        self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward)
+        self.trajectory = Trajectory(task, group, environment.horizon, environment.max_reward, seed=seed)
         self.messages: list[Message] = []  # of the turn that is being played
         self.done = False
         self.state: Any = None

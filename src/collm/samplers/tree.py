@@ -84,6 +84,11 @@ class Tree(Parallel):
         of_active = iter(children)
         return [child for path in episodes for child in ([path] if path.done else next(of_active))]
 
+    def most_at_once(self, environment: Environment, num_generations: int) -> int:
+        """K at each node of the last turn."""
+        branches = self.num_combined(num_generations, len(environment.agent_ids))
+        return branches ** (environment.horizon - 1) * num_generations
+
     def num_joint_actions(self, episodes: Sequence[Episode], num_generations: int) -> int:
         num_agents = len(episodes[0].environment.agent_ids)
         counts = self.num_responses(episodes, num_generations)

@@ -9,15 +9,13 @@ the run. `command.DIFFERENCES`, which `--help` shows, says where scores differ f
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from collm.environments.base import Environment, EpisodeFailure
+from collm.environments.base import Environment
 from collm.environments.building.blocks import iou
 from collm.environments.building.blueprints import Blueprint
 from collm.environments.building.lettering import targets
@@ -28,9 +26,10 @@ from collm.environments.writing.arxiv import ArXiv
 from collm.environments.writing.base import split_paragraphs
 from collm.environments.writing.pair_score import score_pair
 from collm.environments.writing.tldr import TLDR
-from collm.errors import ConfigurationError
+from collm.errors import ConfigurationError, shortened
 from collm.sandbox.pool import Sandbox, SandboxFailure
 from collm.scoring.cases import CaseError, Result, get, score_house_build, score_str_build, texts
+from collm.scoring.transcripts import replayed
 
 WRITING = {"tldr": TLDR, "arxiv": ArXiv}
 
@@ -55,7 +54,7 @@ class Scorer:
         self.form = reward or "paper"
         self.sandbox = sandbox or Sandbox()
         self._make_environment = environment
-        self._environment: Environment | None = None
+        self._environments: dict[str | None, Environment] = {}  # by form of the reward
 
     def begin(self, case: Any) -> Callable[[], Result]:
         """Check a case and start to score it; the returned function waits for the result."""
@@ -115,35 +114,27 @@ class Scorer:
 
     def transcript(self, record: Mapping[str, Any]) -> Result:
         """Score a transcript by replaying its actions."""
-        if self._environment is None:
-            if self._make_environment is None:
-                raise CaseError("a transcript needs the config.yaml of its run; give it with --config")
-            self._environment = self._make_environment(self.reward)
-        environment, task_id = self._environment, get(record, "task_id", str)
-        known = {task.task_id: task for split in ("train", "eval") for task in environment.tasks(split)}
-        if task_id not in known:
-            raise CaseError(f"task {task_id!r} is not one of the configured environment's")
-        state, _ = environment.reset(known[task_id], random.Random(0))
-        turns: list[Result] = []
-        for turn in get(record, "turns", list):
-            actions = {name: get(get(turn, "actions", dict), name, str) for name in environment.agent_ids}
-            damage = (turn.get("info") or {}).get("counts", {}).get("damage")
-            if turns == [] and damage is not None and hasattr(state, "attacks"):
-                state = replace(state, attacks=(damage,))  # the recorded damage instead of a newly sampled one
-            try:
-                step = environment.step(state, actions)
-            except EpisodeFailure as failure:
-                raise CaseError(str(failure)) from None
-            state = step.state
-            turns.append(
-                {"reward": step.reward, "terms": step.terms, **from_info(step.info, environment, known[task_id])}
-            )
+        if "seed" not in record and self.reward is not None:  # other rewards may be shown in observations
+            replayed(self.environment(None), record)
+        environment = self.environment(self.reward)
+        task, steps = replayed(environment, record, as_played=self.reward is None)
+        turns: list[Result] = [
+            {"reward": step.reward, "terms": step.terms, **from_info(step.info, environment, task)} for step in steps
+        ]
         terms: dict[str, float] = {}
         for turn in turns:
             for name, value in turn["terms"].items():
                 terms[name] = terms.get(name, 0.0) + value
         last = {name: value for name, value in (turns[-1] if turns else {}).items() if name in ("agents", "iou")}
         return {"reward": sum(turn["reward"] for turn in turns), "terms": terms, **last, "turns": turns}
+
+    def environment(self, reward: str | None) -> Environment:
+        """The environment of the run, with that form of the reward."""
+        if self._make_environment is None:
+            raise CaseError("a transcript needs the config.yaml of its run; give it with --config")
+        if reward not in self._environments:
+            self._environments[reward] = self._make_environment(reward)
+        return self._environments[reward]
 
 
 def from_info(info: Mapping[str, Any], environment: Environment, task: Any) -> Result:
@@ -187,7 +178,7 @@ def configured_environment(config: Path) -> Callable[[str | None], Environment]:
     """A function that makes the environment of a run's config.yaml, optionally with another form of the reward."""
 
     def make(reward: str | None) -> Environment:
-        from jsonargparse import ArgumentParser
+        from jsonargparse import ArgumentError, ArgumentParser
 
         try:
             settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["environment"]
@@ -197,7 +188,12 @@ def configured_environment(config: Path) -> Callable[[str | None], Environment]:
             settings["init_args"] = {**(settings.get("init_args") or {}), "reward": reward}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Environment, "environment", required=True)
-        return parser.instantiate_classes(parser.parse_object({"environment": settings})).environment
+        try:
+            parsed = parser.parse_object({"environment": settings})
+        except ArgumentError as error:
+            form = "" if reward is None else f" with the reward {reward!r} (leave out --reward if it has no such form)"
+            raise CaseError(f"the environment of {config} cannot be made{form}: {shortened(str(error))}") from None
+        return parser.instantiate_classes(parsed).environment
 
     return make
 

@@ -7,9 +7,7 @@ are means with a 95 % bootstrap interval over seeds and episodes.
 from __future__ import annotations
 
 import json
-import re
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +26,7 @@ from collm.replay.sources import has_transcripts
 from collm.runtime.checks import COUNT, COUNT_OR_ZERO, check_number
 from collm.runtime.command import run_command
 from collm.runtime.files import write_text
+from collm.studies.launch import homes_of
 from collm.studies.plots import draw_curves, draw_table, pyplot
 from collm.studies.runs import read_run
 from collm.studies.tables import RENAMED, Row, as_text, names_of, write_csv
@@ -99,6 +98,13 @@ def compare(
     jobs = [job for entry in entries for job in find(entry)]
     if not jobs:
         raise ConfigurationError("there is nothing to compare; give at least one entry.")
+    for label in {job.label for job in jobs if job.checkpoint is None}:
+        if any(job.checkpoint is not None for job in jobs if job.label == label):
+            raise ConfigurationError(
+                f"{label!r} names trained and untrained entries, which would be one row; give the untrained ones a "
+                "label of their own."
+            )
+    homes = homes_of(job.label for job in jobs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -111,17 +117,19 @@ def compare(
         "trainer": {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto"},
     }
     records: dict[str, list[dict[str, Any]]] = {}
-    tasks: list[str] | None = None
+    tasks: set[str] | None = None
     for number, job in enumerate(jobs):
         print(f"[{number + 1}/{len(jobs)}] {job.label}: {job.checkpoint or ', '.join(job.configs)}", flush=True)
-        name = re.sub(r"\W+", "_", job.label) + f"_{len(records.get(job.label, []))}"
+        name = f"{homes[job.label]}_{len(records.get(job.label, []))}"
         record = evaluate(job, settings, folder / "evaluations" / name, timed_episodes, default_config)
-        if tasks is not None and record["tasks"] != tasks:
+        played = set(record["tasks"])
+        if tasks is not None and played != tasks:
             raise ConfigurationError(
-                f"{job.label!r} is evaluated on other tasks ({sorted(set(record['tasks']))[:5]}) than "
-                f"{jobs[0].label!r} ({sorted(set(tasks))[:5]}); give all entries the same held-out tasks."
+                f"{job.label!r} is evaluated on other tasks than {jobs[0].label!r}: only the one on "
+                f"{sorted(played - tasks)[:5]}, only the other on {sorted(tasks - played)[:5]}; give all entries the "
+                "same held-out tasks."
             )
-        tasks = record["tasks"]
+        tasks = played
         records.setdefault(job.label, []).append(record)
     rows = tabulate(records)
     overheads, curves = training(jobs)
@@ -137,7 +145,7 @@ def compare(
         "episodes_per_task": episodes_per_task,
         "timed_episodes": timed_episodes,
         "greedy": greedy,
-        "tasks": sorted(set(tasks or [])),
+        "tasks": sorted(tasks or ()),
         "device": device,
         "table": [vars(row) for row in rows],
         "overhead": [vars(row) for row in overheads],
@@ -205,17 +213,18 @@ def evaluate(
     args += ["--trainer.default_root_dir", str(folder), "--trainer.callbacks+", json.dumps(measure)]
     if job.checkpoint is not None:
         args += ["--ckpt_path", job.checkpoint]
-    with warnings.catch_warnings():  # Lightning warns if arguments are not taken from sys.argv
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        failed = cli.main(default_config, args)
-    if failed or not path.is_file():
+    if cli.main(default_config, args) or not path.is_file():
         raise ConfigurationError(f"entry {job.label!r} ({', '.join(job.configs)}) could not be evaluated; see above.")
     return json.loads(path.read_text())
 
 
 def tabulate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
-    """One row per label: response time, costs, return and all metrics of the environment."""
+    """One row per label: response time, costs, return and all metrics of the environment.
+
+    If episodes failed and were dropped, which no other column counts, also their number per run.
+    """
     rows = []
+    dropped = any(run.get("dropped") for runs in records.values() for run in runs)
     for label, runs in records.items():
         values = {"seconds": [torch.tensor(run["seconds"]) for run in runs]} if runs[0]["seconds"] else {}
         for name in {name: None for run in runs for timed in run.get("timing", ()) for name in timed}:
@@ -223,6 +232,8 @@ def tabulate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
         known = {name: None for run in runs for episode in run["episodes"] for name in episode}
         for name in [*(key for key in ("cost", "message_tokens", "wire_bytes") if key in known), *known]:
             values[name] = [torch.tensor([e[name] for e in run["episodes"] if name in e]) for run in runs]
+        if dropped:
+            values["dropped"] = [torch.tensor([float(run["dropped"])]) for run in runs]
         rows.append(Row(label, len(runs), {name: stratified_interval(column) for name, column in values.items()}))
     return rows
 

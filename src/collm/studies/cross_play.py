@@ -175,7 +175,8 @@ def draw(path: Path, table: Table, first: str) -> None:
     bars.invert_yaxis()
     bars.set_xlabel(_RETURN)
     means = [[cell[0] for cell in line] for line in table.matrix]
-    panel.imshow(means, cmap="Blues", vmin=0, vmax=1.5 * max(map(max, means), default=1.0))
+    least, most = min(map(min, means)), max(map(max, means))
+    panel.imshow(means, cmap="Blues", vmin=min(0.0, least), vmax=max(0.0, 1.5 * most))  # dark texts stay readable
     for i, line in enumerate(means):
         for j, mean in enumerate(line):
             panel.text(j, i, f"{mean:.2f}", ha="center", va="center")

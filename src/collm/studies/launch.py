@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -159,16 +160,12 @@ def refuse_other_settings(runs: Sequence[Run]) -> None:
             )
 
 
-def home_of(label: str) -> str:
-    """The folder name for `label`."""
-    return re.sub(r"\W+", "_", label).strip("_")
-
-
 def homes_of(labels: Iterable[str]) -> dict[str, str]:
     """Folder names by label; refuses labels with the same folder name."""
-    homes = {label: home_of(label) for label in labels}
-    if len(set(homes.values())) < len(homes) or not all(homes.values()):
-        raise ConfigurationError(f"the labels {', '.join(homes)} must differ in their letters and digits.")
+    homes = {label: re.sub(r"\W+", "_", label).strip("_") for label in labels}
+    counts = Counter(homes.values())
+    if unusable := [label for label, home in homes.items() if not home or counts[home] > 1]:
+        raise ConfigurationError(f"the labels {', '.join(unusable)} must differ in their letters and digits.")
     return homes
 
 

@@ -25,6 +25,8 @@ _TIMING_SEED = 2**41  # far from the seeds of training and evaluation
 class MeasureEpisodes(L.Callback):
     """Writes return, metrics, tokens and response time of every episode of a validation to a JSON file.
 
+    Of episodes that failed and are dropped, it writes the tasks and the number.
+
     The response time is that of one episode played alone with batch size 1: each agent's responses are timed
     separately. Of agents that respond at the same time the slowest counts; message rounds and turns add up. The time
     includes the model (prefill, decoding, detokenization), not the environment. The first episode is played twice and
@@ -40,17 +42,21 @@ class MeasureEpisodes(L.Callback):
         self.path = path
         self.timed_episodes = check_number("MeasureEpisodes.timed_episodes", timed_episodes, COUNT_OR_ZERO)
         self._trajectories: list[Trajectory] = []
+        self._dropped: list[Trajectory] = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, *args: Any
     ) -> None:
         self._trajectories.extend(batch.trajectories)
+        self._dropped.extend(batch.left_out)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         trajectories, self._trajectories = self._trajectories, []
+        dropped, self._dropped = self._dropped, []
         timed = self.time_episodes(trainer, pl_module) if self.timed_episodes else []
         record = {
-            "tasks": [trajectory.task.task_id for trajectory in trajectories],
+            "tasks": [trajectory.task.task_id for trajectory in (*trajectories, *dropped)],
+            "dropped": len(dropped),
             "episodes": [episode_record(trajectory) for trajectory in trajectories],
             "seconds": [response_time(trajectory) for trajectory in timed],
             "timing": [timing(trajectory) for trajectory in timed if trajectory.turns],

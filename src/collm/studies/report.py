@@ -118,7 +118,7 @@ def joined(document: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, An
     return {
         **document,
         "began": min(document["began"], more["began"]),
-        "planned": max(document["planned"], more["planned"]),
+        "planned": max(document["planned"], more["planned"], len(runs)),
         "outcomes": [runs[key] for key in ordered],
     }
 

@@ -99,7 +99,12 @@ def study(
     cells = cells or {}
     trained = labels_by_cell(cells, methods)
     rule.check(trained)
-    homes, cell_homes = homes_of(methods), homes_of(cells)
+    if both := [label for label in untrained if label in methods]:
+        raise ConfigurationError(
+            f"{both[0]!r} is among methods and untrained, which would be one row; call the latter "
+            f"{f'{both[0]}, untrained'!r}, for example."
+        )
+    homes, cell_homes = homes_of([*methods, *untrained]), homes_of(cells)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     shared = [*configs, write(folder / "overrides.yaml", overrides)] if overrides else list(configs)

@@ -18,6 +18,7 @@ RENAMED = {
     "cost": "cost (tokens)",
     "message_tokens": "tokens/message",
     "wire_bytes": "bytes on the wire",
+    "dropped": "dropped episodes",
 }
 
 Cell = tuple[float, float, float]
@@ -61,7 +62,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 def as_cell(cell: Cell) -> str:
     """`mean [low, high]` with three significant digits, or as integers from 1000 on."""
-    mean, low, high = (f"{number:,.0f}" if abs(number) >= 1000 else f"{number:#.3g}".rstrip(".") for number in cell)
+    mean, low, high = (f"{number:,.0f}" if abs(number) >= 999.5 else f"{number:#.3g}".rstrip(".") for number in cell)
     return mean if mean == low == high else f"{mean} [{low}, {high}]"
 
 
