@@ -85,7 +85,7 @@ MISTAKES = {
     "no_room": (["--model.policy.max_new_tokens=1024"], ["max_new_tokens is 1024", "1024 tokens", "lower it"]),
     "no_tokens": (["--model.policy.max_new_tokens=0"], ["max_new_tokens is 0", "at least 1"]),
     "temperature": (["--model.policy.temperature=0"], ["temperature is 0", "at least 0.001"]),
-    "negative_temperature": (["--model.policy.temperature=-1"], ["temperature is -1", "above 0"]),
+    "negative_temperature": (["--model.policy.temperature=-1"], ["temperature is -1", "at least 0.001"]),
     "learning_rate": (["--model.policy.learning_rate=0"], ["learning_rate is 0", "above 0"]),
     "critic_learning_rate": (
         ["--model.critic.model.learning_rate=-1"],
