@@ -152,7 +152,7 @@ RULES = {
         rooms("cli", "runtime", "errors") | studies("gradient_page", "gradients", "launch", "plots", "tables"), cli=True
     ),
     "collm.studies.comparison": Rule(
-        rooms("cli", "runtime", "errors", "metrics", "replay") | studies("plots", "runs", "tables"), cli=True
+        rooms("cli", "runtime", "errors", "metrics", "replay") | studies("launch", "plots", "runs", "tables"), cli=True
     ),
     "collm.studies.report": Rule(
         rooms("runtime", "errors")

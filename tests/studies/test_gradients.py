@@ -11,11 +11,13 @@ import yaml
 from torch import Tensor
 from torch.testing import assert_close
 
+from collm.errors import ConfigurationError
 from collm.models.backbone import Backbone
 from collm.objectives import generalized_advantages, policy_gradient_loss
 from collm.returns import discounted_returns
-from collm.studies.gradient_test import main
+from collm.studies.gradient_test import gradient_test, main
 from collm.studies.gradients import Measured, load, statistics
+from collm.studies.launch import Method
 from collm.studies.report import report
 from enumerated import FULL, Enumerated
 from tabular import AGENTS
@@ -174,6 +176,18 @@ def test_settings_that_cannot_be_measured_are_refused(
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"methods": {"reference": Method()}, "reference": Method()},
+        {"methods": {"policy": Method()}, "policies": {"trained": Method([], {"trainer": {"max_epochs": 1}})}},
+    ],
+)
+def test_methods_keep_out_of_the_folders_of_references_and_policies(tmp_path: Path, settings: dict) -> None:
+    with pytest.raises(ConfigurationError, match="must differ"):
+        gradient_test(configs=[], out=str(tmp_path), figures=False, **settings)
+
+
 def test_the_command_trains_a_policy_and_measures_methods_at_it(
     tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -189,7 +203,7 @@ def test_the_command_trains_a_policy_and_measures_methods_at_it(
         "out": str(tmp_path / "out"),
         "policies": {"after one update": {"overrides": {"trainer": {"max_epochs": 1, "limit_val_batches": 0}}}},
         "methods": {"MARLOO": {}, "CC": {"configs": ["configs/algorithms/collm_cc.yaml", "configs/critics/tiny.yaml"]}},
-        "reference": {},
+        "reference": {"configs": []},  # the oldest jsonargparse reads {} as no reference
         "fit_rollouts": 1,
         "measured_rollouts": 2,
         "reference_rollouts": 3,

@@ -104,7 +104,7 @@ def compare(
                 f"{label!r} names trained and untrained entries, which would be one row; give the untrained ones a "
                 "label of their own."
             )
-    homes = homes_of(job.label for job in jobs)
+    homes = homes_of({job.label: None for job in jobs})
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {

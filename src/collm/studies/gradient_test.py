@@ -80,7 +80,8 @@ def gradient_test(
         pyplot()
     folder, policies, cells = Path(out), policies or {"initial": Method()}, cells or {"all": Method()}
     cell_homes, policy_homes = homes_of(cells), homes_of(policies)
-    method_homes = homes_of([*methods, *(["reference"] if reference else [])])
+    taken = {"reference": reference is not None, "policy": any(policy != Method() for policy in policies.values())}
+    method_homes = homes_of([*methods, *(name for name, needed in taken.items() if needed)])
 
     def run(cell: str, subfolder: str, label: str, method: Method, seed: int, settings: Mapping[str, Any]) -> Run:
         home = folder / cell_homes[cell] / subfolder

@@ -161,12 +161,12 @@ def refuse_other_settings(runs: Sequence[Run]) -> None:
 
 
 def homes_of(labels: Iterable[str]) -> dict[str, str]:
-    """Folder names by label; refuses labels with the same folder name."""
-    homes = {label: re.sub(r"\W+", "_", label).strip("_") for label in labels}
-    counts = Counter(homes.values())
-    if unusable := [label for label, home in homes.items() if not home or counts[home] > 1]:
+    """Folder names by label; refuses labels with the same folder name, and equal ones."""
+    homes = [(label, re.sub(r"\W+", "_", label).strip("_")) for label in labels]
+    counts = Counter(home for _, home in homes)
+    if unusable := [label for label, home in homes if not home or counts[home] > 1]:
         raise ConfigurationError(f"the labels {', '.join(unusable)} must differ in their letters and digits.")
-    return homes
+    return dict(homes)
 
 
 def nested(setting: str, value: Any) -> dict:
