@@ -73,11 +73,12 @@ class Floor:
         backbone: Any
         for name, (backbone, head) in self.critics.items():
             steps = histories_by_turn(self.originals[name].encode(batch.trajectories))
+            num_turns = sum(map(len, steps.values()))
             began = self._now()
             self.optimizers[name].zero_grad()
             for histories in steps.values():
                 targets = torch.linspace(-1, 1, len(histories), device=backbone.device)
-                (value_loss(backbone, head, histories, targets) / batch.joint_samples).backward()
+                (value_loss(backbone, head, histories, targets) / num_turns).backward()
             self.optimizers[name].step()
             seconds["update/critic"] += self._now() - began
         return seconds

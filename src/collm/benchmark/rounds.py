@@ -54,7 +54,7 @@ class Rounds(L.Callback):
     ) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         reading = next(callback for callback in callbacks if isinstance(callback, LogResources)).reading
-        actions = distinct_actions(batch.trajectories)
+        actions = distinct_actions(batch.played)
         sizes = (
             batch.joint_samples,
             sum(len(action.prompt_ids) for action in actions),

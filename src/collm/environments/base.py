@@ -145,7 +145,7 @@ class Environment(ABC):
         """Names of `state_features`; empty if it is not overridden."""
         if type(self).state_features is Environment.state_features:
             return ()
-        state, _ = self.reset(self.tasks("train")[0], random.Random(0))
+        state, _ = self.reset(next(iter(self.tasks("train"))), random.Random(0))
         return tuple(self.state_features(state))
 
     @property
