@@ -97,7 +97,7 @@ def test_code_in_a_file_is_not_run(
 
 
 class _Nothing(torch.nn.Module):
-    team: tuple = ()
+    policy_learners: tuple = ()
     learners: dict = {}
 
 
