@@ -87,7 +87,8 @@ def test_ci_ends_with_the_command_under_test_it(tmp_path: Path, monkeypatch: pyt
         "mypy ",
         "python3 -m venv .venv-oldest",
         "pip install -q -e .[dev] -c constraints/oldest.txt",
-        "python -m pytest tests/models tests/algorithms -n auto --dist loadfile",
+        "python -m pytest tests/models tests/algorithms tests/studies/test_claims.py tests/studies/test_comparison.py "
+        "tests/studies/test_statistics.py tests/studies/test_study_claims.py -n auto --dist loadfile",
         f"README {tmp_path}",
     ]
 

@@ -169,19 +169,19 @@ def test_what_it_cannot_do_is_said_before_weights_load(tiny_folder: str, monkeyp
     spec = PolicySpec(tiny_folder, engine="vllm")
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'collm\[vllm\]'"):
-        VLLMEngine.check("policy", spec)
+        VLLMEngine.check("policy", spec, "a")
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: object())
     for found in ("0.31.2", "0.33.0"):
         monkeypatch.setattr(vllm_engine, "version", lambda package, found=found: found)
         with pytest.raises(ConfigurationError, match=f"vllm {found} is installed, which was not tested: pip install"):
-            VLLMEngine.check("policy", spec)
+            VLLMEngine.check("policy", spec, "a")
     monkeypatch.setattr(vllm_engine, "version", lambda package: "0.32.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="have 16 numbers; on a processor vLLM takes 32, 64"):
-        VLLMEngine.check("policy", spec)
+        VLLMEngine.check("policy", spec, "a")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    VLLMEngine.check("policy", PolicySpec(tiny_folder, engine="vllm", top_p=0.9, top_k=5, min_new_tokens=2))
+    VLLMEngine.check("policy", PolicySpec(tiny_folder, engine="vllm", top_p=0.9, top_k=5, min_new_tokens=2), "a")
     with pytest.raises(ConfigurationError, match="trained_policy is 'uncut'"):
-        VLLMEngine.check("policy", PolicySpec(tiny_folder, engine="vllm", top_p=0.9, trained_policy="uncut"))
+        VLLMEngine.check("policy", PolicySpec(tiny_folder, engine="vllm", top_p=0.9, trained_policy="uncut"), "a")
     with pytest.raises(ConfigurationError, match="at most 512"):
         check_engines({"a": PolicySpec(tiny_folder, engine="vllm", lora_rank=1024)})

@@ -63,7 +63,7 @@ def check_cut(policy: Policy, actors: Actors, version: int, cut: dict) -> None:
     spec = policy.spec
     policy.spec = replace(spec, **cut)
     try:
-        EndpointEngine.check("policy of 'a1'", policy.spec)
+        EndpointEngine.check("policy of 'a1'", policy.spec, "a1")
         with actors.serving(version):
             actions = actors.sample({"a1": PROMPTS * 2}, torch.Generator().manual_seed(2), False)["a1"]
         assert {one.absent for one in actions} == {""}
