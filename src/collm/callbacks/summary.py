@@ -59,10 +59,10 @@ class PrintSummary(L.Callback):
             done = f"the run of {pl_module.joint_samples:,} joint samples was at its end"
             print(f"\n{done}, so nothing was trained; a larger --trainer.max_epochs goes on")
         if len(self.returns) > 1:
-            before, after = (
+            first, last = (
                 f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in self.returns[:: len(self.returns) - 1]
             )
-            print(f"return on held-out tasks: {before} before, {after} after")
+            print(f"return on held-out tasks: {first} before, {last} after")
         if lines:
             print(in_columns(lines))
 
