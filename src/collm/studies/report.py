@@ -135,10 +135,11 @@ def page(
     """The report in Markdown."""
     spent = sum(outcome.seconds[-1] for outcome in outcomes)
     level = 1 - (1 - rule.confidence) / max(1, len(rule.claims))
+    planned = max(document["planned"], len(outcomes))  # `--seeds` notes those of its last call
     lines = ["# Claims and verdicts", ""]
     lines += [note, ""] if note else []
     lines += [
-        f"{len(outcomes)} of {document['planned']} runs, {spent / 60:.0f} minutes of rollouts and updates. The "
+        f"{len(outcomes)} of {planned} runs, {spent / 60:.0f} minutes of rollouts and updates. The "
         f"rule was fixed on {document['began'][:10]}, before the first run: curves are moving averages of "
         f"`{rule.metric}` over {rule.window} rollouts, the threshold is {rule.threshold}, and each claim is decided by "
         f"a {100 * level:.2f} % bootstrap interval over seeds, so that all hold jointly at "
