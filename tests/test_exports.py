@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 
 from actors import sampled
 from collm.algorithms.rollout_hooks import RolloutHooks
+from collm.models.agent_files import generation_config
 from collm.models.backbone import Backbone
+from collm.models.loading import load_tokenizer
 from collm.models.policy import Policy
 from collm.models.policy_spec import PolicySpec
 from collm.runtime.resuming import find_named
@@ -113,6 +115,14 @@ def test_words_that_were_not_allowed_are_suppressed(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "generation_config.json").read_text())
     vocabulary = policy.tokenizer.get_vocab()
     assert set(vocabulary.values()) - set(written["suppress_tokens"]) == {vocabulary["x0"], vocabulary["x1"]}
+
+
+def test_rows_of_a_model_that_its_tokenizer_does_not_know_are_suppressed_too(tiny_folder: str) -> None:
+    policy = PolicySpec(tiny_folder)
+    record = {name: getattr(policy, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens")}
+    record |= {"min_new_tokens": 0, "end_ids": [1]}
+    config = generation_config(record, load_tokenizer(tiny_folder), vocabulary_size=5000, allowed_ids=[7, 9])
+    assert config.suppress_tokens == [number for number in range(5000) if number not in (7, 9)]
 
 
 @pytest.mark.slow

@@ -138,7 +138,8 @@ def value_loss(
     """
     targets = targets.detach()
     errors = masked(values - targets, weights > 0).square()
-    if clip is not None and old_values is not None:
+    if clip is not None:
+        assert old_values is not None, "a clip is relative to the values of the rollout"
         clipped = old_values.detach() + (values - old_values.detach()).clamp(-clip, clip)
         errors = torch.maximum(errors, masked(clipped - targets, weights > 0).square())
     return (weights * errors).sum()

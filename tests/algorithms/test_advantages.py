@@ -23,9 +23,10 @@ from collm.critics.language_model import LanguageModelCritic
 from collm.errors import ConfigurationError
 from collm.models.policy_spec import PolicySpec
 from collm.models.specs import ModelSpec
+from collm.rollout_tree import Branch
 from collm.samplers.parallel import Parallel
 from collm.samplers.tree import Tree
-from collm.trajectory import RolloutBatch, collate
+from collm.trajectory import Action, RolloutBatch, Task, Trajectory, Turn, collate
 from enumerated import FULL, make_policies
 from tabular import AGENTS
 
@@ -188,3 +189,28 @@ def test_critics_warm_up_alone(tiny_folder: str) -> None:
     targets = with_values(algorithm, {f"critic/{name}": values for name, values in OWN_VALUES.items()})
     assert step(algorithm, BATCH) == {}
     assert set(targets) == {"critic/first", "critic/second"}
+
+
+@pytest.mark.parametrize("algorithm", [MAGRPO, MARLOO])
+def test_paths_of_uneven_trees_are_normalized_with_their_weights(
+    algorithm: type[MonteCarlo], make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One joint action ends with 2, its sibling is continued twice, with 0: paths of weight 3 / 2, 3 / 4 and 3 / 4.
+
+    Advantages are c, -c and -c in the first turn and 0 in the second one, so their weighted mean is 0 and their
+    variance (3 / 2 + 3 / 4 + 3 / 4) c^2 over 3 / 2 + 2 (3 / 4 + 3 / 4): 2 / 3 c^2.
+    """
+    paths = []
+    for path, (weight, nodes) in enumerate([(0.5, [0]), (0.25, [1, 2]), (0.25, [1, 3])]):
+        trajectory = Trajectory(Task("task", {}), 0, 2, 2.0, weight=weight)
+        for turn, node in enumerate(nodes):
+            actions = {name: Action("", uid=f"{name} {node}") for name in AGENTS}
+            reward = 2.0 if path == 0 else 0.0
+            trajectory.turns.append(Turn(dict.fromkeys(AGENTS, ""), actions, reward, branch=Branch(node, turn * 2 - 1)))
+        paths.append(trajectory)
+    module = make(algorithm, normalize_advantage=True)
+    given: dict[str, Tensor] = {}
+    monkeypatch.setattr(module, "update_policies", lambda batch, advantages: given.update(advantages))
+    module.training_step(collate(paths), 0)
+    root = 1.5**0.5
+    assert_close(given[AGENTS[0]], torch.tensor([[root, 0.0], [-root, 0.0], [-root, 0.0]]))

@@ -124,33 +124,8 @@ def test_with_several_steps_later_ones_compare_with_the_trainer_before_the_first
     assert loss == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps"), [({}, [False]), ({"num_minibatches": 2}, [True] * 2), ({"num_epochs": 2}, [True] * 2)]
-)
-def test_the_trainer_before_the_first_step_is_recorded_for_several(
-    tiny_folder: str, settings: dict[str, int], steps: list[bool]
-) -> None:
-    module, _, actions, _ = make(tiny_folder, "token")
-    for name, value in settings.items():
-        setattr(module, name, value)
-    turns = [Turn({"a": ""}, {"a": action}, 0.0) for action in actions]
-    batch = collate([Trajectory(Task(str(row), {}), row, 1, 1.0, [turn]) for row, turn in enumerate(turns)])
-    recorded: list[bool] = []
-
-    def losses(agent_id: str, sequences: list, rows: set[int], advantages: torch.Tensor) -> list:
-        recorded.append(all(sequence.trainer_log_probs for sequence in sequences))
-        return []
-
-    module.policy_losses = losses
-    module.optimize = lambda name, losses, metric: list(losses)
-    module.update_policies(batch, {"a": torch.ones(2, 1)})
-    assert recorded == steps
-
-
-def test_value_heads_on_actors_compare_with_the_trainer_before_the_first_step_too(tiny_folder: str) -> None:
-    spec = PolicySpec(tiny_folder, max_new_tokens=3, sampler_correction="token")
-    module = without_trainer(CoLLMDCShared(agent_ids=["a"], policy=spec, num_epochs=2))
-    actions = sampled(module.policies["a"], [[7, 8, 9], [20]], torch.Generator().manual_seed(0), greedy=False)
+def recorded_at_steps(module, actions: list, step) -> list[bool]:
+    """Whether each step of `step(batch)` is told what the trainer's log-probabilities were before the first one."""
     turns = [Turn({"a": "x"}, {"a": action}, 0.0) for action in actions]
     batch = collate([Trajectory(Task(str(row), {}), row, 1, 1.0, [turn]) for row, turn in enumerate(turns)])
     recorded: list[bool] = []
@@ -161,6 +136,26 @@ def test_value_heads_on_actors_compare_with_the_trainer_before_the_first_step_to
 
     module.policy_losses = losses
     module.optimize = lambda name, losses, metric: list(losses)
+    step(batch)
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({}, [False]), ({"num_minibatches": 2}, [True] * 2), ({"num_epochs": 2}, [True] * 2)]
+)
+def test_the_trainer_before_the_first_step_is_recorded_for_several(
+    tiny_folder: str, settings: dict[str, int], steps: list[bool]
+) -> None:
+    module, _, actions, _ = make(tiny_folder, "token")
+    for name, value in settings.items():
+        setattr(module, name, value)
+    step = lambda batch: module.update_policies(batch, {"a": torch.ones(2, 1)})  # noqa: E731
+    assert recorded_at_steps(module, actions, step) == steps
+
+
+def test_value_heads_on_actors_compare_with_the_trainer_before_the_first_step_too(tiny_folder: str) -> None:
+    spec = PolicySpec(tiny_folder, max_new_tokens=3, sampler_correction="token")
+    module = without_trainer(CoLLMDCShared(agent_ids=["a"], policy=spec, num_epochs=2))
     module.num_rollouts = 1
-    module.training_step(batch, 0)
-    assert recorded == [True, True]
+    actions = sampled(module.policies["a"], [[7, 8, 9], [20]], torch.Generator().manual_seed(0), greedy=False)
+    assert recorded_at_steps(module, actions, lambda batch: module.training_step(batch, 0)) == [True, True]

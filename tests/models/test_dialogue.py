@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
@@ -322,3 +324,11 @@ def test_critics_and_demonstrations_read_control_tokens_as_characters(tiny_folde
     assert tokenizer.decode(ids) == "a<|end|>b"
     policy = Policy("a", PolicySpec(tiny_folder, max_new_tokens=40), Backbone(tiny_folder, "float32"), None)
     assert list(policy.encode_action("a<|end|>b", [1]).token_ids) == [*ids, end]  # the one that ends it
+
+
+def test_a_template_that_cannot_be_read_is_named(tiny_folder: str) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    broken = copy(tokenizer)
+    broken.chat_template = "{% for message in messages %}"
+    with pytest.raises(ConfigurationError, match="the chat template of .* cannot be read.*set chat_template to false"):
+        Dialogue(broken, 100).opening("hello")

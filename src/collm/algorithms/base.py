@@ -133,7 +133,7 @@ class MultiAgentModule(RolloutHooks):
             yield chunk
 
     def shape_advantages(self, advantages: Tensor, turn_mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Advantages for the policy loss, [B, T]: after `normalize_advantage`, with `weights` [B], and the clip."""
+        """Advantages for the policy loss, [B, T]: normalized with the `weights` of their paths, [B], then clipped."""
         if self.normalize_advantage:
             weighted = [] if weights is None else [weights[:, None].expand_as(advantages)]
             advantages = on_all_rows(normalize_advantages, advantages, turn_mask, *weighted)
